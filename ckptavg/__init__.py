@@ -1,0 +1,60 @@
+"""Average the checkpoints of a Keras training run after the run.
+
+    saver = ckptavg.CheckpointSaver("run", start_epoch=16, lr_schedule="constant", swa_lr=0.01)
+    model.fit(x, y, epochs=30, callbacks=[saver])
+
+    ckptavg.merge("run", "swa.weights.h5")
+    model.load_weights("swa.weights.h5")
+    ckptavg.update_batch_norm(model, x)
+
+Importing ckptavg imports neither TensorFlow nor Keras; the names that need them import them when
+they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ckptavg.version import __version__
+
+if TYPE_CHECKING:
+    from ckptavg.batch_norm import BatchNormReport, update_batch_norm
+    from ckptavg.errors import CkptavgError
+    from ckptavg.evaluation import evaluate
+    from ckptavg.merging import MergeReport, merge, run_plan
+    from ckptavg.plan import MergePlan, plan_merge
+    from ckptavg.record import Record
+    from ckptavg.refresh import RefreshReport, merge_into_model, refresh_batch_norm
+    from ckptavg.run import Checkpoint, Run, open_run
+    from ckptavg.saver import CheckpointSaver
+
+_HOMES = {
+    "BatchNormReport": "batch_norm",
+    "Checkpoint": "run",
+    "CheckpointSaver": "saver",
+    "CkptavgError": "errors",
+    "MergePlan": "plan",
+    "MergeReport": "merging",
+    "Record": "record",
+    "RefreshReport": "refresh",
+    "Run": "run",
+    "evaluate": "evaluation",
+    "merge": "merging",
+    "merge_into_model": "refresh",
+    "open_run": "run",
+    "plan_merge": "plan",
+    "refresh_batch_norm": "refresh",
+    "run_plan": "merging",
+    "update_batch_norm": "batch_norm",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptavg' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"ckptavg.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,130 @@
+"""Exact weighted means of pieces of tensors: summed in float64 or better, rounded once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckptavg.tensors import is_opaque
+
+PIECE = 64 * 1024
+"""Elements that are summed at once: their float64 sum stays in a core's L2 cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Coefficients as factors over one divisor, so that equal ones need no multiplication.
+
+    The mean of K values is then their sum divided by K: identical values come out as they went
+    in, to the bit, which K products with the rounded 1/K would not give.
+    """
+
+    factors: tuple[float, ...]
+    divisor: float
+
+    @classmethod
+    def of(cls, coefficients: Sequence[float]) -> "Terms":
+        """Terms of coefficients that sum to 1 within rounding."""
+        if len(set(coefficients)) == 1:
+            return cls((1.0,) * len(coefficients), float(len(coefficients)))
+        return cls(tuple(coefficients), 1.0)
+
+
+class WeightedMean:
+    """The weighted mean of up to PIECE values of one dtype, added one checkpoint at a time.
+
+    float64 values are summed with their rounding errors carried along (Knuth's TwoSum and Dekker's
+    product; Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005), narrower ones in plain float64,
+    which is exact for them but for the last of 53 bits.
+
+    Args:
+        dtype: of the values and of the mean.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = np.dtype(dtype)
+        self._exact = self._dtype == np.float64
+        self._total = np.empty(PIECE, np.float64)
+        self._scratch = np.empty(PIECE, np.float64)
+        self._error = np.zeros(PIECE, np.float64)
+        self._empty = True
+
+    def add(self, values: np.ndarray, factor: float) -> None:
+        """Adds factor * values; all pieces of one mean have the same length."""
+        count = len(values)
+        total, scratch = self._total[:count], self._scratch[:count]
+        if self._exact:
+            self._add_exactly(values, factor)
+        elif self._empty:
+            np.multiply(values, factor, out=total, dtype=np.float64, casting="unsafe")
+        elif factor == 1.0 and not is_opaque(self._dtype.name):
+            np.add(total, values, out=total)
+        else:
+            scratch[...] = values
+            np.multiply(scratch, factor, out=scratch)
+            np.add(total, scratch, out=total)
+        self._empty = False
+        self._count = count
+
+    def result(self, divisor: float) -> np.ndarray:
+        """The sum over the divisor, rounded once to the dtype; the next `add` starts anew."""
+        total, error = self._total[: self._count], self._error[: self._count]
+        self._empty = True
+        if not self._exact:
+            if divisor != 1.0:
+                np.divide(total, divisor, out=total)
+            return round_once(total, self._dtype)
+        quotient = total / divisor
+        product, low = _two_product(quotient, divisor)
+        correction = ((total - product) - low + error) / divisor
+        # Adding 0.0 would turn -0.0 into 0.0; beyond 2^996 Dekker's product overflows.
+        usable = np.isfinite(correction) & (correction != 0.0)
+        return np.add(quotient, correction, out=quotient, where=usable)
+
+    def _add_exactly(self, values: np.ndarray, factor: float) -> None:
+        count = len(values)
+        total, error = self._total[:count], self._error[:count]
+        product, low = (values, 0.0) if factor == 1.0 else _two_product(values, factor)
+        if self._empty:
+            total[...] = product
+            error[...] = low
+            return
+        new = total + product
+        part = new - total
+        error += (total - (new - part)) + (product - part) + low
+        total[...] = new
+
+
+def round_once(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Rounds float64 values to the nearest of `dtype`, ties to even, in one step.
+
+    ml_dtypes converts by way of float32, which rounds twice: 1 + 2^-8 + 2^-40 becomes 1 instead of
+    the next bfloat16. Rounding to odd on the way (Boldo and Melquiond, IEEE Trans. Comput. 57,
+    2008) makes the second rounding see on which side of the tie the value lay.
+    """
+    if not is_opaque(dtype.name):
+        return values.astype(dtype)
+    single = values.astype(np.float32)
+    bits = single.view(np.int32)
+    widened = single.astype(np.float64)
+    even = (bits & 1) == 0
+    too_far = np.abs(widened) > np.abs(values)
+    too_near = np.abs(widened) < np.abs(values)
+    bits += np.where(even & too_near, 1, 0).astype(np.int32)
+    bits -= np.where(even & too_far, 1, 0).astype(np.int32)
+    return single.astype(dtype)
+
+
+def _two_product(values: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """values * factor and its rounding error (Dekker), with Veltkamp's split of both."""
+    product = values * factor
+    high, low = _split(values)
+    factor_high, factor_low = _split(factor)
+    rest = ((product - high * factor_high) - low * factor_high) - high * factor_low
+    return product, low * factor_low - rest
+
+
+def _split(value):
+    scaled = value * 134217729.0  # 2^27 + 1
+    high = scaled - (scaled - value)
+    return high, value - high

@@ -1,0 +1,130 @@
+"""Batches of inputs from whatever a Keras user calls data."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.errors import DataError
+
+BATCH_SIZE = 32
+
+
+def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
+    """The inputs of each batch of `data`, in order; targets and sample weights are left out.
+
+    Args:
+        data: a `tf.data.Dataset` or other iterable of batches (each `x`, `(x, y)` or
+            `(x, y, sample_weight)`), a `keras.utils.PyDataset`, an array or a dictionary of arrays
+            `x`, or a tuple of arrays `(x, y)`. Arrays are cut into batches of 32.
+        steps: number of batches to stop at; data without an end need it.
+
+    Raises:
+        DataError: `data` is none of these, has no end, or a part of it cannot be read.
+    """
+    for index, batch in enumerate(_limited(_batches(data, steps), steps)):
+        inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
+        if any(len(np.shape(part)) == 0 for part in keras.tree.flatten(inputs)):
+            raise DataError(
+                f"batch {index} of the data holds a single value where a batch of samples was "
+                "expected: the data must yield x, (x, y) or (x, y, sample_weight)"
+            )
+        yield inputs
+
+
+def fit_arguments(data: Any) -> dict[str, Any]:
+    """`data` as keyword arguments of `model.evaluate`."""
+    if _is_arrays(data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        return {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": BATCH_SIZE}
+    if isinstance(data, list):
+        return {"x": iter(data), "steps": len(data)}
+    return {"x": data}
+
+
+def count_samples(inputs: Any) -> int:
+    """Number of samples in a batch of inputs."""
+    return int(np.shape(keras.tree.flatten(inputs)[0])[0])
+
+
+def count_batches(data: Any, steps: int | None) -> int | None:
+    """How many batches `input_batches` will give, if the data say so."""
+    if _is_arrays(data):
+        known = -(-_length(data) // BATCH_SIZE)
+    elif isinstance(data, keras.utils.PyDataset):
+        known = data.num_batches
+    else:
+        try:
+            known = len(data)
+        except (TypeError, NotImplementedError):
+            return steps
+    return known if steps is None or known is None else min(steps, known)
+
+
+def _batches(data: Any, steps: int | None) -> Iterable[Any]:
+    if _is_arrays(data):
+        return _slices(data)
+    if isinstance(data, keras.utils.PyDataset):
+        if data.num_batches is None and steps is None:
+            raise DataError("the PyDataset has no end: say how many batches to take with steps")
+        return (data[index] for index in range(data.num_batches or steps))
+    if _has_no_end(data) and steps is None:
+        raise DataError("the data set repeats without end: say how many batches to take with steps")
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
+        return data
+    raise DataError(
+        f"data are of type {type(data).__name__}, but must be a tf.data.Dataset, a PyDataset, "
+        "arrays x or (x, y), or an iterable of batches"
+    )
+
+
+def _slices(data: Any) -> Iterator[Any]:
+    length = _length(data)
+    for start in range(0, length, BATCH_SIZE):
+        yield keras.tree.map_structure(
+            lambda array, start=start: array[start : start + BATCH_SIZE], data
+        )
+
+
+def _length(data: Any) -> int:
+    lengths = {np.shape(array)[0] for array in keras.tree.flatten(data)}
+    if len(lengths) != 1:
+        raise DataError(f"arrays of the data differ in length: {sorted(lengths)}")
+    return lengths.pop()
+
+
+def _is_arrays(data: Any) -> bool:
+    """Whether data are arrays to be cut into batches: x, {name: x}, (x, y) or (x, y, weight)."""
+    if not isinstance(data, tuple | dict) and not _is_array(data):
+        return False
+    parts = [part for part in keras.tree.flatten(data) if part is not None]
+    return bool(parts) and all(_is_array(part) for part in parts)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and len(getattr(value, "shape", ())) > 0
+
+
+def _has_no_end(data: Any) -> bool:
+    cardinality = getattr(data, "cardinality", None)
+    return cardinality is not None and int(cardinality()) == -1  # tf.data.INFINITE_CARDINALITY
+
+
+def _limited(batches: Iterable[Any], steps: int | None) -> Iterator[Any]:
+    """At most `steps` batches, and not one more is asked for."""
+    if steps is not None and steps < 1:
+        raise DataError(f"steps is {steps}, but must be at least 1")
+    iterator = iter(batches)
+    index = 0
+    while steps is None or index < steps:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(
+                f"batch {index} of the data cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        yield batch
+        index += 1

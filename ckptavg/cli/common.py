@@ -1,0 +1,194 @@
+"""What the commands share: options, progress, sizes, and a quiet import of TensorFlow."""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ckptavg.errors import SpecError
+from ckptavg.record import find_record
+from ckptavg.run import CHECKPOINT_FOLDER, open_run
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="The model: file.py:callable, package.module:callable or a .keras file; "
+        "left out when the checkpoints come with one.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The file to write, .weights.h5 or .keras.",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print a report in JSON.")]
+
+DATA_HELP = (
+    "file.py:callable or package.module:callable that returns a tf.data.Dataset, arrays, "
+    "a PyDataset or batches; or an .npz file with x (and y)."
+)
+
+_UNITS = {"": 1, "B": 1}
+_UNITS.update({f"{unit}B": 1000 ** (n + 1) for n, unit in enumerate("KMGT")})
+_UNITS.update({f"{unit}IB": 1024 ** (n + 1) for n, unit in enumerate("KMGT")})
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `96MiB`, `1.5GB` or `100000`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise typer.BadParameter(f"'{text}' is not a size: write it like 96MiB or 1GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_epochs(text: str) -> list[int]:
+    """Epochs of a list such as `16-30` or `16,20,24-26`."""
+    epochs: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise typer.BadParameter(f"'{text}' names no epochs: write them like 16-30 or 16,20,24")
+        epochs.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return epochs
+
+
+def human_size(nbytes: float) -> str:
+    """A size in decimal units, as disks are sold and `ls --si` prints them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Prints a report for machines on stdout; numbers that are none become null."""
+    typer.echo(json.dumps(_finite(content), indent=2, default=str))
+
+
+def model_spec(given: str | None, checkpoint: Path) -> str:
+    """The SPEC of the model: the one given, or the one that a checkpoint comes with.
+
+    Raises:
+        SpecError: none was given, and the checkpoint comes with none.
+    """
+    if given is not None:
+        return given
+    if checkpoint.suffix == ".keras":
+        return str(checkpoint)
+    record = find_record(checkpoint)
+    if record is not None and record.model is not None:
+        found = checkpoint.parent / record.model
+        if found.is_file():
+            return os.path.relpath(found)
+    raise SpecError(f"{checkpoint} comes with no model configuration: pass --model SPEC")
+
+
+def model_hint(checkpoint: Path) -> str:
+    """The `--model` that a command on this checkpoint needs, as text for a suggestion."""
+    try:
+        model_spec(None, checkpoint)
+    except SpecError:
+        return " --model SPEC"
+    return ""
+
+
+def checkpoint_of(path: Path) -> Path:
+    """A checkpoint file; of a run, the last one."""
+    return open_run(path).checkpoints[-1].path if (path / CHECKPOINT_FOLDER).is_dir() else path
+
+
+@contextmanager
+def progress_bar(
+    description: str, total: int | None, *, is_bytes: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; nothing when that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    amount = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda amount: progress.advance(task, amount)
+
+
+@contextmanager
+def quiet_tensorflow() -> Iterator[None]:
+    """Holds back what TensorFlow's libraries say on stderr while they are imported.
+
+    They say it before any setting can stop them. If the import fails, it is printed after all, and
+    nothing is held back when TF_CPP_MIN_LOG_LEVEL is set.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def import_keras() -> None:
+    """Imports Keras with its backend, quietly.
+
+    Raises:
+        SpecError: Keras or its backend is not installed.
+    """
+    try:
+        with quiet_tensorflow():
+            import keras
+
+            keras.ops.ones(())  # devices are looked for at the first operation
+    except ImportError as error:
+        raise SpecError(
+            f"this needs Keras and TensorFlow, which cannot be imported: {error}"
+        ) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value

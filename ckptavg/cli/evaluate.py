@@ -1,0 +1,51 @@
+"""`ckptavg evaluate`: loss and metrics of a checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ckptavg.cli.common import (
+    DATA_HELP,
+    Json,
+    Model,
+    checkpoint_of,
+    import_keras,
+    model_spec,
+    print_json,
+)
+from ckptavg.errors import FormatError
+
+
+def evaluate(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|RUN",
+            help="A .weights.h5 or .keras file; of a run, its last checkpoint.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str, typer.Option(metavar="SPEC", help=f"Held-out data: {DATA_HELP}", show_default=False)
+    ],
+    model: Model = None,
+    json: Json = False,
+) -> None:
+    """Print loss and metrics of a checkpoint on data."""
+    checkpoint = checkpoint_of(checkpoint)
+    if not checkpoint.is_file():
+        raise FormatError(f"there is no checkpoint {checkpoint}")
+    spec = model_spec(model, checkpoint)
+    import_keras()
+    from ckptavg.evaluation import evaluate as evaluate_checkpoint
+    from ckptavg.specs import load_data, load_model
+
+    metrics = evaluate_checkpoint(checkpoint, model=load_model(spec), data=load_data(data))
+    if json:
+        print_json({"checkpoint": str(checkpoint), "metrics": metrics})
+        return
+    typer.echo(f"{checkpoint}")
+    width = max(len(name) for name in metrics)
+    for name, value in metrics.items():
+        typer.echo(f"  {name:<{width}}  {value:.6g}")

@@ -1,0 +1,131 @@
+"""`ckptavg inspect`: what a run or a checkpoint holds."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ckptavg.cli.common import Json, human_size, print_json
+from ckptavg.formats import open_reader
+from ckptavg.plan import is_optimizer
+from ckptavg.record import Record
+from ckptavg.run import Checkpoint, Run, describe_epochs, open_run
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|FILE", help="A run, or a checkpoint file.", show_default=False),
+    ],
+    json: Json = False,
+) -> None:
+    """Show what a run or a checkpoint holds."""
+    if path.is_dir():
+        run = open_run(path)
+        print_json(_run_content(run)) if json else _print_run(run)
+        return
+    checkpoint = Checkpoint.open(path)
+    print_json(_checkpoint_content(checkpoint)) if json else _print_checkpoint(checkpoint)
+
+
+def _print_run(run: Run) -> None:
+    records = run.records
+    metrics = list(dict.fromkeys(name for record in records for name in record.metrics))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("epoch", "step", "rate", "size", *metrics):
+        table.add_column(title, justify="right")
+    for checkpoint in run.checkpoints:
+        record = checkpoint.record
+        size = human_size(record.size) if checkpoint.path.is_file() else "no file"
+        values = (_number(record.metrics.get(name)) for name in metrics)
+        row = (str(record.epoch), _number(record.step), _number(record.learning_rate), size)
+        table.add_row(*row, *values)
+    total = human_size(sum(record.size for record in records))
+    typer.echo(f"run {run.directory}: {describe_epochs(records)}, {total}")
+    _describe(records[-1])
+    typer.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
+    if run.uncommitted:
+        names = ", ".join(path.name for path in run.uncommitted)
+        typer.echo(f"  not saved whole (no record): {names}")
+    typer.echo()
+    Console(soft_wrap=False).print(table)
+
+
+def _print_checkpoint(checkpoint: Checkpoint) -> None:
+    with open_reader(checkpoint.path) as reader:
+        tensors = reader.structure.tensors
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensor", overflow="fold")
+    for title in ("shape", "dtype", "size"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for tensor in tensors.values():
+        if not is_optimizer(tensor.name):
+            size = human_size(tensor.nbytes)
+            table.add_row(tensor.name, str(tensor.shape), tensor.dtype, size)
+    typer.echo(f"{checkpoint.path}")
+    if checkpoint.record is None:
+        typer.echo("  record      none")
+    else:
+        _describe(checkpoint.record)
+    dropped = sum(is_optimizer(name) for name in tensors)
+    if dropped:
+        typer.echo(f"  optimizer   {dropped} tensors, which a merge drops")
+    typer.echo()
+    Console().print(table)
+
+
+def _describe(record: Record) -> None:
+    typer.echo(f"  written     {record.time} by ckptavg {record.versions.get('ckptavg', '?')}")
+    if record.sources:
+        epochs = [source.epoch for source in record.sources if source.epoch is not None]
+        span = f", epochs {min(epochs)} to {max(epochs)}" if epochs else ""
+        typer.echo(f"  average     {record.recipe}, {len(record.sources)} checkpoints{span}")
+    state = record.batch_norm
+    if state is None:
+        typer.echo("  BatchNorm   none")
+    elif state.statistics == "fresh":
+        typer.echo(
+            f"  BatchNorm   {state.layers} layers, re-estimated from {state.samples:,} samples"
+            + (f" of {state.data}" if state.data else "")
+        )
+    else:
+        typer.echo(f"  BatchNorm   {state.layers} layers, statistics {state.statistics}")
+
+
+def _run_content(run: Run) -> dict[str, Any]:
+    return {
+        "run": str(run.directory),
+        "model": run.model_file and str(run.model_file),
+        "uncommitted": [str(path) for path in run.uncommitted],
+        "checkpoints": [
+            {"path": str(checkpoint.path), **_facts(checkpoint.record)}
+            for checkpoint in run.checkpoints
+        ],
+    }
+
+
+def _checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
+    with open_reader(checkpoint.path) as reader:
+        tensors = reader.structure.tensors.values()
+    return {
+        "path": str(checkpoint.path),
+        "record": checkpoint.record and _facts(checkpoint.record),
+        "tensors": [
+            {"name": t.name, "shape": t.shape, "dtype": t.dtype, "nbytes": t.nbytes}
+            for t in tensors
+        ],
+    }
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    """A record without the digests."""
+    content = asdict(record)
+    del content["tensors"]
+    return content
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,258 @@
+"""`ckptavg merge`: average checkpoints."""
+
+import shlex
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ckptavg.cli.common import (
+    DATA_HELP,
+    Json,
+    Model,
+    Output,
+    Overwrite,
+    human_size,
+    import_keras,
+    model_hint,
+    parse_epochs,
+    parse_size,
+    print_json,
+    progress_bar,
+)
+from ckptavg.errors import ResourceError, RunError, SpecError
+from ckptavg.merging import MergeReport, run_plan
+from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
+from ckptavg.record import BatchNormRecord
+from ckptavg.run import Checkpoint, open_run
+
+
+def merge(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|FILE...", help="A run, or checkpoint files.", show_default=False
+        ),
+    ],
+    output: Output,
+    epochs: Annotated[
+        str | None,
+        typer.Option(help="Epochs of the run, like 16-30 or 16,20,24.", show_default=False),
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option(help="Only the last N checkpoints.", metavar="N")
+    ] = None,
+    best: Annotated[
+        int | None, typer.Option(help="Only the N best by --monitor.", metavar="N")
+    ] = None,
+    monitor: Annotated[str, typer.Option(help="Metric that --best goes by.")] = "val_loss",
+    mode: Annotated[str, typer.Option(help="Best is min, max, or auto: by name.")] = "auto",
+    coefficients: Annotated[
+        str | None,
+        typer.Option(
+            help="One for each checkpoint, like 0.2,0.3,0.5; the plain mean if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help=f"Re-estimate BatchNorm statistics from these data: {DATA_HELP}",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Batches of --data to see; all if left out.", metavar="N")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Threads; one for each core, up to 4, if left out.", metavar="N"),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Limit of the whole process while it merges, like 160MiB.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Average checkpoints into one file, with a record beside it.
+
+    With --data, the mean is loaded into the model and its BatchNorm statistics are re-estimated
+    before it is saved.
+    """
+    if steps is not None and data is None:
+        raise SpecError("--steps counts batches of --data, which is missing")
+    chosen = _choose(sources, epochs, last, best, monitor, mode)
+    configured = model is not None and model.endswith((".keras", ".json"))
+    # A callable must be called to know the model's configuration; a file can be read.
+    live = data is not None or (not configured and model is not None and output.suffix == ".keras")
+    plan = plan_merge(
+        chosen,
+        output,
+        coefficients=_numbers(coefficients),
+        model=model if configured else None,
+        max_memory=_working_memory(max_memory),
+        jobs=jobs,
+        overwrite=overwrite,
+        live_model=live,
+    )
+    if live:
+        _merge_into_model(plan, model, data, steps, json)
+        return
+    with progress_bar("merging", plan.bytes_read, is_bytes=True) as progress:
+        report = run_plan(plan, progress)
+    if json:
+        print_json(_report(report))
+        return
+    _print_merged(report)
+    _print_batch_norm(output, report.record.batch_norm)
+
+
+def _merge_into_model(
+    plan: MergePlan, model: str | None, data: str | None, steps: int | None, json: bool
+) -> None:
+    spec = model or (plan.model_file and str(plan.model_file))
+    if spec is None:
+        raise SpecError("the checkpoints come with no model configuration: pass --model SPEC")
+    import_keras()
+    from ckptavg.batches import count_batches
+    from ckptavg.refresh import merge_into_model
+    from ckptavg.specs import load_data, load_model
+
+    live = load_model(spec)
+    loaded = None if data is None else load_data(data)
+    with ExitStack() as bars:
+        merging = bars.enter_context(progress_bar("merging", plan.bytes_read, is_bytes=True))
+        batches = None if data is None else count_batches(loaded, steps)
+        passing = bars.enter_context(progress_bar("BatchNorm pass", batches))
+        result = merge_into_model(
+            plan,
+            model=live,
+            data=loaded,
+            data_name=data,
+            steps=steps,
+            bytes_progress=merging,
+            batch_progress=passing,
+        )
+    if json:
+        report = _report(result.merged)
+        report.update(output=str(result.output), batch_norm=_batch_norm(result.record.batch_norm))
+        print_json(report)
+        return
+    _print_merged(result.merged, result.output)
+    _print_batch_norm(result.output, result.record.batch_norm)
+
+
+def _choose(
+    sources: list[Path],
+    epochs: str | None,
+    last: int | None,
+    best: int | None,
+    monitor: str,
+    mode: str,
+) -> list[Path] | tuple[Checkpoint, ...]:
+    if epochs is None and last is None and best is None:
+        return sources
+    if len(sources) != 1:
+        raise RunError("--epochs, --last and --best choose from one run, but several were named")
+    wanted = None if epochs is None else parse_epochs(epochs)
+    return open_run(sources[0]).select(
+        epochs=wanted, last=last, best=best, monitor=monitor, mode=mode
+    )
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' are no numbers: write them like 0.2,0.3,0.5") from error
+
+
+def _working_memory(limit: str | None) -> int:
+    """What a limit of the whole process leaves to the merge."""
+    if limit is None:
+        return DEFAULT_MAX_MEMORY
+    page = 4096
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    working = parse_size(limit) - resident
+    if working <= 0:
+        raise ResourceError(
+            f"--max-memory {limit} is too low: the program itself holds {human_size(resident)}"
+        )
+    return working
+
+
+def _print_merged(report: MergeReport, output: Path | None = None) -> None:
+    plan = report.plan
+    actions = Counter(item.action for item in plan.items)
+    copied = actions["equal"] + actions["last"]
+    tensors = [f"{actions['average']} averaged"]
+    tensors += [f"{copied} copied"] if copied else []
+    tensors += [f"{actions['drop']} dropped (optimizer state)"] if actions["drop"] else []
+    typer.echo(f"wrote {output or report.output}: the mean of {_described(plan)}")
+    typer.echo(f"  tensors     {', '.join(tensors)}")
+    speed = plan.bytes_read / max(report.seconds, 1e-9)
+    typer.echo(
+        f"  read        {human_size(plan.bytes_read)} in {report.seconds:.2f} s "
+        f"({human_size(speed)}/s)"
+    )
+    unverified = len(report.unverified)
+    proof = "every byte proven by the digests in the records"
+    if unverified:
+        proof = f"{unverified} of {len(plan.sources)} checkpoints unverified: they have no record"
+    typer.echo(f"  proof       {proof}")
+
+
+def _described(plan: MergePlan) -> str:
+    epochs = [s.record.epoch for s in plan.sources if s.record and s.record.epoch is not None]
+    count = f"{len(plan.sources)} checkpoint" + ("s" if len(plan.sources) != 1 else "")
+    return f"{count} (epochs {min(epochs)} to {max(epochs)})" if len(epochs) > 1 else count
+
+
+def _print_batch_norm(output: Path, state: BatchNormRecord | None) -> None:
+    if state is None:
+        return
+    if state.statistics == "fresh":
+        typer.echo(
+            f"  BatchNorm   {state.layers} layers re-estimated from {state.samples:,} samples"
+        )
+    elif state.statistics == "stale":
+        suffix = ".keras" if output.suffix == ".keras" else ".weights.h5"
+        target = output.name.removesuffix(suffix) + "-bn" + suffix
+        typer.echo(
+            "  BatchNorm   statistics are stale: they are averages, not those of the averaged\n"
+            "              network. Re-estimate them from training data before use:\n"
+            f"  ckptavg update-bn {shlex.quote(str(output))} -o "
+            f"{shlex.quote(str(output.with_name(target)))}{model_hint(output)} --data SPEC"
+        )
+
+
+def _report(report: MergeReport) -> dict[str, Any]:
+    plan = report.plan
+    return {
+        "output": str(report.output),
+        "recipe": plan.recipe,
+        "sources": [asdict(source) for source in report.record.sources],
+        "tensors": dict(Counter(item.action for item in plan.items)),
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "seconds": report.seconds,
+        "jobs": plan.jobs,
+        "unverified": [str(path) for path in report.unverified],
+        "batch_norm": _batch_norm(report.record.batch_norm),
+    }
+
+
+def _batch_norm(state: BatchNormRecord | None) -> dict[str, Any] | None:
+    return None if state is None else asdict(state)

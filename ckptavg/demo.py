@@ -1,0 +1,194 @@
+"""The main job on real data: train on handwritten digits, merge, BatchNorm pass, compare.
+
+Its functions are also what the commands that it prints name as SPECs, such as
+`--model ckptavg.demo:build_model`.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from ckptavg.errors import OutputError
+from ckptavg.evaluation import evaluate
+from ckptavg.merging import merge
+from ckptavg.refresh import refresh_batch_norm
+from ckptavg.run import open_run
+from ckptavg.saver import CheckpointSaver
+
+EPOCHS = 30
+START_EPOCH = 16
+LEARNING_RATE = 0.1
+SWA_LR = 0.05
+HELD_OUT = 597
+"""Of the 1,797 images; the other 1,200 are trained on."""
+
+_MARK = "demo.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the demo measured, and what it wrote.
+
+    Attributes:
+        seed: of the initial weights and of the order of the training data.
+        scores: held-out `loss` and `accuracy` of each row of the table, by the row's name.
+        files: what was written, by what it is.
+    """
+
+    seed: int
+    scores: dict[str, dict[str, float]]
+    files: dict[str, Path]
+
+
+def build_model() -> keras.Model:
+    """Three Conv-BatchNorm-ReLU blocks over 8x8 images, compiled."""
+    layers = [keras.Input((8, 8, 1))]
+    for filters, strides in ((16, 1), (32, 2), (32, 1)):
+        layers += [
+            keras.layers.Conv2D(filters, 3, strides, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+        ]
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
+    model = keras.Sequential(layers, name="digits")
+    model.compile(
+        keras.optimizers.SGD(LEARNING_RATE, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def train_data() -> tuple[np.ndarray, np.ndarray]:
+    """1,200 images of shape (8, 8, 1), float32 in [0, 1], and their digits."""
+    x, y = _digits()
+    return x[:-HELD_OUT], y[:-HELD_OUT]
+
+
+def bn_data() -> np.ndarray:
+    """The training images alone: the BatchNorm pass needs no targets."""
+    return train_data()[0]
+
+
+def test_data() -> tuple[np.ndarray, np.ndarray]:
+    """The 597 held-out images and their digits."""
+    x, y = _digits()
+    return x[-HELD_OUT:], y[-HELD_OUT:]
+
+
+def run_demo(
+    directory: str | Path = "ckptavg-demo",
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> DemoReport:
+    """Trains, merges, runs the BatchNorm pass and compares.
+
+    Args:
+        directory: where everything goes; made anew if an earlier demo made it.
+        seed: of the initial weights and of the order of the training data.
+        say: is told what is being done, and the progress of training.
+
+    Raises:
+        OutputError: the directory holds something else.
+    """
+    directory = Path(directory)
+    _prepare(directory, seed)
+    run, mean, refreshed = (
+        directory / name for name in ("run", "swa.weights.h5", "swa-bn.weights.h5")
+    )
+    say(f"training {EPOCHS} epochs on {len(bn_data()):,} images of digits")
+    history = _train(run, seed, say)
+    say("merging")
+    merge(run, mean)
+    say("re-estimating BatchNorm statistics")
+    model = build_model()
+    refresh_batch_norm(
+        mean, refreshed, model=model, data=bn_data(), data_name="ckptavg.demo:bn_data"
+    )
+    opened = open_run(run)
+    candidates = {
+        "last epoch": opened.checkpoints[-1].path,
+        "best single checkpoint": opened.select(best=1)[0].path,
+        "average without BatchNorm pass": mean,
+        "average with BatchNorm pass": refreshed,
+    }
+    held_out = test_data()
+    scores = {name: evaluate(path, model=model, data=held_out) for name, path in candidates.items()}
+    picture = directory / "curves.png"
+    saved = [record.epoch for record in opened.records]
+    average = scores["average with BatchNorm pass"]["accuracy"]
+    _draw(picture, history["val_accuracy"], saved, average)
+    files = {"run": run, "average": mean, "with statistics": refreshed, "curves": picture}
+    return DemoReport(seed, scores, files)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = (digits.images / 16.0).astype("float32")[..., None]
+    # The images are sorted by writer: the held-out ones should not be of the last few alone.
+    order = np.random.default_rng(0).permutation(len(x))
+    return x[order], digits.target[order]
+
+
+def _prepare(directory: Path, seed: int) -> None:
+    mark = directory / _MARK
+    if mark.is_file():
+        shutil.rmtree(directory)
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise OutputError(f"{directory} exists and is not of a demo: name another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps({"seed": seed}) + "\n", encoding="utf-8")
+
+
+def _train(run: Path, seed: int, say: Callable[[str], None]) -> dict[str, list[float]]:
+    keras.utils.set_random_seed(seed)
+    model = build_model()
+    x, y = train_data()
+    saver = CheckpointSaver(
+        run, start_epoch=START_EPOCH, swa_freq=1, lr_schedule="constant", swa_lr=SWA_LR
+    )
+    telling = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: say(
+            f"  epoch {epoch + 1:2d}/{EPOCHS}  held-out loss {logs['val_loss']:.4f}  "
+            f"accuracy {logs['val_accuracy']:.4f}"
+        )
+    )
+    history = model.fit(
+        x,
+        y,
+        batch_size=32,
+        epochs=EPOCHS,
+        validation_data=test_data(),
+        callbacks=[saver, telling],
+        verbose=0,
+    )
+    return history.history
+
+
+def _draw(picture: Path, accuracy: list[float], saved: list[int], average: float) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from ckptavg.analysis.plots import metric_curve
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    metric_curve(
+        accuracy,
+        ax=ax,
+        saved_epochs=saved,
+        averages={"average of the checkpoints": average},
+        label="held-out accuracy",
+    )
+    ax.set_ylim(bottom=max(0.0, min(accuracy[2:]) - 0.01), top=1.002)
+    ax.set_title(f"Digits: accuracy on {HELD_OUT} held-out images")
+    figure.savefig(picture, dpi=120)

@@ -1,0 +1,53 @@
+"""The errors that ckptavg raises for what its user can mend."""
+
+
+class CkptavgError(Exception):
+    """Root of every error that ckptavg raises on purpose.
+
+    Messages say what was expected, what came, and what to do. Anything else that escapes from
+    ckptavg is a mistake of ckptavg.
+    """
+
+
+class RunError(CkptavgError, ValueError):
+    """A directory is no run, holds no checkpoints, or lacks the ones asked for."""
+
+
+class RecordError(CkptavgError, ValueError):
+    """The record of a checkpoint cannot be read."""
+
+
+class FormatError(CkptavgError, ValueError):
+    """A file is not a checkpoint of the format that its name says, or is damaged."""
+
+
+class MismatchError(CkptavgError, ValueError):
+    """Checkpoints do not belong to the same model."""
+
+
+class IntegrityError(CkptavgError, ValueError):
+    """The bytes of a checkpoint are not those that were saved, or cannot be averaged."""
+
+
+class OutputError(CkptavgError, OSError):
+    """The output cannot be written where it was asked for, or is there already."""
+
+
+class ResourceError(CkptavgError, OSError):
+    """Memory or disk do not suffice for the work."""
+
+
+class SpecError(CkptavgError, ValueError):
+    """A model or data SPEC does not lead to a model or to data."""
+
+
+class ModelError(CkptavgError, ValueError):
+    """A model lacks what the work needs, or does not fit the checkpoint."""
+
+
+class DataError(CkptavgError, ValueError):
+    """The data are empty, or the model rejects them."""
+
+
+class SaverError(CkptavgError, ValueError):
+    """CheckpointSaver was configured or used in a way that cannot work."""

@@ -1,0 +1,47 @@
+"""Loss and metrics of a checkpoint file on data."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ckptavg.batches import fit_arguments
+from ckptavg.errors import DataError, ModelError
+from ckptavg.keras_models import build, first_line, load_weights
+
+
+def evaluate(checkpoint: str | Path, *, model: keras.Model, data: Any) -> dict[str, float]:
+    """Loads a checkpoint into a model and evaluates it.
+
+    Args:
+        checkpoint: a `.weights.h5` or `.keras` file.
+        model: the compiled model that the checkpoint belongs to; it keeps the new weights.
+        data: a `tf.data.Dataset` or other iterable of batches `(x, y)`, a `keras.utils.PyDataset`,
+            or a tuple of arrays `(x, y)`.
+
+    Returns:
+        Loss and metrics by name, as `model.evaluate` gives them.
+
+    Raises:
+        FormatError: the checkpoint is damaged.
+        ModelError: the model is not compiled, or the checkpoint does not fit it.
+        DataError: the model rejects the data.
+    """
+    if not model.compiled:
+        raise ModelError(
+            f"the model '{model.name}' is not compiled, so it has no loss to evaluate: "
+            "compile it in the function that builds it"
+        )
+    build(model, data)
+    load_weights(model, Path(checkpoint))
+    try:
+        with warnings.catch_warnings():
+            # Keras warns when data end where they end.
+            warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
+            metrics = model.evaluate(**fit_arguments(data), verbose=0, return_dict=True)
+    except Exception as error:
+        raise DataError(
+            f"the model cannot be evaluated on the data: {first_line(error)}"
+        ) from error
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all."""
+
+import os
+import secrets
+from pathlib import Path
+
+from ckptavg.errors import OutputError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A fresh hidden name in the folder of `path`, with the same suffixes."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Gives a finished temporary file its name: fsync, rename, fsync of the folder."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _fsync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file so that a reader finds all of it or its former content."""
+    temporary = temporary_sibling(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        commit(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuses an output that exists already, is a folder, or has no folder to go into."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory: name a file to write")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already: choose another name or pass --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"cannot write {path}: the folder {path.parent} does not exist, make it first"
+        )
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""What every checkpoint format provides: a reader and a writer of regions of tensors."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ckptavg.errors import FormatError, IntegrityError
+from ckptavg.tensors import TensorInfo
+
+Attributes = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What a checkpoint holds, without the bytes of its tensors.
+
+    Attributes:
+        tensors: by stored name.
+        groups: the folders of an HDF5 file with their attributes, parents first; also those that
+            hold no tensor, because Keras looks for the folder of every layer when it loads.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    groups: Mapping[str, Attributes]
+
+
+class CheckpointReader(ABC):
+    """An open checkpoint, safe to read from several threads.
+
+    Attributes:
+        path: the file.
+        structure: what it holds.
+        stamp: device, inode, size and time of change: equal stamps mean an unchanged file.
+    """
+
+    path: Path
+    structure: Structure
+
+    def __init__(self, path: Path, structure: Structure | None = None) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise FormatError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            self.stamp = self._current_stamp()
+            self.structure = self._read_structure() if structure is None else structure
+        except BaseException:
+            self.close()
+            raise
+
+    @abstractmethod
+    def _read_structure(self) -> Structure:
+        """Finds the tensors, trusting nothing that the file says about itself."""
+
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return self.stamp[2]
+
+    def read_into(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
+        """Fills `buffer` with the bytes of a tensor from its byte `start` on.
+
+        Raises:
+            IntegrityError: the file ends before the tensor does, or cannot be read.
+        """
+        offset = tensor.extent.offset + start
+        filled = 0
+        while filled < len(buffer):
+            try:
+                count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
+            except OSError as error:
+                raise IntegrityError(
+                    f"cannot read '{tensor.name}' in {self.path}: {error.strerror}"
+                ) from error
+            if count == 0:
+                raise IntegrityError(
+                    f"{self.path} ends in the middle of '{tensor.name}': "
+                    "it was truncated while it was read"
+                )
+            filled += count
+
+    def check_unchanged(self, stamp: tuple[int, ...]) -> None:
+        """Makes sure that the file is the one, and as it was, when `stamp` was taken.
+
+        Raises:
+            IntegrityError: it was changed, replaced or removed since.
+        """
+        if self._current_stamp() != stamp or not self._still_named():
+            raise IntegrityError(f"{self.path} was changed while it was read: average it again")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _current_stamp(self) -> tuple[int, ...]:
+        status = os.fstat(self._descriptor)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _still_named(self) -> bool:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self.stamp[:2]
+
+
+class CheckpointWriter(ABC):
+    """A checkpoint being written beside its target, safe to write from several threads.
+
+    It is used in a `with`: leaving it without `commit()` removes all that was written.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """Writes bytes of the tensor `name`, from its byte `start` on."""
+
+    @abstractmethod
+    def commit(self) -> int:
+        """Makes the file durable and gives it its name; returns its size in bytes."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Removes everything that was not committed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.discard()

@@ -1,0 +1,138 @@
+"""What ckptavg asks of a Keras model: its layers, its configuration, its weights in a file."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ckptavg.batches import input_batches
+from ckptavg.errors import ModelError
+from ckptavg.formats import ModelConfig, open_reader
+from ckptavg.plan import is_optimizer
+
+
+def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Every layer of a model once, also those inside nested models and wrappers.
+
+    `model.layers` stops at the first level; only this private method of Keras goes deeper.
+    """
+    yield from model._flatten_layers(include_self=False, recursive=True)
+
+
+def batch_norm_layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The BatchNormalization layers of a model, in Keras' own order."""
+    return [
+        layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
+def model_config(model: keras.Model) -> ModelConfig:
+    """The configuration of a model with that of its compilation, as a `.keras` file holds it.
+
+    Raises:
+        ModelError: the model cannot be serialized.
+    """
+    try:
+        config = json.dumps(keras.saving.serialize_keras_object(model))
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"Keras cannot serialize the model '{model.name}': {error}") from error
+    metadata = json.dumps({"keras_version": keras.__version__})
+    return ModelConfig(config, metadata, any(hasattr(x, "save_assets") for x in all_layers(model)))
+
+
+def from_config(path: Path) -> keras.Model:
+    """The model that a `model.json` describes, compiled as it was, its weights not yet loaded.
+
+    Raises:
+        FormatError: the file is damaged.
+        ModelError: it names classes that Keras does not know, or that it deems unsafe.
+    """
+    config = ModelConfig.read(path)
+    try:
+        return keras.saving.deserialize_keras_object(json.loads(config.config), safe_mode=True)
+    except Exception as error:
+        raise ModelError(
+            f"Keras cannot build the model of {path} ({first_line(error)}): "
+            "pass --model file.py:callable"
+        ) from error
+
+
+def build(model: keras.Model, data: Any = None) -> None:
+    """Makes sure that a model has its variables, if need be by calling it on a batch of data.
+
+    Raises:
+        ModelError: the model is not built and there is no data to build it from.
+    """
+    if model.built:
+        return
+    if data is None:
+        raise ModelError(
+            f"the model '{model.name}' has no weights yet: call it on a batch in the function that "
+            "builds it, or pass --data"
+        )
+    inputs = next(input_batches(data, steps=1))
+    try:
+        model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
+    except Exception as error:
+        raise ModelError(f"the model rejects its data: {first_line(error)}") from error
+
+
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Writes a `.weights.h5` file without optimizer state, in place."""
+    optimizer = getattr(model, "optimizer", None)
+    keras.saving.save_weights(model, path, objects_to_skip=[optimizer] if optimizer else None)
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Writes a `.weights.h5` or `.keras` file without optimizer state, in place."""
+    if path.name.endswith(".keras"):
+        with _without_optimizer(model):
+            model.save(path)
+    else:
+        save_weights(model, path)
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Loads a `.weights.h5` or `.keras` file into a model that is built.
+
+    Raises:
+        FormatError: the file is damaged.
+        ModelError: the checkpoint does not fit the model.
+    """
+    with open_reader(path) as reader:
+        stored = [name for name in reader.structure.tensors if not is_optimizer(name)]
+    if len(stored) > len(model.weights):
+        raise ModelError(
+            f"{path} does not fit the model '{model.name}': it holds {len(stored)} tensors, "
+            f"but the model has {len(model.weights)}"
+        )
+    try:
+        with _without_optimizer(model):
+            model.load_weights(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} does not fit the model '{model.name}': {first_line(error)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of an error of Keras, which likes to explain at length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def _without_optimizer(model: keras.Model) -> Iterator[None]:
+    """Hides the optimizer, so that Keras neither saves its state nor misses it when loading."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        yield
+        return
+    model.optimizer = None
+    try:
+        yield
+    finally:
+        model.optimizer = optimizer

@@ -1,0 +1,310 @@
+"""The plan of a merge: everything checked and decided before a byte is written."""
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptavg.accumulate import PIECE
+from ckptavg.errors import FormatError, IntegrityError, MismatchError, OutputError, ResourceError
+from ckptavg.files import check_output
+from ckptavg.formats import ModelConfig, Structure, open_reader, output_suffix
+from ckptavg.recipes import check_coefficients, uniform
+from ckptavg.record import BatchNormRecord, Record
+from ckptavg.run import Checkpoint, resolve
+from ckptavg.tensors import TensorInfo
+
+AVERAGE, EQUAL, LAST, DROP = "average", "equal", "last", "drop"
+"""What becomes of a tensor: the mean of all; a copy, if all agree; the last one's; nothing."""
+
+DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
+DEFAULT_JOBS = 4
+
+_JOB_MEMORY = 8 * 8 * PIECE
+"""Buffers of one thread: bytes read, sum, its error, scratch, result, and the rounding's three."""
+_TENSOR_MEMORY = 1024
+_BATCH_NORM = re.compile(r"(^|/)(sync_)?batch_normalization(_\d+)?/vars/")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanItem:
+    """What becomes of one tensor, and why."""
+
+    tensor: TensorInfo
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """A checkpoint to read: as it was when the plan was made, and its share in the average."""
+
+    path: Path
+    coefficient: float
+    stamp: tuple[int, ...]
+    structure: Structure
+    record: Record | None
+
+    @property
+    def size(self) -> int:
+        return self.stamp[2]
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """All that a merge will do. It is plain data: it can be printed, compared and pickled.
+
+    Attributes:
+        output: the file to write.
+        overwrite: whether a file of that name may be replaced.
+        sources: in the order in which they were named.
+        items: what becomes of every tensor of the checkpoints.
+        recipe: how the coefficients came about: `uniform` or `coefficients`.
+        jobs: threads.
+        batch_norm: what the BatchNorm statistics of the output will be worth.
+        model_file: the model's configuration, if there is one.
+        model_config: its content, if the output needs it.
+        bytes_read: from all sources.
+        bytes_written: of tensors.
+        memory: projected working memory in bytes, beyond the interpreter and its libraries.
+    """
+
+    output: Path
+    overwrite: bool
+    sources: tuple[SourcePlan, ...]
+    items: tuple[PlanItem, ...]
+    recipe: str
+    jobs: int
+    batch_norm: BatchNormRecord | None
+    model_file: Path | None
+    model_config: ModelConfig | None
+    bytes_read: int
+    bytes_written: int
+    memory: int
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return tuple(source.coefficient for source in self.sources)
+
+    @property
+    def structure(self) -> Structure:
+        """What the output will hold."""
+        tensors = {i.tensor.name: i.tensor for i in self.items if i.action != DROP}
+        groups = self.sources[-1].structure.groups
+        kept = {name: attributes for name, attributes in groups.items() if not is_optimizer(name)}
+        return Structure(tensors, kept)
+
+
+def plan_merge(
+    sources: object,
+    output: str | Path,
+    *,
+    coefficients: Sequence[float] | None = None,
+    model: str | Path | None = None,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+    jobs: int | None = None,
+    overwrite: bool = False,
+    live_model: bool = False,
+) -> MergePlan:
+    """Plans a merge from metadata alone; arguments and errors are those of `merge`.
+
+    With `live_model` a `.keras` output needs no configuration from a file: `merge_into_model` will
+    take it from the model that it is given.
+    """
+    output = Path(output)
+    suffix = output_suffix(output)
+    check_output(output, overwrite)
+    checkpoints = resolve(sources)
+    _check_distinct(checkpoints, output)
+    recipe = "uniform" if coefficients is None else "coefficients"
+    shares = (
+        uniform(len(checkpoints))
+        if coefficients is None
+        else check_coefficients(coefficients, len(checkpoints))
+    )
+    planned = _open_all(checkpoints, shares)
+    reference = planned[0]
+    for source in planned[1:]:
+        _check_same_model(reference, source)
+    items = tuple(_decide(t, len(planned)) for t in planned[-1].structure.tensors.values())
+    if all(item.action == DROP for item in items):
+        raise FormatError(f"{reference.path} holds no weights")
+    model_file = Path(model) if model is not None else _model_file(checkpoints)
+    written = sum(item.tensor.nbytes for item in items if item.action != DROP)
+    _check_disk(output, written * (2 if suffix == ".keras" else 1))
+    jobs, memory = _fit_memory(jobs, max_memory, planned)
+    return MergePlan(
+        output=output,
+        overwrite=overwrite,
+        sources=planned,
+        items=items,
+        recipe=recipe,
+        jobs=jobs,
+        batch_norm=_batch_norm(planned),
+        model_file=model_file,
+        model_config=(
+            _model_config(model_file, output) if suffix == ".keras" and not live_model else None
+        ),
+        bytes_read=sum(_bytes_read(item, shares) for item in items),
+        bytes_written=written,
+        memory=memory,
+    )
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether a tensor or folder is optimizer state, which an average does not keep."""
+    return name == "optimizer" or name.startswith("optimizer/")
+
+
+def count_batch_norm(names: object) -> int:
+    """How many BatchNormalization layers the stored names of tensors tell of."""
+    return len({m.string[: m.end()] for m in map(_BATCH_NORM.search, names) if m})
+
+
+def _open_all(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> tuple[SourcePlan, ...]:
+    planned: list[SourcePlan] = []
+    for checkpoint, share in zip(checkpoints, shares, strict=True):
+        with open_reader(checkpoint.path) as reader:
+            structure = reader.structure
+            if planned and structure == planned[0].structure:
+                structure = planned[0].structure
+            _check_record(checkpoint, structure, reader.size)
+            planned.append(
+                SourcePlan(checkpoint.path, share, reader.stamp, structure, checkpoint.record)
+            )
+    return tuple(planned)
+
+
+def _decide(tensor: TensorInfo, count: int) -> PlanItem:
+    if is_optimizer(tensor.name):
+        return PlanItem(tensor, DROP, "optimizer state")
+    if tensor.is_float:
+        return PlanItem(tensor, AVERAGE, f"mean of {count}" if count > 1 else "the only one")
+    if "seed_generator" in tensor.name:
+        return PlanItem(tensor, LAST, "state of a random generator, from the last checkpoint")
+    return PlanItem(tensor, EQUAL, f"{tensor.dtype} has no mean, all must agree")
+
+
+def _bytes_read(item: PlanItem, shares: Sequence[float]) -> int:
+    files = {
+        AVERAGE: sum(share != 0 for share in shares),
+        EQUAL: len(shares),
+        LAST: 1,
+        DROP: 0,
+    }
+    return item.tensor.nbytes * files[item.action]
+
+
+def _check_distinct(checkpoints: Sequence[Checkpoint], output: Path) -> None:
+    seen = set()
+    for checkpoint in checkpoints:
+        if not checkpoint.path.is_file():
+            raise IntegrityError(f"there is a record but no file {checkpoint.path}")
+        place = checkpoint.path.resolve()
+        if place == output.resolve():
+            raise OutputError(f"{output} is also one of the checkpoints: choose another name")
+        if place in seen:
+            raise MismatchError(f"{checkpoint.path} is named twice: name every checkpoint once")
+        seen.add(place)
+
+
+def _check_record(checkpoint: Checkpoint, structure: Structure, size: int) -> None:
+    record = checkpoint.record
+    if record is None:
+        return
+    if record.size != size:
+        raise IntegrityError(
+            f"{checkpoint.path} has {size:,} bytes but its record says {record.size:,}: "
+            "it was changed or truncated after it was saved"
+        )
+    stored = {
+        name: (tensor.shape, tensor.dtype)
+        for name, tensor in structure.tensors.items()
+        if not is_optimizer(name)
+    }
+    recorded = {name: (tensor.shape, tensor.dtype) for name, tensor in record.tensors.items()}
+    if stored != recorded:
+        raise IntegrityError(
+            f"{checkpoint.path} holds other tensors than its record says: "
+            "it was changed after it was saved"
+        )
+
+
+def _check_same_model(one: SourcePlan, other: SourcePlan) -> None:
+    a, b = one.structure.tensors, other.structure.tensors
+    if one.structure is other.structure:
+        return
+    for name in sorted({n for n in (*a, *b) if not is_optimizer(n)}):
+        if name not in a or name not in b:
+            holder, lacking = (one, other) if name in a else (other, one)
+            raise MismatchError(
+                f"'{name}' is in {holder.path} but not in {lacking.path}: "
+                "checkpoints must come from the same model"
+            )
+        for what in ("shape", "dtype"):
+            left, right = getattr(a[name], what), getattr(b[name], what)
+            if left != right:
+                raise MismatchError(
+                    f"'{name}' has {what} {left} in {one.path} but {right} in {other.path}: "
+                    "checkpoints must come from the same model"
+                )
+
+
+def _check_disk(output: Path, needed: int) -> None:
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise ResourceError(
+            f"{output} needs {needed:,} bytes of disk but {output.parent} has {free:,} free"
+        )
+
+
+def _fit_memory(
+    jobs: int | None, max_memory: int, sources: Sequence[SourcePlan]
+) -> tuple[int, int]:
+    """As many threads as asked for, or as the memory allows."""
+    if jobs is not None and jobs < 1:
+        raise ResourceError(f"jobs is {jobs}, but must be at least 1")
+    wanted = jobs or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+    structures = {id(source.structure): source.structure for source in sources}
+    index = sum(len(structure.tensors) for structure in structures.values()) * _TENSOR_MEMORY
+    least = index + _JOB_MEMORY
+    if least > max_memory:
+        raise ResourceError(
+            f"a memory limit of {max_memory:,} bytes is too low: at least {least:,} are needed"
+        )
+    fitting = min(wanted, (max_memory - index) // _JOB_MEMORY)
+    return fitting, index + fitting * _JOB_MEMORY
+
+
+def _batch_norm(sources: Sequence[SourcePlan]) -> BatchNormRecord | None:
+    known = sources[-1].record
+    if known is not None:
+        if known.batch_norm is None or len(sources) == 1:
+            return known.batch_norm
+        return BatchNormRecord(known.batch_norm.layers, "stale")
+    layers = count_batch_norm(sources[-1].structure.tensors)
+    if not layers:
+        return None
+    return BatchNormRecord(layers, "stale" if len(sources) > 1 else "running")
+
+
+def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:
+    """The configuration that the checkpoints' records agree upon."""
+    files = {
+        (checkpoint.path.parent / checkpoint.record.model).resolve()
+        for checkpoint in checkpoints
+        if checkpoint.record is not None and checkpoint.record.model is not None
+    }
+    existing = [file for file in files if file.is_file()]
+    return existing[0] if len(files) == 1 and existing else None
+
+
+def _model_config(model_file: Path | None, output: Path) -> ModelConfig | None:
+    if model_file is None:
+        raise FormatError(
+            f"cannot write {output}: a .keras file holds the configuration of the model, and the "
+            "checkpoints come with none. Pass --model, or write a .weights.h5 file"
+        )
+    return ModelConfig.read(model_file)

@@ -1,0 +1,31 @@
+"""Recipes: checkpoints to coefficients. Every averaging scheme is one vector of coefficients."""
+
+import math
+from collections.abc import Sequence
+
+from ckptavg.errors import MismatchError
+
+_SUM_TOLERANCE = 1e-6
+
+
+def uniform(count: int) -> tuple[float, ...]:
+    """The plain mean of SWA (Izmailov et al., arXiv 1803.05407): each of `count` counts the same."""
+    return (1.0 / count,) * count
+
+
+def check_coefficients(coefficients: Sequence[float], count: int) -> tuple[float, ...]:
+    """Makes sure that coefficients describe an average of `count` checkpoints.
+
+    Raises:
+        MismatchError: there are more or fewer than checkpoints, one is not finite, or they do not
+            sum to 1.
+    """
+    values = tuple(float(value) for value in coefficients)
+    if len(values) != count:
+        raise MismatchError(f"there are {len(values)} coefficients for {count} checkpoints")
+    if not all(math.isfinite(value) for value in values):
+        raise MismatchError(f"coefficients must be finite numbers, but are {list(values)}")
+    total = math.fsum(values)
+    if abs(total - 1) > _SUM_TOLERANCE:
+        raise MismatchError(f"coefficients must sum to 1, but sum to {total:.9g}")
+    return values

@@ -1,0 +1,224 @@
+"""The record beside every checkpoint: what it is, how to prove that it is intact.
+
+A record is a JSON file. Beside a checkpoint of a run, `epoch-0016.weights.h5`, it is called
+`epoch-0016.json` and is the commit mark: a checkpoint counts as saved once its record stands.
+Beside any other file it has the file's whole name and `.json`, as in `swa.weights.h5.json`, so
+that the records of `swa.weights.h5` and `swa.keras` do not collide. A record names its file, and
+holds for that file only.
+"""
+
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ckptavg.errors import RecordError
+from ckptavg.files import write_text
+from ckptavg.version import __version__
+
+FORMAT = "ckptavg-record"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """Shape, dtype and the xxh3-128 digest of every 8 MiB of a tensor's bytes, in order."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """A checkpoint that entered an average.
+
+    Attributes:
+        path: the file, relative to the folder of the averaged file.
+        size: its size in bytes.
+        coefficient: its share in the average.
+        epoch: the epoch it was saved at, where known.
+        verified: whether its bytes were proven by its own record while they were read.
+    """
+
+    path: str
+    size: int
+    coefficient: float
+    epoch: int | None = None
+    verified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormRecord:
+    """What the BatchNorm statistics in a file are worth.
+
+    Attributes:
+        layers: number of BatchNormalization layers.
+        statistics: `running` (as training left them), `stale` (averaged with the weights, not
+            those of the averaged network) or `fresh` (re-estimated by a forward pass).
+        samples: samples that fresh statistics were estimated from.
+        batches: batches that they came in.
+        data: the data SPEC they came from.
+    """
+
+    layers: int
+    statistics: str
+    samples: int | None = None
+    batches: int | None = None
+    data: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a checkpoint file is, and how to prove that it is intact.
+
+    Attributes:
+        file: name of the file that the record stands beside.
+        size: size of the file in bytes.
+        tensors: by stored name, without optimizer state.
+        time: when it was written, ISO 8601, UTC.
+        versions: of ckptavg, Python and the packages that wrote the file.
+        epoch: 1-based epoch that had just ended.
+        step: optimizer steps taken.
+        learning_rate: at the end of the epoch.
+        metrics: of the epoch, as Keras logs them.
+        batch_norm: what the BatchNorm statistics are worth; None without BatchNorm.
+        model: configuration of the model, a path relative to the record; None if there is none.
+        recipe: how the coefficients were chosen; None for a checkpoint of a run.
+        sources: the checkpoints that were averaged; empty for a checkpoint of a run.
+    """
+
+    file: str
+    size: int
+    tensors: Mapping[str, TensorRecord]
+    time: str
+    versions: Mapping[str, str]
+    epoch: int | None = None
+    step: int | None = None
+    learning_rate: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    batch_norm: BatchNormRecord | None = None
+    model: str | None = None
+    recipe: str | None = None
+    sources: tuple[SourceRecord, ...] = ()
+
+    def write(self, path: Path) -> None:
+        """Writes the record, whole or not at all."""
+        write_text(path, self.to_json())
+
+    def to_json(self) -> str:
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content["metrics"] = {name: _number(value) for name, value in self.metrics.items()}
+        content["learning_rate"] = _number(self.learning_rate)
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        """Reads a record.
+
+        Raises:
+            RecordError: the file is missing, is not a record, or is of a newer version.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecordError(f"cannot read the record {path}: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise RecordError(f"{path} is not a record of ckptavg")
+        if content.get("version") != VERSION:
+            raise RecordError(
+                f"{path} is a record of version {content.get('version')}, but this ckptavg reads "
+                f"version {VERSION}: install the ckptavg that wrote it"
+            )
+        try:
+            return cls._from_content(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"the record {path} is damaged: {error!r}") from error
+
+    @classmethod
+    def _from_content(cls, content: dict[str, Any]) -> "Record":
+        batch_norm = content["batch_norm"]
+        return cls(
+            file=str(content["file"]),
+            size=int(content["size"]),
+            tensors={
+                name: TensorRecord(
+                    tuple(int(n) for n in tensor["shape"]),
+                    str(tensor["dtype"]),
+                    tuple(str(digest) for digest in tensor["digests"]),
+                )
+                for name, tensor in content["tensors"].items()
+            },
+            time=str(content["time"]),
+            versions=dict(content["versions"]),
+            epoch=_optional(int, content["epoch"]),
+            step=_optional(int, content["step"]),
+            learning_rate=_optional(float, content["learning_rate"]),
+            metrics={name: float(value) for name, value in content["metrics"].items()},
+            batch_norm=BatchNormRecord(**batch_norm) if batch_norm else None,
+            model=_optional(str, content["model"]),
+            recipe=_optional(str, content["recipe"]),
+            sources=tuple(SourceRecord(**source) for source in content["sources"]),
+        )
+
+
+def record_path(checkpoint: Path) -> Path:
+    """Where the record of a file that is no checkpoint of a run stands."""
+    return checkpoint.with_name(checkpoint.name + ".json")
+
+
+def find_record(checkpoint: Path) -> Record | None:
+    """The record of a checkpoint, wherever it came from; None if it has none.
+
+    Raises:
+        RecordError: there is a record, but it cannot be read.
+    """
+    stem = checkpoint.name.split(".", 1)[0] + ".json"
+    for path in (record_path(checkpoint), checkpoint.with_name(stem)):
+        if path.is_file() and _is_record(path):
+            record = Record.read(path)
+            if record.file == checkpoint.name:
+                return record
+    return None
+
+
+def digest(data: bytes | memoryview) -> str:
+    """The xxh3-128 digest of bytes, 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions(packages: Iterable[str] = ("numpy", "h5py")) -> dict[str, str]:
+    """Versions of ckptavg, Python and the packages named, as installed."""
+    found = {"ckptavg": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _is_record(path: Path) -> bool:
+    """Tells a record from somebody else's JSON file of the same name."""
+    with path.open("rb") as file:
+        return FORMAT.encode() in file.read(256)
+
+
+def _number(value: float | None) -> float | str | None:
+    """JSON has no NaN and no infinity: they are written as strings that float() reads."""
+    return value if value is None or math.isfinite(value) else str(value)
+
+
+def _optional(convert: type, value: Any) -> Any:
+    return None if value is None else convert(value)

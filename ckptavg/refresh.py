@@ -1,0 +1,174 @@
+"""Checkpoint files taken through the BatchNorm forward pass: load, re-estimate, save."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ckptavg.batch_norm import BatchNormReport, update_batch_norm
+from ckptavg.batch_norm import Progress as BatchProgress
+from ckptavg.errors import FormatError
+from ckptavg.files import check_output, commit, temporary_sibling
+from ckptavg.formats import output_suffix
+from ckptavg.keras_models import build, load_weights, save_model
+from ckptavg.merging import MergeReport, run_plan
+from ckptavg.merging import Progress as BytesProgress
+from ckptavg.plan import MergePlan
+from ckptavg.proof import tensor_records
+from ckptavg.record import BatchNormRecord, Record, find_record, now, record_path, versions
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshReport:
+    """What became of a checkpoint that went through the BatchNorm pass.
+
+    Attributes:
+        output: the file that was written.
+        record: the record beside it.
+        batch_norm: what the pass did; None if none was asked for.
+        merged: what the merge before it did; None if there was none.
+    """
+
+    output: Path
+    record: Record
+    batch_norm: BatchNormReport | None
+    merged: MergeReport | None = None
+
+
+def refresh_batch_norm(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    model: keras.Model,
+    data: Any,
+    data_name: str | None = None,
+    steps: int | None = None,
+    overwrite: bool = False,
+    progress: BatchProgress | None = None,
+) -> RefreshReport:
+    """Loads a checkpoint into a model, re-estimates its BatchNorm statistics, saves it.
+
+    Args:
+        checkpoint: a `.weights.h5` or `.keras` file.
+        output: a `.weights.h5` or `.keras` file; it appears whole or not at all.
+        model: the model the checkpoint belongs to; it keeps the new weights.
+        data: as in `update_batch_norm`.
+        data_name: what the record is to call the data.
+        steps: number of batches to see; all by default.
+        overwrite: whether to replace an existing output.
+        progress: called with the number of new batches as they have been seen.
+
+    Raises:
+        CkptavgError: as `update_batch_norm` does, or the checkpoint does not fit the model, or the
+            output exists.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    output_suffix(output)
+    check_output(output, overwrite)
+    if not checkpoint.is_file():
+        raise FormatError(f"there is no checkpoint {checkpoint}")
+    former = find_record(checkpoint)
+    build(model, data)
+    load_weights(model, checkpoint)
+    report = update_batch_norm(model, data, steps=steps, progress=progress)
+    former = _moved(former, checkpoint.parent, output.parent) if former else None
+    record = _save(model, output, former, _fresh(report, data_name), overwrite)
+    return RefreshReport(output, record, report)
+
+
+def merge_into_model(
+    plan: MergePlan,
+    *,
+    model: keras.Model,
+    data: Any = None,
+    data_name: str | None = None,
+    steps: int | None = None,
+    bytes_progress: BytesProgress | None = None,
+    batch_progress: BatchProgress | None = None,
+) -> RefreshReport:
+    """Merges, loads the mean into a model, runs the BatchNorm pass, saves: all of it or nothing.
+
+    Args:
+        plan: of the merge whose output is wanted, made by `plan_merge(..., live_model=True)`.
+        model: the model the checkpoints belong to; it keeps the new weights.
+        data: as in `update_batch_norm`; without, statistics stay the stale mean.
+        data_name: what the record is to call the data.
+        steps: number of batches to see; all by default.
+        bytes_progress: called with numbers of bytes as the merge has read them.
+        batch_progress: called with numbers of batches as the pass has seen them.
+
+    Raises:
+        CkptavgError: as `merge` and `refresh_batch_norm` do.
+    """
+    build(model, data)
+    # The mean goes to a file first, so that it takes the merge's own path, proofs included.
+    mean = temporary_sibling(plan.output.with_name("mean.weights.h5"))
+    try:
+        merged = run_plan(replace(plan, output=mean, model_config=None), bytes_progress)
+        load_weights(model, mean)
+        report, state = None, merged.record.batch_norm
+        if data is not None:
+            report = update_batch_norm(model, data, steps=steps, progress=batch_progress)
+            state = _fresh(report, data_name)
+        record = _save(model, plan.output, merged.record, state, plan.overwrite)
+    finally:
+        mean.unlink(missing_ok=True)
+        record_path(mean).unlink(missing_ok=True)
+    return RefreshReport(plan.output, record, report, merged)
+
+
+def _save(
+    model: keras.Model,
+    output: Path,
+    former: Record | None,
+    batch_norm: BatchNormRecord | None,
+    overwrite: bool,
+) -> Record:
+    """Writes a model as a checkpoint with a record that goes on from a former one."""
+    temporary = temporary_sibling(output)
+    try:
+        save_model(model, temporary)
+        tensors = tensor_records(temporary)
+        size = temporary.stat().st_size
+        check_output(output, overwrite)
+        record_path(output).unlink(missing_ok=True)
+        commit(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    record = Record(
+        file=output.name,
+        size=size,
+        tensors=tensors,
+        time=now(),
+        versions=versions(("numpy", "h5py", "keras", keras.backend.backend())),
+        epoch=former.epoch if former else None,
+        batch_norm=batch_norm,
+        model=former.model if former else None,
+        recipe=former.recipe if former else None,
+        sources=former.sources if former else (),
+    )
+    record.write(record_path(output))
+    return record
+
+
+def _fresh(report: BatchNormReport, data_name: str | None) -> BatchNormRecord | None:
+    layers = len(report.layers)
+    if not layers:
+        return None
+    return BatchNormRecord(layers, "fresh", report.samples, report.batches, data_name)
+
+
+def _moved(record: Record, old: Path, new: Path) -> Record:
+    """A record whose relative paths start from another folder."""
+
+    def moved(path: str) -> str:
+        return os.path.relpath((old / path).resolve(), new.resolve())
+
+    return replace(
+        record,
+        model=moved(record.model) if record.model else None,
+        sources=tuple(replace(source, path=moved(source.path)) for source in record.sources),
+    )

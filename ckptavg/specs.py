@@ -1,0 +1,177 @@
+"""SPECs: how a command line names a model or data.
+
+A SPEC is `file.py:callable` or `package.module:callable`; the callable takes no arguments. A model
+may also be a `.keras` file or the `model.json` of a run; data may also be an `.npz` file with an
+array `x`, and `y` for what needs targets.
+"""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.errors import CkptavgError, SpecError
+from ckptavg.keras_models import first_line, from_config
+
+_FORMS = "file.py:callable or package.module:callable"
+
+
+def load_model(spec: str | Path) -> keras.Model:
+    """The model that a SPEC names.
+
+    Args:
+        spec: `file.py:callable`, `package.module:callable`, a `.keras` file or a `model.json`.
+
+    Raises:
+        SpecError: some part of the SPEC leads nowhere; the message says which.
+    """
+    path = Path(spec)
+    if path.suffix == ".keras":
+        model = _load_archive(path)
+    elif path.suffix == ".json":
+        model = from_config(path)
+    else:
+        model = _call(str(spec), "model", f"{_FORMS}, or a .keras file")
+    if not isinstance(model, keras.Model):
+        raise SpecError(
+            f"{spec} gave a {type(model).__name__}, but must give a keras.Model"
+            + (" (of Keras 3, not tf_keras)" if "keras" in type(model).__module__ else "")
+        )
+    return model
+
+
+def load_data(spec: str | Path) -> Any:
+    """The data that a SPEC names.
+
+    Args:
+        spec: `file.py:callable`, `package.module:callable`, or an `.npz` file with `x` (and `y`).
+
+    Raises:
+        SpecError: some part of the SPEC leads nowhere; the message says which.
+    """
+    path = Path(spec)
+    if path.suffix == ".npz":
+        return _load_arrays(path)
+    data = _call(str(spec), "data", f"{_FORMS}, or an .npz file")
+    if data is None:
+        raise SpecError(
+            f"{spec} gave None, but must give data: a tf.data.Dataset, arrays, a "
+            "keras.utils.PyDataset or an iterable of batches"
+        )
+    return data
+
+
+def _call(spec: str, what: str, forms: str) -> Any:
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name:
+        raise SpecError(f"the {what} SPEC '{spec}' must have the form {forms}")
+    function = _find(_import(spec, place), name, spec)
+    try:
+        return function()
+    except CkptavgError:
+        raise
+    except Exception as error:
+        raise SpecError(f"{spec} was called and raised {_described(error)}") from error
+
+
+def _import(spec: str, place: str) -> ModuleType:
+    try:
+        return _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    except FileNotFoundError as error:
+        if error.filename == place:
+            raise SpecError(f"in the SPEC '{spec}': there is no file {place}") from error
+        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
+    except ModuleNotFoundError as error:
+        if place == error.name or place.startswith(f"{error.name}."):
+            raise SpecError(f"in the SPEC '{spec}': there is no module {error.name}") from error
+        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Imports a file once, as Python would run it: its own folder comes first on the path."""
+    resolved = path.resolve()
+    if not resolved.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    name = f"_ckptavg_spec_{resolved.stem}_{abs(hash(str(resolved))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if str(resolved.parent) not in sys.path:
+        sys.path.insert(0, str(resolved.parent))
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
+
+
+def _find(module: ModuleType, name: str, spec: str) -> Callable[[], Any]:
+    if not hasattr(module, name):
+        own = (
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        )
+        known = ", ".join(sorted(own)) or "no function"
+        raise SpecError(f"in the SPEC '{spec}': there is no '{name}' in the file, it has: {known}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise SpecError(f"in the SPEC '{spec}': '{name}' is not a function but {function!r:.60}")
+    return function
+
+
+def _load_archive(path: Path) -> keras.Model:
+    if not path.is_file():
+        raise SpecError(f"there is no model file {path}")
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:
+        raise SpecError(f"Keras cannot load {path}: {first_line(error)}") from error
+
+
+def _load_arrays(path: Path) -> Any:
+    if not path.is_file():
+        raise SpecError(f"there is no data file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "x" not in arrays:
+                found = ", ".join(arrays.files) or "no arrays"
+                raise SpecError(f"{path} must hold an array 'x', but holds {found}")
+            return (arrays["x"], arrays["y"]) if "y" in arrays else arrays["x"]
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(f"cannot read {path}: {error}") from error
+
+
+def _described(error: BaseException) -> str:
+    """The error and the place in the user's own code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((f for f in reversed(frames) if _is_users(f.filename)), None)
+    where = f" ({Path(place.filename).name}, line {place.lineno})" if place else ""
+    return first_line(error) + where
+
+
+def _is_users(filename: str) -> bool:
+    return "site-packages" not in filename and not filename.startswith(
+        ("<", sys.base_prefix, str(Path(__file__).parent))
+    )

@@ -1,0 +1,87 @@
+"""Facts about tensors in files: what they are, where their bytes lie, how they are split."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+BLOCK_SIZE = 8 * 1024 * 1024
+"""Bytes of a tensor that one digest covers, and that one region spans."""
+
+_ML_DTYPES = frozenset(
+    name for name in dir(ml_dtypes) if name == "bfloat16" or name.startswith("float8_")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the bytes of a tensor lie: contiguous and little-endian, in C order.
+
+    The file is not named here, because files that the same program wrote for the same model
+    hold their tensors at the same places, so that one index can serve many files.
+    """
+
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Name, shape and dtype of a tensor in a checkpoint, and where its bytes lie.
+
+    Attributes:
+        name: the stored name, such as `layers/dense/vars/0`.
+        shape: dimensions; `()` for a scalar.
+        dtype: numpy's or ml_dtypes' name of the type, such as `float32` or `bfloat16`.
+        extent: the tensor's bytes in its file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    extent: Extent
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        return np.dtype(self.dtype)
+
+    @property
+    def is_float(self) -> bool:
+        return is_float(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.numpy_dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A range of a tensor's bytes that is read, averaged and written as a unit.
+
+    Attributes:
+        block: index of the digest that covers the region.
+        start: first byte, counted from the tensor's own first byte.
+        nbytes: length in bytes.
+    """
+
+    block: int
+    start: int
+    nbytes: int
+
+
+def regions(nbytes: int) -> Iterator[Region]:
+    """Splits a tensor of `nbytes` bytes into regions, one for each digest; none if it is empty."""
+    for block, start in enumerate(range(0, nbytes, BLOCK_SIZE)):
+        yield Region(block, start, min(BLOCK_SIZE, nbytes - start))
+
+
+def is_opaque(dtype: str) -> bool:
+    """Whether this is a type of ml_dtypes, which HDF5 stores as bytes without a meaning."""
+    return dtype in _ML_DTYPES
+
+
+def is_float(dtype: str) -> bool:
+    """Whether values of this type have a mean: numpy's floats, bfloat16 and the float8 types."""
+    return is_opaque(dtype) or np.issubdtype(np.dtype(dtype), np.floating)
