@@ -47,7 +47,26 @@ _HOMES = {
     "update_batch_norm": "batch_norm",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = [
+    "BatchNormReport",
+    "Checkpoint",
+    "CheckpointSaver",
+    "CkptavgError",
+    "MergePlan",
+    "MergeReport",
+    "Record",
+    "RefreshReport",
+    "Run",
+    "__version__",
+    "evaluate",
+    "merge",
+    "merge_into_model",
+    "open_run",
+    "plan_merge",
+    "refresh_batch_norm",
+    "run_plan",
+    "update_batch_norm",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -282,7 +282,7 @@ def _stream(
 
 
 def _batches(items: Iterable[PlanItem]) -> Iterable[list[_Work]]:
-    """Regions in order, small ones together, so that a thread takes on about one block at a time."""
+    """Regions in order, small ones together: a thread takes on about one block at a time."""
     batch: list[_Work] = []
     nbytes = 0
     for item in items:

@@ -9,7 +9,7 @@ _SUM_TOLERANCE = 1e-6
 
 
 def uniform(count: int) -> tuple[float, ...]:
-    """The plain mean of SWA (Izmailov et al., arXiv 1803.05407): each of `count` counts the same."""
+    """The plain mean of `count` checkpoints, as in SWA (Izmailov et al., arXiv 1803.05407)."""
     return (1.0 / count,) * count
 
 

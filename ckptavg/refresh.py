@@ -1,7 +1,6 @@
 """Checkpoint files taken through the BatchNorm forward pass: load, re-estimate, save."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any

@@ -137,7 +137,7 @@ class KerasArchiveWriter(CheckpointWriter):
             with self._inner.open("rb") as weights, archive.open(member, "w") as stored:
                 shutil.copyfileobj(weights, stored, 1024 * 1024)
         self._inner.unlink()
-        size = os.stat(self._temporary).st_size
+        size = self._temporary.stat().st_size
         commit(self._temporary, self.path)
         return size
 

@@ -41,7 +41,7 @@ class WeightsH5Reader(CheckpointReader):
 
 
 class WeightsH5Writer(CheckpointWriter):
-    """Writes a `.weights.h5` file: HDF5 lays it out empty, the bytes follow by positioned writes."""
+    """Writes a `.weights.h5` file: HDF5 lays it out, the bytes follow by positioned writes."""
 
     def __init__(self, path: Path, structure: Structure) -> None:
         self.path = path
@@ -157,20 +157,22 @@ def _create(path: Path, structure: Structure) -> dict[str, int]:
             file.require_group(name).attrs.update(attributes)
         for name, tensor in structure.tensors.items():
             dataset = _allocate(file, name, tensor)
-            if tensor.nbytes:
-                offsets[name] = dataset.id.get_offset()
+            offsets[name] = dataset.id.get_offset() or 0  # an empty one has no place
     return offsets
 
 
 def _allocate(file: h5py.File, name: str, tensor: TensorInfo) -> h5py.Dataset:
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    if not is_opaque(tensor.dtype):
-        return file.create_dataset(name, tensor.shape, tensor.dtype, dcpl=properties)
-    opaque = np.dtype(f"V{tensor.numpy_dtype.itemsize}")
-    dataset = file.create_dataset(name, tensor.shape, opaque, dcpl=properties)
-    dataset.attrs[_DTYPE_ATTRIBUTE] = tensor.dtype
+    opaque = is_opaque(tensor.dtype)
+    dtype = np.dtype(f"V{tensor.numpy_dtype.itemsize}") if opaque else tensor.numpy_dtype
+    if tensor.shape:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        dataset = file.create_dataset(name, tensor.shape, dtype, dcpl=properties)
+    else:  # h5py forgets the properties of scalars: writing one gives it its place
+        dataset = file.create_dataset(name, data=np.zeros((), dtype))
+    if opaque:
+        dataset.attrs[_DTYPE_ATTRIBUTE] = tensor.dtype
     return dataset
 
 

@@ -1,0 +1,95 @@
+"""Fixtures that the tests share: tiny checkpoints, written by real Keras."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from ckptavg.formats import open_reader
+
+
+def tiny_model(*, batch_norm: bool = True, width: int = 4) -> keras.Model:
+    """Two nested blocks and a head over 6 numbers, compiled with Adam."""
+    block = [keras.layers.Dense(width, activation="relu")]
+    if batch_norm:
+        block.append(keras.layers.BatchNormalization())
+    layers = [keras.Input((6,)), keras.layers.Dense(5, name="stem")]
+    if batch_norm:
+        layers.append(keras.layers.BatchNormalization(name="stem_bn"))
+    layers += [keras.Sequential(block, name="block"), keras.layers.Dense(3, name="head")]
+    model = keras.Sequential(layers, name="tiny")
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def tiny_data(samples: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(7)
+    x = rng.normal(1.5, 2.0, (samples, 6)).astype("float32")
+    return x, rng.integers(0, 3, samples)
+
+
+def randomize(model: keras.Model, seed: int) -> keras.Model:
+    """Random weights in a model; variances stay positive."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        values = rng.normal(0, 1, variable.shape)
+        variable.assign(np.abs(values) if "variance" in variable.path else values)
+    return model
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint file by stored name."""
+    found = {}
+    with open_reader(path) as reader:
+        for name, tensor in reader.structure.tensors.items():
+            buffer = bytearray(tensor.nbytes)
+            reader.read_into(tensor, 0, memoryview(buffer))
+            found[name] = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
+    return found
+
+
+def flip_bit(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files that should not be there."""
+    return [path.name for path in folder.rglob("*") if path.name.startswith(".tmp-")]
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> list[Path]:
+    """Five checkpoints of one model with random weights, without records."""
+    model = tiny_model()
+    paths = []
+    for seed in range(5):
+        path = tmp_path / f"ckpt-{seed}.weights.h5"
+        randomize(model, seed).save_weights(path)
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def trained_run(tmp_path: Path) -> Path:
+    """A run of 6 epochs with checkpoints of epochs 3 to 6."""
+    from ckptavg import CheckpointSaver
+
+    keras.utils.set_random_seed(1)
+    x, y = tiny_data()
+    model = tiny_model()
+    saver = CheckpointSaver(tmp_path / "run", start_epoch=3, lr_schedule="constant", swa_lr=0.005)
+    model.fit(x, y, epochs=6, validation_split=0.25, callbacks=[saver], verbose=0)
+    return tmp_path / "run"

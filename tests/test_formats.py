@@ -1,0 +1,199 @@
+"""Readers and writers of checkpoint files, on files that Keras wrote and on hostile ones."""
+
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from ckptavg.errors import FormatError
+from ckptavg.formats import ModelConfig, Structure, open_reader, open_writer
+from ckptavg.keras_models import model_config
+from ckptavg.tensors import Extent, TensorInfo
+from tests.conftest import leftovers, randomize, read_tensors, tiny_model
+
+
+@pytest.fixture(params=[".weights.h5", ".keras"])
+def saved(request, tmp_path) -> tuple[keras.Model, Path]:
+    model = randomize(tiny_model(), 3)
+    path = tmp_path / f"model{request.param}"
+    model.save(path) if request.param == ".keras" else model.save_weights(path)
+    return model, path
+
+
+def test_reader_finds_every_tensor_of_keras(saved):
+    model, path = saved
+    found = read_tensors(path)
+    weights = [found[name] for name in found if not name.startswith("optimizer")]
+    assert len(weights) == len(model.weights)
+    expected = sorted(variable.numpy().tobytes() for variable in model.weights)
+    assert sorted(values.tobytes() for values in weights) == expected
+
+
+def test_reader_agrees_with_h5py(tmp_path):
+    path = tmp_path / "m.weights.h5"
+    randomize(tiny_model(), 4).save_weights(path)
+    found = read_tensors(path)
+    with h5py.File(path) as file:
+        names = []
+        file.visititems(lambda n, o: names.append(n) if isinstance(o, h5py.Dataset) else None)
+        assert sorted(names) == sorted(found)
+        for name in names:
+            assert np.array_equal(file[name][()], found[name])
+
+
+def test_a_round_trip_is_the_identity_and_keras_loads_it(saved, tmp_path):
+    model, path = saved
+    copy = tmp_path / f"copy{''.join(path.suffixes)}"
+    with open_reader(path) as reader:
+        config = model_config(model) if path.suffix == ".keras" else None
+        with open_writer(copy, reader.structure, config) as writer:
+            for name, tensor in reader.structure.tensors.items():
+                buffer = bytearray(tensor.nbytes)
+                reader.read_into(tensor, 0, memoryview(buffer))
+                writer.write(name, 0, memoryview(buffer))
+            assert writer.commit() == copy.stat().st_size
+    original, copied = read_tensors(path), read_tensors(copy)
+    assert list(original) == list(copied)
+    assert all(original[name].tobytes() == copied[name].tobytes() for name in original)
+    other = keras.saving.load_model(copy) if path.suffix == ".keras" else tiny_model()
+    if path.suffix != ".keras":
+        other.load_weights(copy)
+    for one, two in zip(model.weights, other.weights, strict=True):
+        assert one.numpy().tobytes() == two.numpy().tobytes()
+    assert not leftovers(tmp_path)
+
+
+def test_low_precision_types_and_odd_shapes_round_trip(tmp_path):
+    values = {
+        "a/bfloat16": np.arange(6).reshape(2, 3).astype("bfloat16"),
+        "a/float8_e4m3fn": np.arange(4).astype("float8_e4m3fn"),
+        "b/float16": np.arange(4).astype("float16"),
+        "b/scalar": np.float64(2.5),
+        "b/bool": np.array([True, False]),
+        "b/empty": np.zeros((0, 4), "float32"),
+        "b/uint32": np.arange(3, dtype="uint32"),
+    }
+    tensors = {
+        name: TensorInfo(name, v.shape, v.dtype.name, Extent(0, 0)) for name, v in values.items()
+    }
+    path = tmp_path / "types.weights.h5"
+    with open_writer(path, Structure(tensors, {"a": {"name": "first"}, "b": {}})) as writer:
+        for name, value in values.items():
+            writer.write(name, 0, memoryview(np.asarray(value).tobytes()))
+        writer.commit()
+    found = read_tensors(path)
+    assert {name: (v.shape, v.dtype.name) for name, v in found.items()} == {
+        name: (v.shape, v.dtype.name) for name, v in values.items()
+    }
+    assert all(found[name].tobytes() == np.asarray(values[name]).tobytes() for name in values)
+    with h5py.File(path) as file:
+        assert file["a"].attrs["name"] == "first"
+        assert file["a/bfloat16"].attrs["dtype"] == "bfloat16"
+
+
+def test_bfloat16_files_of_keras_are_read(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
+    path = tmp_path / "b.weights.h5"
+    model.save_weights(path)
+    kernel = read_tensors(path)["layers/dense/vars/0"]
+    assert kernel.dtype.name == "bfloat16"
+    expected = keras.ops.convert_to_numpy(keras.ops.cast(model.layers[0].kernel, "float32"))
+    assert np.array_equal(kernel.astype("float32"), expected)
+
+
+def test_discarded_output_leaves_nothing(tmp_path):
+    tensors = {"x": TensorInfo("x", (4,), "float32", Extent(0, 0))}
+    for name, config in (("o.weights.h5", None), ("o.keras", ModelConfig("{}", "{}"))):
+        with open_writer(tmp_path / name, Structure(tensors, {}), config) as writer:
+            writer.write("x", 0, memoryview(bytes(16)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.3, 0.9, 0.999])
+def test_truncated_files_are_refused(saved, keep):
+    _, path = saved
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(FormatError, match="not an intact"):
+        open_reader(path)
+
+
+def test_files_that_are_something_else_are_refused(tmp_path):
+    for name in ("a.weights.h5", "a.keras"):
+        (tmp_path / name).write_text("not a checkpoint")
+        with pytest.raises(FormatError, match="not an intact"):
+            open_reader(tmp_path / name)
+    with pytest.raises(FormatError, match=r"ends in .weights.h5 or .keras"):
+        open_reader(tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(FormatError, match="not an intact .keras"):
+        open_reader(tmp_path / "b.keras")
+
+
+def hostile(kind: str, file: h5py.File, folder: Path) -> None:
+    file.create_dataset("layers/dense/vars/0", data=np.ones(4, "float32"))
+    if kind == "soft link":
+        file["layers/other"] = h5py.SoftLink("/layers/dense")
+    elif kind == "external link":
+        file["layers/other"] = h5py.ExternalLink("elsewhere.h5", "/x")
+    elif kind == "external storage":
+        (folder / "raw").write_bytes(bytes(16))
+        file.create_dataset("x", (4,), "float32", external=[(str(folder / "raw"), 0, 16)])
+    elif kind == "virtual":
+        layout = h5py.VirtualLayout((4,), "float32")
+        layout[:] = h5py.VirtualSource("elsewhere.h5", "x", (4,))
+        file.create_virtual_dataset("x", layout)
+    elif kind == "cycle":
+        file["layers/dense/loop"] = file["layers"]
+    elif kind == "second name":
+        file["layers/alias"] = file["layers/dense/vars/0"]
+    elif kind == "huge":
+        file.create_dataset("x", (2**60,), "float32", chunks=(1024,))
+    elif kind == "compressed":
+        file.create_dataset("x", data=np.ones(64), compression="gzip")
+    elif kind == "text":
+        file.create_dataset("x", data="hello")
+    elif kind == "big-endian":
+        file.create_dataset("x", data=np.ones(4, ">f4"))
+    elif kind == "never written":
+        file.create_dataset("x", (2**40,), "float32")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "soft link",
+        "external link",
+        "external storage",
+        "virtual",
+        "cycle",
+        "second name",
+        "huge",
+        "compressed",
+        "text",
+        "big-endian",
+        "never written",
+    ],
+)
+def test_hostile_files_are_refused_by_name(tmp_path, kind):
+    path = tmp_path / "h.weights.h5"
+    with h5py.File(path, "w") as file:
+        hostile(kind, file, tmp_path)
+    with pytest.raises(FormatError, match="refusing"):
+        open_reader(path)
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    tiny_model().save(tmp_path / "m.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "m.keras") as old,
+        zipfile.ZipFile(tmp_path / "z.keras", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(FormatError, match="compressed"):
+        open_reader(tmp_path / "z.keras")
