@@ -83,12 +83,13 @@ def _slices(data: Any) -> Iterator[Any]:
     length = _length(data)
     for start in range(0, length, BATCH_SIZE):
         yield keras.tree.map_structure(
-            lambda array, start=start: array[start : start + BATCH_SIZE], data
+            lambda part, start=start: None if part is None else part[start : start + BATCH_SIZE],
+            data,
         )
 
 
 def _length(data: Any) -> int:
-    lengths = {np.shape(array)[0] for array in keras.tree.flatten(data)}
+    lengths = {np.shape(part)[0] for part in keras.tree.flatten(data) if part is not None}
     if len(lengths) != 1:
         raise DataError(f"arrays of the data differ in length: {sorted(lengths)}")
     return lengths.pop()

@@ -99,11 +99,12 @@ class CheckpointSaver(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._cycles(self._epoch):
-            self._set_rate(
-                self.schedule.batch_rate(
-                    self._epoch, batch, self._steps_per_epoch(), self._initial_rate
-                )
+            steps = self._steps_per_epoch()
+            # Keras announces one batch too many when it finds the end of the data by reaching it.
+            rate = self.schedule.batch_rate(
+                self._epoch, min(batch, steps - 1), steps, self._initial_rate
             )
+            self._set_rate(rate)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches_seen = batch + 1

@@ -1,10 +1,10 @@
 """Fixtures that the tests share: tiny checkpoints, written by real Keras."""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -82,14 +82,19 @@ def checkpoints(tmp_path: Path) -> list[Path]:
     return paths
 
 
-@pytest.fixture
-def trained_run(tmp_path: Path) -> Path:
-    """A run of 6 epochs with checkpoints of epochs 3 to 6."""
+@pytest.fixture(scope="session")
+def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ckptavg import CheckpointSaver
 
+    directory = tmp_path_factory.mktemp("trained") / "run"
     keras.utils.set_random_seed(1)
     x, y = tiny_data()
-    model = tiny_model()
-    saver = CheckpointSaver(tmp_path / "run", start_epoch=3, lr_schedule="constant", swa_lr=0.005)
-    model.fit(x, y, epochs=6, validation_split=0.25, callbacks=[saver], verbose=0)
-    return tmp_path / "run"
+    saver = CheckpointSaver(directory, start_epoch=3, lr_schedule="constant", swa_lr=0.005)
+    tiny_model().fit(x, y, epochs=6, validation_split=0.25, callbacks=[saver], verbose=0)
+    return directory
+
+
+@pytest.fixture
+def trained_run(_trained_once: Path, tmp_path: Path) -> Path:
+    """A run of 6 epochs with checkpoints of epochs 3 to 6."""
+    return Path(shutil.copytree(_trained_once, tmp_path / "run"))

@@ -130,7 +130,7 @@ def test_files_that_are_something_else_are_refused(tmp_path):
         open_reader(tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:
         archive.writestr("config.json", "{}")
-    with pytest.raises(FormatError, match="not an intact .keras"):
+    with pytest.raises(FormatError, match=r"not an intact \.keras"):
         open_reader(tmp_path / "b.keras")
 
 

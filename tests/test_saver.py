@@ -1,0 +1,253 @@
+"""CheckpointSaver in real trainings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import ckptavg
+from ckptavg import CheckpointSaver, open_run
+from ckptavg.errors import SaverError
+from ckptavg.proof import tensor_records
+from ckptavg.schedule import Schedule
+from tests.conftest import leftovers, tiny_data, tiny_model
+
+
+def fit(model, directory, epochs=6, callbacks=(), initial_epoch=0, **arguments):
+    x, y = tiny_data()
+    saver = CheckpointSaver(directory, **arguments)
+    history = model.fit(
+        x,
+        y,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        batch_size=16,
+        verbose=0,
+        callbacks=[saver, *callbacks],
+    )
+    return history.history
+
+
+def test_a_run_holds_checkpoints_records_and_configuration(trained_run):
+    run = open_run(trained_run)
+    assert [record.epoch for record in run.records] == [3, 4, 5, 6]
+    for checkpoint in run.checkpoints:
+        record = checkpoint.record
+        assert record.size == checkpoint.path.stat().st_size
+        assert record.tensors == tensor_records(checkpoint.path)
+        assert record.step == 3 * record.epoch  # 72 samples in batches of 32
+        assert set(record.metrics) == {"accuracy", "loss", "val_accuracy", "val_loss"}
+        assert record.batch_norm.layers == 2
+        assert record.batch_norm.statistics == "running"
+        assert record.versions["keras"] == keras.__version__
+        with h5py.File(checkpoint.path) as file:
+            assert "optimizer" not in file
+    assert run.records[-1].learning_rate == pytest.approx(0.005)
+    assert json.loads((trained_run / "model.json").read_text())["metadata"]["keras_version"]
+    assert not leftovers(trained_run)
+
+
+def test_checkpoints_hold_the_weights_of_their_epoch(tmp_path):
+    kept = {}
+    model = tiny_model()
+    keep = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, _: kept.update({epoch + 1: model.get_weights()})
+    )
+    fit(model, tmp_path / "run", start_epoch=2, swa_freq=2, callbacks=[keep])
+    assert [record.epoch for record in open_run(tmp_path / "run").records] == [2, 4, 6]
+    for checkpoint in open_run(tmp_path / "run").checkpoints:
+        other = tiny_model()
+        other.load_weights(checkpoint.path, objects_to_skip=[other.optimizer])
+        for one, two in zip(other.get_weights(), kept[checkpoint.record.epoch], strict=True):
+            assert one.tobytes() == two.tobytes()
+
+
+def test_constant_rates_reach_the_optimizer(tmp_path):
+    history = fit(
+        tiny_model(), tmp_path / "run", 10, start_epoch=8, lr_schedule="constant", swa_lr=0.002
+    )
+    schedule = Schedule("constant", 8, swa_lr=0.002)
+    initial = float(np.float32(0.01))
+    expected = [np.float32(schedule.epoch_rate(epoch, initial)) for epoch in range(10)]
+    assert np.array_equal(np.float32(history["learning_rate"]), expected)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_cyclic_rates_reach_the_optimizer_in_every_batch(tmp_path, known):
+    model = tiny_model()
+    rates = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_: rates.append(float(model.optimizer.learning_rate))
+    )
+    x, y = tiny_data(40)
+    saver = CheckpointSaver(
+        tmp_path / "run",
+        start_epoch=3,
+        swa_freq=2,
+        lr_schedule="cyclic",
+        swa_lr=0.001,
+        swa_lr2=0.003,
+    )
+    if known:
+        model.fit(x, y, batch_size=8, epochs=6, callbacks=[saver, watch], verbose=0)
+    else:  # a generator: Keras learns the number of batches in the first epoch
+        import tensorflow as tf
+
+        data = tf.data.Dataset.from_generator(
+            lambda: (pair for pair in zip(x.reshape(5, 8, 6), y.reshape(5, 8), strict=True)),
+            output_signature=(tf.TensorSpec((8, 6), tf.float32), tf.TensorSpec((8,), tf.int64)),
+        )
+        model.fit(data, epochs=6, callbacks=[saver, watch], verbose=0)
+    schedule = Schedule("cyclic", 3, 2, 0.001, 0.003)
+    initial = float(np.float32(0.01))
+    expected = [schedule.epoch_rate(0, initial)] * 5 + [schedule.epoch_rate(1, initial)] * 5
+    expected += [schedule.batch_rate(e, b, 5, initial) for e in range(2, 6) for b in range(5)]
+    assert np.array_equal(np.float32(rates), np.float32(expected))
+    assert [record.epoch for record in open_run(tmp_path / "run").records] == [4, 6]
+    assert open_run(tmp_path / "run").records[0].learning_rate == pytest.approx(0.001)
+
+
+def test_manual_leaves_the_rate_alone_also_a_schedule_of_the_optimizer(tmp_path):
+    model = tiny_model()
+    decay = keras.optimizers.schedules.ExponentialDecay(0.1, 6, 0.5)
+    model.compile(keras.optimizers.SGD(decay), "sparse_categorical_crossentropy")
+    history = fit(model, tmp_path / "run", 3, start_epoch=1)
+    assert "learning_rate" not in history
+    rates = [record.learning_rate for record in open_run(tmp_path / "run").records]
+    assert rates == pytest.approx([0.05, 0.025, 0.0125])
+    with pytest.raises(SaverError, match="schedule of its own"):
+        fit(model, tmp_path / "other", 3, start_epoch=2, lr_schedule="constant")
+
+
+def test_max_to_keep(tmp_path):
+    fit(tiny_model(), tmp_path / "run", start_epoch=1, max_to_keep=2)
+    assert [record.epoch for record in open_run(tmp_path / "run").records] == [5, 6]
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 4
+
+
+def test_verbose_says_what_was_saved(tmp_path, capsys):
+    fit(tiny_model(), tmp_path / "run", 3, start_epoch=3, verbose=1)
+    out = capsys.readouterr().out
+    assert "Epoch 3: saving checkpoints" in out
+    assert "Epoch 3: saved" in out
+    fit(tiny_model(), tmp_path / "quiet", 3, start_epoch=3)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_existing_run_is_not_written_over_but_can_go_on(tmp_path):
+    model = tiny_model()
+    fit(model, tmp_path / "run", 4, start_epoch=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(SaverError, match="3 checkpoints of epochs 2 to 4"):
+        fit(tiny_model(), tmp_path / "run", 6, start_epoch=2)
+    assert {p: p.read_bytes() for p in before} == before
+    fit(model, tmp_path / "run", 6, start_epoch=2, initial_epoch=4)
+    assert [record.epoch for record in open_run(tmp_path / "run").records] == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start_epoch": 9}, "training ends with epoch 6"),
+        (
+            {"start_epoch": 5, "swa_freq": 3, "lr_schedule": "cyclic"},
+            "first checkpoint is due at the end of epoch 7",
+        ),
+        ({"start_epoch": 3, "lr_schedule": "constant", "swa_lr": 0.5}, "must not be above"),
+        ({"start_epoch": 3, "max_to_keep": 0}, "max_to_keep is 0"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(tmp_path, arguments, message):
+    with pytest.raises(SaverError, match=message):
+        fit(tiny_model(), tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(SaverError, match="cannot use the directory"):
+        fit(tiny_model(), tmp_path / "run", start_epoch=1)
+
+
+class Doubling(keras.Model):
+    """Without a constructor that Keras could call from a configuration."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.dense = layer
+        self.norm = keras.layers.BatchNormalization()
+
+    def call(self, inputs, training=None):
+        return self.norm(self.dense(inputs), training=training)
+
+    def get_config(self):
+        raise NotImplementedError
+
+
+def test_a_model_that_cannot_be_serialized_is_saved_without_configuration(tmp_path):
+    model = Doubling(keras.layers.Dense(3))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    fit(model, tmp_path / "run", 2, start_epoch=1)
+    run = open_run(tmp_path / "run")
+    assert run.model_file is None
+    assert run.records[0].model is None
+    assert run.records[0].batch_norm.layers == 1
+    report = ckptavg.merge(run, tmp_path / "o.weights.h5")
+    assert report.record.batch_norm.statistics == "stale"
+
+
+_KILLED = """
+import sys
+import keras, numpy as np
+import ckptavg
+model = keras.Sequential([keras.Input((64,))] + [keras.layers.Dense(512) for _ in range(12)])
+model.compile("sgd", "mse")
+x = np.zeros((8, 64), "float32")
+saver = ckptavg.CheckpointSaver(sys.argv[1], start_epoch=1)
+print("ready", flush=True)
+model.fit(x, np.zeros((8, 512)), epochs=100000, callbacks=[saver], verbose=0)
+"""
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, kills):
+    rng = np.random.default_rng(kills)
+    for number in range(kills):
+        directory = tmp_path / str(number)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _KILLED, str(directory)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            deadline = time.monotonic() + 60
+            while not list(directory.glob("checkpoints/*.json")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.3))
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+        run = open_run(directory)
+        assert run.checkpoints
+        for checkpoint in run.checkpoints:
+            assert tensor_records(checkpoint.path) == checkpoint.record.tensors
+        model = keras.Sequential(
+            [keras.Input((64,))] + [keras.layers.Dense(512) for _ in range(12)]
+        )
+        model.compile("sgd", "mse")
+        last = run.records[-1].epoch
+        saver = CheckpointSaver(directory, start_epoch=1)
+        x = np.zeros((8, 64), "float32")
+        model.fit(
+            x, np.zeros((8, 512)), initial_epoch=last, epochs=last + 1, callbacks=[saver], verbose=0
+        )
+        assert open_run(directory).records[-1].epoch == last + 1
+        assert not leftovers(directory)
