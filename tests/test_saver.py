@@ -84,7 +84,7 @@ def test_cyclic_rates_reach_the_optimizer_in_every_batch(tmp_path, known):
     model = tiny_model()
     rates = []
     watch = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: rates.append(float(model.optimizer.learning_rate))
+        on_train_batch_end=lambda *_, **__: rates.append(float(model.optimizer.learning_rate))
     )
     x, y = tiny_data(40)
     saver = CheckpointSaver(

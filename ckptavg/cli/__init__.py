@@ -50,7 +50,7 @@ def _root(
 def main() -> None:
     """Runs the command line: exit status 0, 1 for what the user can mend, 2 for wrong usage."""
     try:
-        app()
+        app(prog_name="ckptavg")
     except CkptavgError as error:
         _fail(str(error))
     except OSError as error:

@@ -1,0 +1,338 @@
+"""The command line as a user runs it: real processes in a folder with a train.py."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from ckptavg import cli
+from ckptavg.record import Record, record_path
+from tests.conftest import leftovers, read_tensors, tiny_data, tiny_model
+
+_TRAIN = """
+import keras
+import numpy as np
+
+rng = np.random.default_rng(7)
+x = rng.normal(1.5, 2.0, (96, 6)).astype("float32")
+y = rng.integers(0, 3, 96)
+
+def build_model():
+    layers = [
+        keras.Input((6,)), keras.layers.Dense(5, name="stem"),
+        keras.layers.BatchNormalization(name="stem_bn"),
+        keras.Sequential(
+            [keras.layers.Dense(4, activation="relu"), keras.layers.BatchNormalization()],
+            name="block",
+        ),
+        keras.layers.Dense(3, name="head"),
+    ]
+    model = keras.Sequential(layers, name="tiny")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    return model
+
+def other_model():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(9)])
+
+def bn_data(): return x
+def test_data(): return x, y
+def narrow_data(): return x[:, :4]
+"""
+
+
+def main(*arguments: object) -> tuple[int, str, str]:
+    """Runs the command line in this process: exit status, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    argv, sys.argv = sys.argv, ["ckptavg", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        status = stop.code or 0
+    finally:
+        sys.argv = argv
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def folder(trained_run, monkeypatch) -> Path:
+    """A working folder with a run and the train.py that made it."""
+    (trained_run.parent / "train.py").write_text(_TRAIN)
+    monkeypatch.chdir(trained_run.parent)
+    return trained_run.parent
+
+
+MODEL = ("--model", "train.py:build_model")
+DATA = ("--data", "train.py:bn_data")
+
+
+def test_the_quick_start_in_processes_of_its_own(folder):
+    script = """
+        set -e
+        ckptavg merge run -o swa.weights.h5
+        ckptavg merge run -o swa.keras --model train.py:build_model --data train.py:bn_data
+        ckptavg update-bn swa.weights.h5 -o swa-bn.weights.h5 \
+            --model train.py:build_model --data train.py:bn_data
+        ckptavg evaluate swa-bn.weights.h5 --model train.py:build_model --data train.py:test_data
+        ckptavg inspect run
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "80"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    result = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # no terminal: no progress bars; and TensorFlow is kept quiet
+    assert "statistics are stale" in result.stdout
+    assert "2 layers re-estimated from 96 samples" in result.stdout
+    assert re.search(r"accuracy +0\.\d+", result.stdout)
+    assert max(len(line) for line in result.stdout.splitlines()) <= 100
+    mean, refreshed = (read_tensors(folder / n) for n in ("swa.weights.h5", "swa-bn.weights.h5"))
+    changed = {name for name in mean if mean[name].tobytes() != refreshed[name].tobytes()}
+    assert changed == {
+        f"layers/{place}batch_normalization/vars/{n}"
+        for place in ("", "sequential/layers/")
+        for n in (2, 3)
+    }
+    in_archive = read_tensors(folder / "swa.keras")
+    assert {n: t.tobytes() for n, t in in_archive.items()} == {
+        n: t.tobytes() for n, t in refreshed.items()
+    }
+    assert not leftovers(folder)
+
+
+def test_statistics_of_the_commands_are_those_of_the_data(folder):
+    main("merge", "run", "-o", "swa.keras", *MODEL, *DATA)
+    model = keras.saving.load_model("swa.keras")
+    inputs = tiny_data()[0].astype("float64")
+    stem = model.get_layer("stem")
+    outputs = inputs @ stem.kernel.numpy().astype("float64") + stem.bias.numpy()
+    norm = model.get_layer("stem_bn")
+    np.testing.assert_allclose(norm.moving_mean, outputs.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, outputs.var(0), rtol=1e-5)
+    record = Record.read(record_path(Path("swa.keras")))
+    assert record.batch_norm.statistics == "fresh"
+    assert (record.batch_norm.samples, record.batch_norm.data) == (96, "train.py:bn_data")
+    assert [source.epoch for source in record.sources] == [3, 4, 5, 6]
+
+
+def test_the_model_may_be_left_out(folder):
+    assert main("merge", "run", "-o", "a.keras", *DATA)[0] == 0
+    assert main("merge", "run", "-o", "b.weights.h5")[0] == 0
+    Path("deep").mkdir()
+    assert main("update-bn", "b.weights.h5", "-o", "deep/c.weights.h5", *DATA)[0] == 0
+    for path in ("a.keras", "b.weights.h5", "deep/c.weights.h5", "run"):
+        status, out, err = main("evaluate", path, "--data", "train.py:test_data", "--json")
+        assert status == 0, err
+        assert set(json.loads(out)["metrics"]) == {"loss", "accuracy"}
+    assert Record.read(Path("deep/c.weights.h5.json")).sources[0].path.startswith("../run/")
+
+
+def test_a_model_that_keeps_files_is_saved_with_them(folder):
+    assert main("merge", "run", "-o", "a.keras", "--model", "train.py:build_model")[0] == 0
+    words = keras.layers.StringLookup(vocabulary=["a", "b"])
+    inputs = keras.Input((1,), dtype="string")
+    keras.Model(inputs, words(inputs)).save("words.keras")
+    status, _, err = main("merge", "run", "-o", "b.keras", "--model", "words.keras")
+    assert status == 1
+    assert "Pass --model file.py:callable" in err
+
+
+def test_json_reports(folder):
+    status, out, _ = main("merge", "run", "-o", "a.weights.h5", "--last", 2, "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert [s["epoch"] for s in report["sources"]] == [5, 6]
+    assert report["batch_norm"]["statistics"] == "stale"
+    assert report["tensors"] == {"average": 14}
+    status, out, _ = main("update-bn", "a.weights.h5", "-o", "b.weights.h5", *DATA, "--json")
+    assert json.loads(out)["samples"] == 96
+    content = json.loads(main("inspect", "run", "--json")[1])
+    assert [c["epoch"] for c in content["checkpoints"]] == [3, 4, 5, 6]
+    content = json.loads(main("inspect", "b.weights.h5", "--json")[1])
+    assert content["record"]["batch_norm"]["statistics"] == "fresh"
+    assert len(content["tensors"]) == 14
+
+
+def test_selections(folder):
+    for arguments, expected in (
+        (("--epochs", "3,5-6"), [3, 5, 6]),
+        (("--epochs", "4-6", "--last", 1), [6]),
+        (("--coefficients", "0.1,0.2,0.3,0.4"), [3, 4, 5, 6]),
+    ):
+        status, out, err = main(
+            "merge", "run", "-o", "a.weights.h5", "--overwrite", "--json", *arguments
+        )
+        assert status == 0, err
+        assert [s["epoch"] for s in json.loads(out)["sources"]] == expected
+    assert [s["coefficient"] for s in json.loads(out)["sources"]] == [0.1, 0.2, 0.3, 0.4]
+    best = main("merge", "run", "-o", "b.weights.h5", "--best", 1, "--json")[1]
+    losses = {
+        r["epoch"]: r["metrics"]["val_loss"]
+        for r in json.loads(main("inspect", "run", "--json")[1])["checkpoints"]
+    }
+    assert json.loads(best)["sources"][0]["epoch"] == min(losses, key=losses.get)
+
+
+def test_inspect_fits_a_terminal(folder):
+    for path in ("run", "run/checkpoints/epoch-0003.weights.h5"):
+        status, out, _ = main("inspect", path)
+        assert status == 0
+        assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("merge", ".", "-o", "o.weights.h5"), "is not a run"),
+        (("merge", "gone", "-o", "o.weights.h5"), "there is no checkpoint gone"),
+        (("merge", "empty", "-o", "o.weights.h5"), "holds no checkpoint yet"),
+        (("merge", "text.weights.h5", "-o", "o.weights.h5"), "not an intact HDF5 file"),
+        (
+            ("merge", "run", "other.weights.h5", "-o", "o.weights.h5"),
+            "must come from the same model",
+        ),
+        (("merge", "run", "-o", "there.weights.h5"), "--overwrite"),
+        (("merge", "run", "-o", "o.txt"), "name an output that ends in .weights.h5 or .keras"),
+        (("merge", "run", "-o", "gone/o.weights.h5"), "the folder gone does not exist"),
+        (("merge", "run", "-o", "o.weights.h5", "--last", "9"), "ask for 1 to 4"),
+        (("merge", "run", "-o", "o.weights.h5", "--coefficients", "1,1"), "2 coefficients for 4"),
+        (("merge", "run", "-o", "o.weights.h5", "--max-memory", "1MiB"), "too low"),
+        (("merge", "run", "-o", "o.weights.h5", "--jobs", "0"), "at least 1"),
+        (("merge", "run", "-o", "o.weights.h5", "--steps", "2"), "--data, which is missing"),
+        (("merge", "run", "-o", "o.keras", *MODEL, "--data", "gone.py:f"), "no file gone.py"),
+        (("merge", "run", "-o", "o.keras", *MODEL, "--data", "train.py:f"), "there is no 'f'"),
+        (("merge", "run", "-o", "o.keras", "--model", "train.py:f", *DATA), "there is no 'f'"),
+        (
+            ("merge", "run", "-o", "o.keras", "--model", "train.py:other_model", *DATA),
+            "does not fit the model",
+        ),
+        (
+            ("merge", "run", "-o", "o.keras", *MODEL, "--data", "train.py:narrow_data"),
+            "the model rejects batch 0",
+        ),
+        (("merge", "other.weights.h5", "-o", "o.keras"), "Pass --model"),
+        (("merge", "other.weights.h5", "-o", "o.keras", *DATA), "pass --model SPEC"),
+        (("merge", "nan.weights.h5", "-o", "o.weights.h5"), "holds NaN"),
+        (("update-bn", "gone.weights.h5", "-o", "o.weights.h5", *DATA), "there is no checkpoint"),
+        (("update-bn", "other.weights.h5", "-o", "o.weights.h5", *DATA), "pass --model SPEC"),
+        (("update-bn", "text.weights.h5", "-o", "o.weights.h5", *MODEL, *DATA), "not an intact"),
+        (
+            ("update-bn", "other.weights.h5", "-o", "o.weights.h5", *MODEL, *DATA),
+            "does not fit the model",
+        ),
+        (
+            (
+                "evaluate",
+                "other.weights.h5",
+                "--model",
+                "train.py:other_model",
+                "--data",
+                "train.py:test_data",
+            ),
+            "is not compiled",
+        ),
+        (
+            ("evaluate", "run", "--data", "train.py:narrow_data"),
+            "cannot be evaluated on the data",
+        ),
+        (("inspect", "gone"), "there is no checkpoint gone"),
+        (("inspect", "empty"), "holds no checkpoint yet"),
+    ],
+)
+def test_bad_input_gets_an_error_and_no_output(folder, arguments, message):
+    (folder / "empty" / "checkpoints").mkdir(parents=True)
+    (folder / "text.weights.h5").write_text("not a checkpoint")
+    (folder / "there.weights.h5").write_text("precious")
+    keras.Sequential([keras.Input((6,)), keras.layers.Dense(9)]).save_weights("other.weights.h5")
+    model = tiny_model()
+    model.get_layer("head").kernel.assign(np.full((4, 3), np.nan))
+    model.save_weights("nan.weights.h5")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    status, out, err = main(*arguments)
+    assert status == 1, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    after = {path: data for path, data in after.items() if "__pycache__" not in path.parts}
+    assert after == before
+
+
+def test_an_unbuilt_model_is_built_from_the_data(folder):
+    (folder / "lazy.py").write_text(
+        "import keras\n"
+        "def build():\n"
+        "    m = keras.Sequential([keras.layers.Dense(3), keras.layers.BatchNormalization()])\n"
+        "    m.compile('sgd', 'mse')\n"
+        "    return m\n"
+    )
+    model = keras.Sequential([keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    model.build((None, 6))
+    model.save_weights("lazy.weights.h5")
+    status, _, err = main(
+        "update-bn", "lazy.weights.h5", "-o", "o.weights.h5", "--model", "lazy.py:build", *DATA
+    )
+    assert status == 0, err
+
+
+def test_wrong_usage_is_status_2(folder):
+    assert main("merge")[0] == 2
+    assert main("merge", "run", "-o", "o.weights.h5", "--epochs", "x")[0] == 2
+    assert main("merge", "run", "-o", "o.weights.h5", "--max-memory", "much")[0] == 2
+
+
+def test_version_and_help():
+    assert main("--version")[1].startswith("ckptavg ")
+    for command in ((), ("demo",), ("merge",), ("update-bn",), ("evaluate",), ("inspect",)):
+        status, out, _ = main(*command, "--help")
+        assert status == 0
+        assert "Usage: ckptavg" in out
+
+
+def test_memory_limit_of_the_whole_process_is_obeyed(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        with h5py.File(tmp_path / f"{number}.weights.h5", "w") as file:
+            for layer in range(4):
+                file[f"layers/d{layer}/vars/0"] = rng.normal(size=2_000_000).astype("float32")
+    limit = 128
+    code = (
+        "import pathlib, ckptavg.cli\n"
+        "try: ckptavg.cli.main()\n"
+        "finally: pathlib.Path('peak').write_text(pathlib.Path('/proc/self/status').read_text())\n"
+    )
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "merge",
+            *sorted(map(str, tmp_path.glob("*.h5"))),
+            "-o",
+            str(tmp_path / "o.weights.h5"),
+            "--max-memory",
+            f"{limit}MiB",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    # VmHWM begins anew in a new program; ru_maxrss would count the process it was forked from.
+    peak = re.search(r"VmHWM:\s+(\d+) kB", (tmp_path / "peak").read_text())
+    assert int(peak[1]) <= limit * 1024
+    assert json.loads(result.stdout)["bytes_written"] == 32_000_000

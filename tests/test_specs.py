@@ -1,0 +1,142 @@
+"""SPECs: what they lead to, and which part failed when they do not."""
+
+import keras
+import numpy as np
+import pytest
+
+from ckptavg.errors import ModelError, SpecError
+from ckptavg.specs import load_data, load_model
+from tests.conftest import tiny_model
+
+_TRAIN = """
+import keras
+import helper  # a neighbour of this file
+
+def build_model():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+
+def data():
+    return helper.numbers(), None
+
+def nothing():
+    return None
+
+def wrong():
+    return {"not": "a model"}
+
+def broken():
+    return 1 / 0
+
+def needs(argument):
+    return argument
+
+class Leaving:
+    def __call__(self):
+        raise SystemExit(3)
+
+constant = 5
+"""
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    (tmp_path / "helper.py").write_text("import numpy\ndef numbers(): return numpy.ones((4, 6))\n")
+    (tmp_path / "train.py").write_text(_TRAIN)
+    (tmp_path / "bad_syntax.py").write_text("def f(:\n")
+    (tmp_path / "bad_import.py").write_text("import no_such_thing\n")
+    (tmp_path / "bad_exit.py").write_text("raise SystemExit('bye')\n")
+    (tmp_path / "bad_file.py").write_text("open('gone.txt')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "train", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "spec", ["train.py:build_model", "./train.py:build_model", "train:build_model"]
+)
+def test_models(train, spec):
+    assert load_model(spec).output_shape == (None, 3)
+    assert load_data(spec.replace("build_model", "data"))[0].shape == (4, 6)
+
+
+def test_a_file_is_imported_once(train):
+    (train / "counted.py").write_text(
+        "import pathlib\n"
+        "with pathlib.Path('count').open('a') as f: f.write('x')\n"
+        "def data(): return [1]\n"
+    )
+    load_data("counted.py:data")
+    load_data("./counted.py:data")
+    assert (train / "count").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("train.py", r"the model SPEC 'train.py' must have the form file.py:callable or"),
+        (":build_model", "must have the form"),
+        ("train.py:", "must have the form"),
+        ("gone.py:build_model", "there is no file gone.py"),
+        ("gone.module:build_model", "there is no module gone"),
+        ("train.py:build", "there is no 'build' in the file, it has: .*broken, build_model"),
+        ("train.py:constant", "'constant' is not a function but 5"),
+        ("train.py:wrong", "gave a dict, but must give a keras.Model"),
+        ("train.py:nothing", "gave a NoneType"),
+        ("train.py:broken", r"raised ZeroDivisionError: division by zero \(train.py, line 18\)"),
+        ("train.py:needs", "raised TypeError: .*missing 1 required"),
+        ("bad_syntax.py:f", "bad_syntax.py cannot be imported: SyntaxError"),
+        ("bad_import.py:f", r"cannot be imported: ModuleNotFoundError: .*no_such_thing.* line 1\)"),
+        ("bad_exit.py:f", "cannot be imported: SystemExit: bye"),
+        ("bad_file.py:f", "cannot be imported: FileNotFoundError: .*gone.txt"),
+        ("gone.keras", "there is no model file gone.keras"),
+    ],
+)
+def test_the_part_that_failed_is_named(train, spec, message):
+    with pytest.raises(SpecError, match=message):
+        load_model(spec)
+
+
+def test_keras_files_and_configurations(trained_run, tmp_path):
+    model = tiny_model()
+    model.save(tmp_path / "m.keras")
+    assert load_model(tmp_path / "m.keras").compiled
+    assert load_model(trained_run / "model.json").compiled
+    (tmp_path / "text.keras").write_text("no archive")
+    with pytest.raises(SpecError, match="Keras cannot load"):
+        load_model(tmp_path / "text.keras")
+
+
+def test_an_unknown_class_in_a_configuration_asks_for_a_callable(trained_run):
+    path = trained_run / "model.json"
+    path.write_text(path.read_text().replace('"class_name": "Dense"', '"class_name": "Denser"'))
+    with pytest.raises(ModelError, match=r"pass --model file\.py:callable"):
+        load_model(path)
+
+
+def test_arrays_in_a_file(tmp_path):
+    x, y = np.ones((4, 6)), np.arange(4)
+    np.savez(tmp_path / "xy.npz", x=x, y=y)
+    np.savez(tmp_path / "x.npz", x=x)
+    np.savez(tmp_path / "other.npz", images=x)
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
+    (tmp_path / "text.npz").write_text("no arrays")
+    assert [part.shape for part in load_data(tmp_path / "xy.npz")] == [(4, 6), (4,)]
+    assert load_data(tmp_path / "x.npz").shape == (4, 6)
+    for name, message in (
+        ("other.npz", "must hold an array 'x', but holds images"),
+        ("pickled.npz", "cannot read"),
+        ("text.npz", "cannot read"),
+        ("gone.npz", "there is no data file"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            load_data(tmp_path / name)
+
+
+def test_data_that_is_nothing(train):
+    with pytest.raises(SpecError, match="gave None, but must give data"):
+        load_data("train.py:nothing")
+
+
+def test_a_model_of_keras_only(train):
+    assert isinstance(load_model("train.py:build_model"), keras.Model)
