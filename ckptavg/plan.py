@@ -10,7 +10,13 @@ from pathlib import Path
 from ckptavg.accumulate import PIECE
 from ckptavg.errors import FormatError, IntegrityError, MismatchError, OutputError, ResourceError
 from ckptavg.files import check_output
-from ckptavg.formats import ModelConfig, Structure, open_reader, output_suffix
+from ckptavg.formats import (
+    CheckpointReader,
+    ModelConfig,
+    Structure,
+    open_reader,
+    output_suffix,
+)
 from ckptavg.recipes import check_coefficients, uniform
 from ckptavg.record import BatchNormRecord, Record
 from ckptavg.run import Checkpoint, resolve
@@ -145,7 +151,9 @@ def plan_merge(
         batch_norm=_batch_norm(planned),
         model_file=model_file,
         model_config=(
-            _model_config(model_file, output) if suffix == ".keras" and not live_model else None
+            _model_config(model_file, output, reference)
+            if suffix == ".keras" and not live_model
+            else None
         ),
         bytes_read=sum(_bytes_read(item, shares) for item in items),
         bytes_written=written,
@@ -232,7 +240,7 @@ def _check_record(checkpoint: Checkpoint, structure: Structure, size: int) -> No
         )
 
 
-def _check_same_model(one: SourcePlan, other: SourcePlan) -> None:
+def _check_same_model(one: SourcePlan, other: SourcePlan | CheckpointReader) -> None:
     a, b = one.structure.tensors, other.structure.tensors
     if one.structure is other.structure:
         return
@@ -301,10 +309,13 @@ def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:
     return existing[0] if len(files) == 1 and existing else None
 
 
-def _model_config(model_file: Path | None, output: Path) -> ModelConfig | None:
+def _model_config(model_file: Path | None, output: Path, source: SourcePlan) -> ModelConfig:
     if model_file is None:
         raise FormatError(
             f"cannot write {output}: a .keras file holds the configuration of the model, and the "
             "checkpoints come with none. Pass --model, or write a .weights.h5 file"
         )
+    if model_file.suffix == ".keras":
+        with open_reader(model_file) as reader:
+            _check_same_model(source, reader)
     return ModelConfig.read(model_file)

@@ -140,14 +140,29 @@ def test_the_model_may_be_left_out(folder):
     assert Record.read(Path("deep/c.weights.h5.json")).sources[0].path.startswith("../run/")
 
 
-def test_a_model_that_keeps_files_is_saved_with_them(folder):
-    assert main("merge", "run", "-o", "a.keras", "--model", "train.py:build_model")[0] == 0
-    words = keras.layers.StringLookup(vocabulary=["a", "b"])
+def test_a_model_file_must_fit_and_hold_all_that_the_model_keeps(folder):
+    other = keras.Sequential([keras.Input((6,)), keras.layers.Dense(9)])
+    other.save("other.keras")
+    status, _, err = main("merge", "run", "-o", "o.keras", "--model", "other.keras")
+    assert (status, "must come from the same model" in err) == (1, True)
+    words = keras.layers.TextVectorization(output_sequence_length=4)
+    words.adapt(["a b c"])
+    embedding = keras.layers.Embedding(9, 2)
     inputs = keras.Input((1,), dtype="string")
-    keras.Model(inputs, words(inputs)).save("words.keras")
-    status, _, err = main("merge", "run", "-o", "b.keras", "--model", "words.keras")
-    assert status == 1
-    assert "Pass --model file.py:callable" in err
+    model = keras.Model(inputs, embedding(words(inputs)))
+    model.save("words.keras")
+    model.save_weights("words.weights.h5")
+    status, _, err = main("merge", "words.weights.h5", "-o", "o.keras", "--model", "words.keras")
+    assert (status, "Pass --model file.py:callable" in err) == (1, True)
+    assert not Path("o.keras").exists()
+    (folder / "words.py").write_text(
+        "import keras\ndef build(): return keras.saving.load_model('words.keras')\n"
+    )
+    status, _, err = main("merge", "words.weights.h5", "-o", "o.keras", "--model", "words.py:build")
+    assert status == 0, err
+    loaded = keras.saving.load_model("o.keras")
+    text = keras.ops.convert_to_tensor([["b c"]])
+    assert np.array_equal(loaded(text), model(text))
 
 
 def test_json_reports(folder):

@@ -20,7 +20,7 @@ def demo(
     ] = 0,
     json: Json = False,
 ) -> None:
-    """Train on handwritten digits, merge, re-estimate BatchNorm, compare."""
+    """See it all on handwritten digits: train, merge, compare."""
     for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise SpecError(f"the demo needs {package}: pip install 'ckptavg[analysis]'")

@@ -40,7 +40,9 @@ def merge(
     output: Output,
     epochs: Annotated[
         str | None,
-        typer.Option(help="Epochs of the run, like 16-30 or 16,20,24.", show_default=False),
+        typer.Option(
+            metavar="LIST", help="Epochs of the run, like 16-30 or 16,20,24.", show_default=False
+        ),
     ] = None,
     last: Annotated[
         int | None, typer.Option(help="Only the last N checkpoints.", metavar="N")
@@ -48,11 +50,16 @@ def merge(
     best: Annotated[
         int | None, typer.Option(help="Only the N best by --monitor.", metavar="N")
     ] = None,
-    monitor: Annotated[str, typer.Option(help="Metric that --best goes by.")] = "val_loss",
-    mode: Annotated[str, typer.Option(help="Best is min, max, or auto: by name.")] = "auto",
+    monitor: Annotated[
+        str, typer.Option(help="Metric that --best goes by.", metavar="NAME")
+    ] = "val_loss",
+    mode: Annotated[
+        str, typer.Option(help="Best is min, max, or auto: by name.", metavar="MODE")
+    ] = "auto",
     coefficients: Annotated[
         str | None,
         typer.Option(
+            metavar="LIST",
             help="One for each checkpoint, like 0.2,0.3,0.5; the plain mean if left out.",
             show_default=False,
         ),
