@@ -9,12 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from ckptavg.batches import count_samples, input_batches
+from ckptavg.batches import Progress, count_samples, input_batches
 from ckptavg.errors import DataError, ModelError
 from ckptavg.keras_models import batch_norm_layers, first_line
-
-Progress = Callable[[int], None]
-"""Is told of batches that were seen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Batches of inputs from whatever a Keras user calls data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -9,6 +9,9 @@ import numpy as np
 from ckptavg.errors import DataError
 
 BATCH_SIZE = 32
+
+Progress = Callable[[int], None]
+"""Is told of batches that were seen."""
 
 
 def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:

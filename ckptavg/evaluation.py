@@ -6,12 +6,18 @@ from typing import Any
 
 import keras
 
-from ckptavg.batches import fit_arguments
+from ckptavg.batches import Progress, fit_arguments
 from ckptavg.errors import DataError, ModelError
 from ckptavg.keras_models import build, first_line, load_weights
 
 
-def evaluate(checkpoint: str | Path, *, model: keras.Model, data: Any) -> dict[str, float]:
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    model: keras.Model,
+    data: Any,
+    progress: Progress | None = None,
+) -> dict[str, float]:
     """Loads a checkpoint into a model and evaluates it.
 
     Args:
@@ -19,6 +25,7 @@ def evaluate(checkpoint: str | Path, *, model: keras.Model, data: Any) -> dict[s
         model: the compiled model that the checkpoint belongs to; it keeps the new weights.
         data: a `tf.data.Dataset` or other iterable of batches `(x, y)`, a `keras.utils.PyDataset`,
             or a tuple of arrays `(x, y)`.
+        progress: called with the number of new batches as they have been seen.
 
     Returns:
         Loss and metrics by name, as `model.evaluate` gives them.
@@ -39,9 +46,27 @@ def evaluate(checkpoint: str | Path, *, model: keras.Model, data: Any) -> dict[s
         with warnings.catch_warnings():
             # Keras warns when data end where they end.
             warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
-            metrics = model.evaluate(**fit_arguments(data), verbose=0, return_dict=True)
+            metrics = model.evaluate(
+                **fit_arguments(data),
+                verbose=0,
+                return_dict=True,
+                callbacks=[_Telling(progress)] if progress else None,
+            )
     except Exception as error:
         raise DataError(
             f"the model cannot be evaluated on the data: {first_line(error)}"
         ) from error
     return {name: float(value) for name, value in metrics.items()}
+
+
+class _Telling(keras.callbacks.Callback):
+    """Tells of batches as they have been evaluated."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+        self._told = 0
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._progress(batch + 1 - self._told)
+        self._told = batch + 1

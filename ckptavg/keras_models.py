@@ -10,8 +10,8 @@ import keras
 
 from ckptavg.batches import input_batches
 from ckptavg.errors import ModelError
-from ckptavg.formats import ModelConfig, open_reader
-from ckptavg.plan import is_optimizer
+from ckptavg.formats import ModelConfig, is_optimizer, open_reader
+from ckptavg.proof import check_intact
 
 
 def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -99,9 +99,11 @@ def load_weights(model: keras.Model, path: Path) -> None:
     """Loads a `.weights.h5` or `.keras` file into a model that is built.
 
     Raises:
-        FormatError: the file is damaged.
+        FormatError: the file is not a checkpoint, or is damaged.
+        IntegrityError: the file differs from its record, if it has one.
         ModelError: the checkpoint does not fit the model.
     """
+    check_intact(path)
     with open_reader(path) as reader:
         stored = [name for name in reader.structure.tensors if not is_optimizer(name)]
     if len(stored) > len(model.weights):

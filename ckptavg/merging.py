@@ -25,6 +25,7 @@ from ckptavg.plan import (
     SourcePlan,
     plan_merge,
 )
+from ckptavg.proof import check_digest
 from ckptavg.record import Record, SourceRecord, TensorRecord, now, record_path, versions
 from ckptavg.tensors import BLOCK_SIZE, Region, TensorInfo, regions
 
@@ -180,7 +181,9 @@ class _Worker:
             self._writer.write(tensor.name, start, result)
             self._progress(nbytes * len(chosen))
         for index, proof in proofs.items():
-            self._prove(index, tensor, work.region, proof.hexdigest())
+            source = self._plan.sources[index]
+            if source.record is not None:
+                check_digest(source.path, source.record, tensor, work.region, proof.hexdigest())
         return written.hexdigest()
 
     def _average(
@@ -220,17 +223,6 @@ class _Worker:
         source = self._plan.sources[index].structure.tensors[tensor.name]
         self._readers[index].read_into(source, start, buffer)
         return buffer
-
-    def _prove(self, index: int, tensor: TensorInfo, region: Region, found: str) -> None:
-        source = self._plan.sources[index]
-        if source.record is None:
-            return
-        digests = source.record.tensors[tensor.name].digests
-        if region.block >= len(digests) or digests[region.block] != found:
-            raise IntegrityError(
-                f"{source.path} is damaged: block {region.block} of '{tensor.name}' (its bytes "
-                f"from {region.start:,} on) is not what was saved, by the digest in its record"
-            )
 
     def _explain_not_finite(
         self, tensor: TensorInfo, start: int, nbytes: int, proofs: Iterable[int]

@@ -14,9 +14,11 @@ from ckptavg.formats import (
     CheckpointReader,
     ModelConfig,
     Structure,
+    is_optimizer,
     open_reader,
     output_suffix,
 )
+from ckptavg.proof import check_tensors
 from ckptavg.recipes import check_coefficients, uniform
 from ckptavg.record import BatchNormRecord, Record
 from ckptavg.run import Checkpoint, resolve
@@ -161,11 +163,6 @@ def plan_merge(
     )
 
 
-def is_optimizer(name: str) -> bool:
-    """Whether a tensor or folder is optimizer state, which an average does not keep."""
-    return name == "optimizer" or name.startswith("optimizer/")
-
-
 def count_batch_norm(names: object) -> int:
     """How many BatchNormalization layers the stored names of tensors tell of."""
     return len({m.string[: m.end()] for m in map(_BATCH_NORM.search, names) if m})
@@ -178,7 +175,8 @@ def _open_all(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> tup
             structure = reader.structure
             if planned and structure == planned[0].structure:
                 structure = planned[0].structure
-            _check_record(checkpoint, structure, reader.size)
+            if checkpoint.record is not None:
+                check_tensors(checkpoint.record, reader)
             planned.append(
                 SourcePlan(checkpoint.path, share, reader.stamp, structure, checkpoint.record)
             )
@@ -216,28 +214,6 @@ def _check_distinct(checkpoints: Sequence[Checkpoint], output: Path) -> None:
         if place in seen:
             raise MismatchError(f"{checkpoint.path} is named twice: name every checkpoint once")
         seen.add(place)
-
-
-def _check_record(checkpoint: Checkpoint, structure: Structure, size: int) -> None:
-    record = checkpoint.record
-    if record is None:
-        return
-    if record.size != size:
-        raise IntegrityError(
-            f"{checkpoint.path} has {size:,} bytes but its record says {record.size:,}: "
-            "it was changed or truncated after it was saved"
-        )
-    stored = {
-        name: (tensor.shape, tensor.dtype)
-        for name, tensor in structure.tensors.items()
-        if not is_optimizer(name)
-    }
-    recorded = {name: (tensor.shape, tensor.dtype) for name, tensor in record.tensors.items()}
-    if stored != recorded:
-        raise IntegrityError(
-            f"{checkpoint.path} holds other tensors than its record says: "
-            "it was changed after it was saved"
-        )
 
 
 def _check_same_model(one: SourcePlan, other: SourcePlan | CheckpointReader) -> None:

@@ -1,14 +1,15 @@
-"""The digests that prove a checkpoint file intact, computed from the file itself."""
+"""The digests that prove a checkpoint file intact: computed from the file, held against its record."""
 
 from pathlib import Path
 
-from ckptavg.formats import open_reader
-from ckptavg.record import TensorRecord, digest
-from ckptavg.tensors import BLOCK_SIZE, regions
+from ckptavg.errors import IntegrityError
+from ckptavg.formats import CheckpointReader, is_optimizer, open_reader
+from ckptavg.record import Record, TensorRecord, digest, find_record
+from ckptavg.tensors import BLOCK_SIZE, Region, TensorInfo, regions
 
 
 def tensor_records(path: Path) -> dict[str, TensorRecord]:
-    """Shape, dtype and digests of every tensor in a checkpoint file.
+    """Shape, dtype and digests of every tensor in a checkpoint file but optimizer state.
 
     Raises:
         FormatError: the file is not a checkpoint, or is damaged.
@@ -17,6 +18,8 @@ def tensor_records(path: Path) -> dict[str, TensorRecord]:
     records = {}
     with open_reader(path) as reader:
         for name, tensor in reader.structure.tensors.items():
+            if is_optimizer(name):
+                continue
             digests = []
             for region in regions(tensor.nbytes):
                 part = buffer[: region.nbytes]
@@ -24,3 +27,65 @@ def tensor_records(path: Path) -> dict[str, TensorRecord]:
                 digests.append(digest(part))
             records[name] = TensorRecord(tensor.shape, tensor.dtype, tuple(digests))
     return records
+
+
+def check_intact(path: Path) -> bool:
+    """Holds a checkpoint file against its record, byte for byte.
+
+    Returns:
+        Whether it has a record; without one nothing is proven.
+
+    Raises:
+        FormatError: the file is not a checkpoint, or is damaged.
+        IntegrityError: it differs from its record.
+    """
+    record = find_record(path)
+    if record is None:
+        return False
+    with open_reader(path) as reader:
+        check_tensors(record, reader)
+        tensors = reader.structure.tensors
+    for name, found in tensor_records(path).items():
+        for region in regions(tensors[name].nbytes):
+            check_digest(path, record, tensors[name], region, found.digests[region.block])
+    return True
+
+
+def check_tensors(record: Record, reader: CheckpointReader) -> None:
+    """Makes sure that a file has the size and the tensors that its record says.
+
+    Raises:
+        IntegrityError: it has not.
+    """
+    if record.size != reader.size:
+        raise IntegrityError(
+            f"{reader.path} has {reader.size:,} bytes but its record says {record.size:,}: "
+            "it was changed or truncated after it was saved"
+        )
+    stored = {
+        name: (tensor.shape, tensor.dtype)
+        for name, tensor in reader.structure.tensors.items()
+        if not is_optimizer(name)
+    }
+    recorded = {name: (tensor.shape, tensor.dtype) for name, tensor in record.tensors.items()}
+    if stored != recorded:
+        raise IntegrityError(
+            f"{reader.path} holds other tensors than its record says: "
+            "it was changed after it was saved"
+        )
+
+
+def check_digest(
+    path: Path, record: Record, tensor: TensorInfo, region: Region, found: str
+) -> None:
+    """Makes sure that a region of a tensor has the digest that the record says.
+
+    Raises:
+        IntegrityError: it has another; the message names file, tensor and block.
+    """
+    digests = record.tensors[tensor.name].digests
+    if region.block >= len(digests) or digests[region.block] != found:
+        raise IntegrityError(
+            f"{path} is damaged: block {region.block} of '{tensor.name}' (its bytes from "
+            f"{region.start:,} on) is not what was saved, by the digest in its record"
+        )

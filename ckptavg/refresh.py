@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from ckptavg.batch_norm import BatchNormReport, update_batch_norm
-from ckptavg.batch_norm import Progress as BatchProgress
+from ckptavg.batches import Progress as BatchProgress
 from ckptavg.errors import FormatError
 from ckptavg.files import check_output, commit, temporary_sibling
 from ckptavg.formats import output_suffix

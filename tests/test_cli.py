@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from ckptavg import cli
+from ckptavg.formats import open_reader
 from ckptavg.record import Record, record_path
-from tests.conftest import leftovers, read_tensors, tiny_data, tiny_model
+from tests.conftest import flip_bit, leftovers, read_tensors, tiny_data, tiny_model
 
 _TRAIN = """
 import keras
@@ -284,6 +285,20 @@ def test_bad_input_gets_an_error_and_no_output(folder, arguments, message):
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     after = {path: data for path, data in after.items() if "__pycache__" not in path.parts}
     assert after == before
+
+
+def test_a_damaged_file_is_not_loaded(folder):
+    assert main("merge", "run", "-o", "a.weights.h5")[0] == 0
+    with open_reader(Path("a.weights.h5")) as reader:
+        flip_bit(reader.path, next(iter(reader.structure.tensors.values())).extent.offset)
+    for command in (
+        ("update-bn", "a.weights.h5", "-o", "o.weights.h5", *DATA),
+        ("evaluate", "a.weights.h5", "--data", "train.py:test_data"),
+    ):
+        status, _, err = main(*command)
+        assert status == 1
+        assert "a.weights.h5 is damaged: block 0 of" in err
+    assert not Path("o.weights.h5").exists()
 
 
 def test_an_unbuilt_model_is_built_from_the_data(folder):

@@ -114,30 +114,45 @@ def checkpoint_of(path: Path) -> Path:
     return open_run(path).checkpoints[-1].path if (path / CHECKPOINT_FOLDER).is_dir() else path
 
 
+Bar = Callable[[str, int | None], Callable[[int], None]]
+"""Makes a bar from its description and total; gives what is to be told of progress."""
+
+
 @contextmanager
-def progress_bar(
-    description: str, total: int | None, *, is_bytes: bool = False
-) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; nothing when that is not a terminal."""
+def progress_bars() -> Iterator[Bar]:
+    """Progress bars on stderr, each shown from its first progress on; none without a terminal."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda *_: lambda _: None
         return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
 
-    amount = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<15}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda amount: progress.advance(task, amount)
+
+        def bar(description: str, total: int | None) -> Callable[[int], None]:
+            task = progress.add_task(description, total=total, start=False, visible=False)
+
+            def advance(amount: int) -> None:
+                if not progress.tasks[task].started:
+                    progress.start_task(task)
+                    progress.update(task, visible=True)
+                progress.advance(task, amount)
+
+            return advance
+
+        yield bar
 
 
 @contextmanager

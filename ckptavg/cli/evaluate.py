@@ -13,6 +13,7 @@ from ckptavg.cli.common import (
     import_keras,
     model_spec,
     print_json,
+    progress_bars,
 )
 from ckptavg.errors import FormatError
 
@@ -38,10 +39,14 @@ def evaluate(
         raise FormatError(f"there is no checkpoint {checkpoint}")
     spec = model_spec(model, checkpoint)
     import_keras()
+    from ckptavg.batches import count_batches
     from ckptavg.evaluation import evaluate as evaluate_checkpoint
     from ckptavg.specs import load_data, load_model
 
-    metrics = evaluate_checkpoint(checkpoint, model=load_model(spec), data=load_data(data))
+    live, loaded = load_model(spec), load_data(data)
+    with progress_bars() as bar:
+        progress = bar("evaluating", count_batches(loaded, None))
+        metrics = evaluate_checkpoint(checkpoint, model=live, data=loaded, progress=progress)
     if json:
         print_json({"checkpoint": str(checkpoint), "metrics": metrics})
         return

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ckptavg.cli.common import Json, human_size, print_json
-from ckptavg.formats import open_reader
-from ckptavg.plan import is_optimizer
+from ckptavg.formats import is_optimizer, open_reader
 from ckptavg.record import Record
 from ckptavg.run import Checkpoint, Run, describe_epochs, open_run
 

@@ -2,7 +2,6 @@
 
 import shlex
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +20,7 @@ from ckptavg.cli.common import (
     parse_epochs,
     parse_size,
     print_json,
-    progress_bar,
+    progress_bars,
 )
 from ckptavg.errors import ResourceError, RunError, SpecError
 from ckptavg.merging import MergeReport, run_plan
@@ -115,8 +114,8 @@ def merge(
     if live:
         _merge_into_model(plan, model, data, steps, json)
         return
-    with progress_bar("merging", plan.bytes_read, is_bytes=True) as progress:
-        report = run_plan(plan, progress)
+    with progress_bars() as bar:
+        report = run_plan(plan, bar("merging", plan.bytes_read))
     if json:
         print_json(_report(report))
         return
@@ -137,18 +136,16 @@ def _merge_into_model(
 
     live = load_model(spec)
     loaded = None if data is None else load_data(data)
-    with ExitStack() as bars:
-        merging = bars.enter_context(progress_bar("merging", plan.bytes_read, is_bytes=True))
-        batches = None if data is None else count_batches(loaded, steps)
-        passing = bars.enter_context(progress_bar("BatchNorm pass", batches))
+    batches = None if data is None else count_batches(loaded, steps)
+    with progress_bars() as bar:
         result = merge_into_model(
             plan,
             model=live,
             data=loaded,
             data_name=data,
             steps=steps,
-            bytes_progress=merging,
-            batch_progress=passing,
+            bytes_progress=bar("merging", plan.bytes_read),
+            batch_progress=bar("BatchNorm pass", batches),
         )
     if json:
         report = _report(result.merged)

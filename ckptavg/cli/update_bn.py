@@ -15,7 +15,7 @@ from ckptavg.cli.common import (
     import_keras,
     model_spec,
     print_json,
-    progress_bar,
+    progress_bars,
 )
 from ckptavg.errors import FormatError
 from ckptavg.files import check_output
@@ -54,7 +54,7 @@ def update_bn(
     from ckptavg.specs import load_data, load_model
 
     live, loaded = load_model(spec), load_data(data)
-    with progress_bar("BatchNorm pass", count_batches(loaded, steps)) as progress:
+    with progress_bars() as bar:
         report = refresh_batch_norm(
             checkpoint,
             output,
@@ -63,7 +63,7 @@ def update_bn(
             data_name=data,
             steps=steps,
             overwrite=overwrite,
-            progress=progress,
+            progress=bar("BatchNorm pass", count_batches(loaded, steps)),
         )
     done = report.batch_norm
     if json:

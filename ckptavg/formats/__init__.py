@@ -4,7 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.interface import CheckpointReader, CheckpointWriter, Structure
+from ckptavg.formats.interface import (
+    CheckpointReader,
+    CheckpointWriter,
+    Structure,
+    is_optimizer,
+)
 from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 
@@ -19,6 +24,7 @@ __all__ = [
     "CheckpointWriter",
     "ModelConfig",
     "Structure",
+    "is_optimizer",
     "open_reader",
     "open_writer",
     "output_suffix",

@@ -144,3 +144,8 @@ class CheckpointWriter(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.discard()
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether a tensor or folder is optimizer state, which an average does not keep."""
+    return name == "optimizer" or name.startswith("optimizer/")

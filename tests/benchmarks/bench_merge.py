@@ -149,9 +149,8 @@ def main() -> None:
                 results[case].append(run(command))
         size = files[0].stat().st_size
         print(f"{len(files)} x {size / 1e6:.0f} MB, medians of {options.runs} rounds")
-        print(
-            f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}\n"
-        )
+        cores = len(os.sched_getaffinity(0))
+        print(f"{processor()}, {cores} cores, Python {platform.python_version()}\n")
         print("| how | whole s | x cat | part s | part x cat | peak RSS MiB |")
         print("|---|---|---|---|---|---|")
         cat = [whole for whole, _, _ in results["cat"]]
