@@ -1,4 +1,4 @@
-"""The digests that prove a checkpoint file intact: computed from the file, held against its record."""
+"""The digests that prove a checkpoint file intact, computed and held against its record."""
 
 from pathlib import Path
 
