@@ -25,7 +25,7 @@ from ckptavg.plan import (
     SourcePlan,
     plan_merge,
 )
-from ckptavg.proof import check_digest
+from ckptavg.proof import check_digest, region_digest
 from ckptavg.record import Record, SourceRecord, TensorRecord, now, record_path, versions
 from ckptavg.tensors import BLOCK_SIZE, Region, TensorInfo, regions
 
@@ -175,8 +175,13 @@ class _Worker:
         step = PIECE * tensor.numpy_dtype.itemsize
         for start in range(work.region.start, work.region.start + work.region.nbytes, step):
             nbytes = min(step, work.region.start + work.region.nbytes - start)
-            combine = self._average if action == AVERAGE else self._copy
-            result = combine(tensor, start, nbytes, proofs)
+            if action == AVERAGE:
+                result = self._average(tensor, start, nbytes, proofs)
+                if not _all_finite(result):
+                    self._explain_not_finite(work, start, nbytes, chosen)
+                result = result.view(np.uint8).data
+            else:
+                result = self._copy(tensor, start, nbytes, proofs)
             written.update(result)
             self._writer.write(tensor.name, start, result)
             self._progress(nbytes * len(chosen))
@@ -188,7 +193,7 @@ class _Worker:
 
     def _average(
         self, tensor: TensorInfo, start: int, nbytes: int, proofs: dict[int, xxhash.xxh3_128]
-    ) -> memoryview:
+    ) -> np.ndarray:
         mean = self._means.get(tensor.dtype)
         if mean is None:
             mean = self._means[tensor.dtype] = WeightedMean(tensor.dtype)
@@ -196,10 +201,7 @@ class _Worker:
             data = self._read(index, tensor, start, nbytes)
             proof.update(data)
             mean.add(np.frombuffer(data, tensor.numpy_dtype), self._terms.factors[index])
-        result = mean.result(self._terms.divisor)
-        if not _all_finite(result):
-            self._explain_not_finite(tensor, start, nbytes, proofs)
-        return result.view(np.uint8).data
+        return mean.result(self._terms.divisor)
 
     def _copy(
         self, tensor: TensorInfo, start: int, nbytes: int, proofs: dict[int, xxhash.xxh3_128]
@@ -225,17 +227,24 @@ class _Worker:
         return buffer
 
     def _explain_not_finite(
-        self, tensor: TensorInfo, start: int, nbytes: int, proofs: Iterable[int]
+        self, work: _Work, start: int, nbytes: int, chosen: Iterable[int]
     ) -> None:
-        for index in proofs:
-            data = self._read(index, tensor, start, nbytes)
-            values = np.frombuffer(data, tensor.numpy_dtype).astype(np.float64)
-            if not np.isfinite(values).all():
-                kind = "NaN" if np.isnan(values).any() else "infinity"
-                raise IntegrityError(
-                    f"'{tensor.name}' in {self._readers[index].path} holds {kind}: "
-                    "leave this checkpoint out"
-                )
+        """Raises the error that names the culprit: damage first, which may look like NaN."""
+        tensor = work.item.tensor
+        for index in chosen:
+            source, reader = self._plan.sources[index], self._readers[index]
+            values = np.frombuffer(self._read(index, tensor, start, nbytes), tensor.numpy_dtype)
+            values = values.astype(np.float64)
+            if np.isfinite(values).all():
+                continue
+            if source.record is not None:
+                stored = source.structure.tensors[tensor.name]
+                found = region_digest(reader, stored, work.region)
+                check_digest(source.path, source.record, tensor, work.region, found)
+            kind = "NaN" if np.isnan(values).any() else "infinity"
+            raise IntegrityError(
+                f"'{tensor.name}' in {source.path} holds {kind}: leave this checkpoint out"
+            )
         raise IntegrityError(f"the mean of '{tensor.name}' overflows {tensor.dtype}")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, is_optimizer, open_reader
 from ckptavg.record import Record, TensorRecord, digest, find_record
-from ckptavg.tensors import BLOCK_SIZE, Region, TensorInfo, regions
+from ckptavg.tensors import Region, TensorInfo, regions
 
 
 def tensor_records(path: Path) -> dict[str, TensorRecord]:
@@ -14,19 +14,23 @@ def tensor_records(path: Path) -> dict[str, TensorRecord]:
     Raises:
         FormatError: the file is not a checkpoint, or is damaged.
     """
-    buffer = memoryview(bytearray(BLOCK_SIZE))
-    records = {}
     with open_reader(path) as reader:
-        for name, tensor in reader.structure.tensors.items():
-            if is_optimizer(name):
-                continue
-            digests = []
-            for region in regions(tensor.nbytes):
-                part = buffer[: region.nbytes]
-                reader.read_into(tensor, region.start, part)
-                digests.append(digest(part))
-            records[name] = TensorRecord(tensor.shape, tensor.dtype, tuple(digests))
-    return records
+        return {
+            name: TensorRecord(
+                tensor.shape,
+                tensor.dtype,
+                tuple(region_digest(reader, tensor, region) for region in regions(tensor.nbytes)),
+            )
+            for name, tensor in reader.structure.tensors.items()
+            if not is_optimizer(name)
+        }
+
+
+def region_digest(reader: CheckpointReader, tensor: TensorInfo, region: Region) -> str:
+    """The digest of a region's bytes, read afresh."""
+    buffer = bytearray(region.nbytes)
+    reader.read_into(tensor, region.start, memoryview(buffer))
+    return digest(buffer)
 
 
 def check_intact(path: Path) -> bool:
@@ -44,10 +48,11 @@ def check_intact(path: Path) -> bool:
         return False
     with open_reader(path) as reader:
         check_tensors(record, reader)
-        tensors = reader.structure.tensors
-    for name, found in tensor_records(path).items():
-        for region in regions(tensors[name].nbytes):
-            check_digest(path, record, tensors[name], region, found.digests[region.block])
+        for name in record.tensors:
+            tensor = reader.structure.tensors[name]
+            for region in regions(tensor.nbytes):
+                found = region_digest(reader, tensor, region)
+                check_digest(path, record, tensor, region, found)
     return True
 
 

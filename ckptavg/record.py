@@ -189,7 +189,7 @@ def find_record(checkpoint: Path) -> Record | None:
     return None
 
 
-def digest(data: bytes | memoryview) -> str:
+def digest(data: bytes | bytearray) -> str:
     """The xxh3-128 digest of bytes, 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(data)
 

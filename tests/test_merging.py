@@ -257,6 +257,17 @@ def test_a_flipped_bit_stops_the_merge(trained_run, tmp_path, where):
     assert not leftovers(tmp_path)
 
 
+def test_damage_that_looks_like_nan_is_called_damage(trained_run, tmp_path):
+    victim = trained_run / "checkpoints" / "epoch-0004.weights.h5"
+    with merging.open_reader(victim) as reader:
+        place = next(iter(reader.structure.tensors.values())).extent.offset
+    with victim.open("r+b") as file:
+        file.seek(place)
+        file.write(np.float32(np.nan).tobytes())
+    with pytest.raises(IntegrityError, match="epoch-0004.* is damaged: block 0"):
+        ckptavg.merge(trained_run, tmp_path / "o.weights.h5")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_named(checkpoints, tmp_path, value):
     model = randomize(tiny_model(), 1)
