@@ -264,7 +264,7 @@ def test_damage_that_looks_like_nan_is_called_damage(trained_run, tmp_path):
     with victim.open("r+b") as file:
         file.seek(place)
         file.write(np.float32(np.nan).tobytes())
-    with pytest.raises(IntegrityError, match="epoch-0004.* is damaged: block 0"):
+    with pytest.raises(IntegrityError, match=r"epoch-0004.* is damaged: block 0"):
         ckptavg.merge(trained_run, tmp_path / "o.weights.h5")
 
 
