@@ -170,11 +170,14 @@ def count_batch_norm(names: object) -> int:
 
 def _open_all(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> tuple[SourcePlan, ...]:
     planned: list[SourcePlan] = []
+    layout = None
     for checkpoint, share in zip(checkpoints, shares, strict=True):
-        with open_reader(checkpoint.path) as reader:
+        with open_reader(checkpoint.path, like=layout) as reader:
             structure = reader.structure
-            if planned and structure == planned[0].structure:
-                structure = planned[0].structure
+            if layout is None:
+                layout = reader.layout()
+            elif structure == layout.structure:
+                structure = layout.structure
             if checkpoint.record is not None:
                 check_tensors(checkpoint.record, reader)
             planned.append(

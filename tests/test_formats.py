@@ -10,6 +10,7 @@ import pytest
 
 from ckptavg.errors import FormatError
 from ckptavg.formats import ModelConfig, Structure, open_reader, open_writer
+from ckptavg.formats.weights_h5 import WeightsH5Reader
 from ckptavg.keras_models import model_config
 from ckptavg.tensors import Extent, TensorInfo
 from tests.conftest import leftovers, randomize, read_tensors, tiny_model
@@ -119,6 +120,29 @@ def test_truncated_files_are_refused(saved, keep):
     path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
     with pytest.raises(FormatError, match="not an intact"):
         open_reader(path)
+
+
+def test_a_file_that_resembles_another_is_not_searched_again(tmp_path, monkeypatch):
+    model = tiny_model()
+    paths = [tmp_path / f"{seed}.weights.h5" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        randomize(model, seed).save_weights(path)
+    with open_reader(paths[0]) as first:
+        layout = first.layout()
+    by_search = open_reader(paths[1]).structure
+    with h5py.File(paths[2], "a") as file:
+        file["layers/dense/vars"].attrs["name"] = "Stem"  # the same size, other bytes outside
+    assert paths[2].stat().st_size == paths[0].stat().st_size
+    searched = []
+    search = WeightsH5Reader._read_structure
+    monkeypatch.setattr(
+        WeightsH5Reader, "_read_structure", lambda self: searched.append(self.path) or search(self)
+    )
+    assert open_reader(paths[1], like=layout).structure == by_search
+    assert searched == []
+    other = open_reader(paths[2], like=layout).structure
+    assert searched == [paths[2]]
+    assert other.groups["layers/dense/vars"] == {"name": "Stem"}
 
 
 def test_files_that_are_something_else_are_refused(tmp_path):

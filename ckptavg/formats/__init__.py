@@ -7,6 +7,7 @@ from ckptavg.errors import FormatError
 from ckptavg.formats.interface import (
     CheckpointReader,
     CheckpointWriter,
+    Layout,
     Structure,
     is_optimizer,
 )
@@ -22,6 +23,7 @@ _WRITTEN = (".weights.h5", ".keras")
 __all__ = [
     "CheckpointReader",
     "CheckpointWriter",
+    "Layout",
     "ModelConfig",
     "Structure",
     "is_optimizer",
@@ -31,19 +33,17 @@ __all__ = [
 ]
 
 
-def open_reader(path: Path, structure: Structure | None = None) -> CheckpointReader:
-    """Opens a checkpoint of any format that can be read.
-
-    Args:
-        path: the file.
-        structure: what an earlier reader of this file found, to spare the search.
+def open_reader(
+    path: Path, structure: Structure | None = None, like: Layout | None = None
+) -> CheckpointReader:
+    """Opens a checkpoint of any format that can be read; arguments are those of its reader.
 
     Raises:
         FormatError: the suffix is of no known format, or the file is damaged.
     """
     for suffix, reader in _READERS.items():
         if path.name.endswith(suffix):
-            return reader(path, structure)
+            return reader(path, structure, like)
     raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_READERS)}")
 
 

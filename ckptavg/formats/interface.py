@@ -13,6 +13,8 @@ from ckptavg.tensors import TensorInfo
 
 Attributes = Mapping[str, object]
 
+_OUTSIDE_LIMIT = 16 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Structure:
@@ -28,6 +30,19 @@ class Structure:
     groups: Mapping[str, Attributes]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A file's structure with all of its bytes that belong to no tensor.
+
+    They are what HDF5 finds the structure from: a file of the same size with the same bytes there
+    has the same structure, and need not be searched.
+    """
+
+    structure: Structure
+    size: int
+    outside: bytes
+
+
 class CheckpointReader(ABC):
     """An open checkpoint, safe to read from several threads.
 
@@ -40,7 +55,19 @@ class CheckpointReader(ABC):
     path: Path
     structure: Structure
 
-    def __init__(self, path: Path, structure: Structure | None = None) -> None:
+    def __init__(
+        self, path: Path, structure: Structure | None = None, like: Layout | None = None
+    ) -> None:
+        """Opens a file.
+
+        Args:
+            path: the file.
+            structure: what an earlier reader of this very file found; it is not searched again.
+            like: of a file that this one may resemble; it is searched only if it does not.
+
+        Raises:
+            FormatError: the file cannot be opened, or is no intact checkpoint.
+        """
         self.path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -48,6 +75,8 @@ class CheckpointReader(ABC):
             raise FormatError(f"cannot open {path}: {error.strerror}") from error
         try:
             self.stamp = self._current_stamp()
+            if structure is None and like is not None and self._resembles(like):
+                structure = like.structure
             self.structure = self._read_structure() if structure is None else structure
         except BaseException:
             self.close()
@@ -83,6 +112,25 @@ class CheckpointReader(ABC):
                     "it was truncated while it was read"
                 )
             filled += count
+
+    def layout(self) -> Layout | None:
+        """What a file that resembles this one is recognized by; None where that is much to hold."""
+        outside = self.size - sum(t.extent.nbytes for t in self.structure.tensors.values())
+        if outside > _OUTSIDE_LIMIT:
+            return None
+        return Layout(self.structure, self.size, self._outside(self.structure))
+
+    def _resembles(self, like: Layout) -> bool:
+        return self.size == like.size and self._outside(like.structure) == like.outside
+
+    def _outside(self, structure: Structure) -> bytes:
+        parts, position = [], 0
+        extents = sorted((t.extent.offset, t.extent.nbytes) for t in structure.tensors.values())
+        for offset, nbytes in (*extents, (self.size, 0)):
+            if offset > position:
+                parts.append(os.pread(self._descriptor, offset - position, position))
+            position = max(position, offset + nbytes)
+        return b"".join(parts)
 
     def check_unchanged(self, stamp: tuple[int, ...]) -> None:
         """Makes sure that the file is the one, and as it was, when `stamp` was taken.
