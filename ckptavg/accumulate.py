@@ -1,5 +1,6 @@
 """Exact weighted means of pieces of tensors: summed in float64 or better, rounded once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Terms:
         """Terms of coefficients that sum to 1 within rounding."""
         if len(set(coefficients)) == 1:
             return cls((1.0,) * len(coefficients), float(len(coefficients)))
-        return cls(tuple(coefficients), 1.0)
+        return cls(tuple(coefficients), math.fsum(coefficients))
 
 
 class WeightedMean:

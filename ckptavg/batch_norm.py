@@ -10,8 +10,11 @@ import numpy as np
 from keras import ops
 
 from ckptavg.batches import Progress, count_samples, input_batches
-from ckptavg.errors import DataError, ModelError
-from ckptavg.keras_models import batch_norm_layers, first_line
+from ckptavg.errors import DataError, ModelError, ResourceError, first_line
+from ckptavg.keras_models import batch_norm_layers
+
+_SEED_NAME = "seed_generator_state"
+"""The name that Keras gives the variable of every random generator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class BatchNormReport:
     Attributes:
         layers: paths of the layers whose statistics were set.
         frozen: paths of layers left alone because their `trainable` is False.
-        unused: paths of layers left alone because the forward pass did not reach them.
+        unused: paths of layers left alone because the forward pass did not reach them, or the model
+            calls them with `training=False`.
         samples: samples seen.
         batches: batches seen.
     """
@@ -47,8 +51,11 @@ def update_batch_norm(
     runs the model forward in training mode over all batches, as training saw them, and pools each
     layer's mean and (biased) variance over all of them in float64 by their true counts: batch x
     positions, or the number of unmasked ones. It does not depend on the layers' momentum or
-    former statistics. Nothing else changes: the pass runs in a `keras.StatelessScope`, so that no
-    variable is written until all statistics are known; after an error all are as they were.
+    former statistics. Layers that are frozen, or that the model calls with `training=False`, keep
+    and use the statistics that they have. Nothing else changes: the pass runs in a
+    `keras.StatelessScope`, so that no variable is written until all statistics are known; after an
+    error all are as they were. Random layers, such as dropout and augmentation, draw anew for every
+    batch, from the seeds that they hold, which stay.
 
     Args:
         model: a built Keras model on the TensorFlow backend.
@@ -77,10 +84,10 @@ def update_batch_norm(
     _check_supported(layers)
     moments: dict[int, _Moments] = {}
     samples = batches = 0
-    with _observed(layers) as observations:
-        step = _compiled_step(model, layers, observations)
+    with _observed(layers) as observer:
+        step = _Step(model, observer)
         for index, inputs in enumerate(input_batches(data, steps=steps)):
-            for number, mean, variance, count in _run(step, inputs, index):
+            for number, mean, variance, count in step(inputs, index):
                 _check_finite(layers[number], mean, variance, index)
                 moments.setdefault(number, _Moments()).add(mean, variance, count)
             samples += count_samples(inputs)
@@ -89,16 +96,18 @@ def update_batch_norm(
                 progress(1)
     if not batches:
         raise DataError("the data are empty: BatchNorm statistics need at least one batch")
-    used = [layer for number, layer in enumerate(layers) if number in moments]
-    for number, layer in enumerate(layers):
-        if number in moments:
-            shape = layer.moving_mean.shape
-            layer.moving_mean.assign(moments[number].mean.reshape(shape))
-            layer.moving_variance.assign(moments[number].variance.reshape(shape))
+    for number, pooled in moments.items():
+        if pooled.count == 0:
+            raise DataError(
+                f"all positions that reach the layer '{layers[number].path}' are masked"
+            )
+    for number, pooled in moments.items():
+        layers[number].moving_mean.assign(pooled.mean)
+        layers[number].moving_variance.assign(pooled.variance)
     return BatchNormReport(
-        layers=tuple(layer.path for layer in used),
+        layers=tuple(layers[number].path for number in sorted(moments)),
         frozen=frozen,
-        unused=tuple(layer.path for layer in layers if layer not in used),
+        unused=tuple(layer.path for n, layer in enumerate(layers) if n not in moments),
         samples=samples,
         batches=batches,
     )
@@ -130,47 +139,63 @@ class _Moments:
         return self._squares / max(self.count, 1.0)
 
 
-@dataclass(slots=True)
-class _Observation:
-    """Statistics of one call of one layer, on one batch, on the device."""
+class _Observer:
+    """Notes the batch statistics of every training-mode call of some layers during a forward pass.
 
-    number: int
-    mean: Any
-    variance: Any
-    count: Any
+    Attributes:
+        notes: of each call: number of the layer, mean, variance, count of values; on the device.
+        scope: the scope that the forward pass runs in.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[int, Any, Any, Any]] = []
+        self.scope: keras.StatelessScope | None = None
+
+    @contextmanager
+    def watching(self, scope: keras.StatelessScope) -> Iterator[None]:
+        self.notes, self.scope = [], scope
+        try:
+            with scope:
+                yield
+        finally:
+            self.scope = None
+
+    def watched(self, number: int, layer: Any) -> Callable:
+        """The layer's `call`, noting its statistics on the way."""
+        call = layer.call
+        variables = (layer.moving_mean, layer.moving_variance)
+
+        def watched_call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+            scope = self.scope
+            if scope is None or not training:
+                return call(inputs, training=training, mask=mask)
+            former = [variable.value for variable in variables]
+            for variable in variables:  # 0 x momentum must not keep a NaN of the former statistics
+                scope.add_update((variable, ops.zeros(variable.shape, variable.dtype)))
+            outputs = call(inputs, training=training, mask=mask)
+            # With momentum 0 they are those of the batch alone.
+            mean, variance = (
+                ops.reshape(variable.value, tuple(variable.shape)) for variable in variables
+            )
+            self.notes.append((number, mean, variance, _count(inputs, mask, layer.axis)))
+            for variable, value in zip(variables, former, strict=True):
+                scope.add_update((variable, value))  # for a later call in inference mode
+            return outputs
+
+        return watched_call
 
 
 @contextmanager
-def _observed(layers: list[Any]) -> Iterator[list[_Observation]]:
-    """Makes layers note the statistics of every call, and forget their momentum, until the exit.
-
-    With momentum 0 the moving statistics after a call are those of its batch alone.
-    """
-    observations: list[_Observation] = []
+def _observed(layers: list[Any]) -> Iterator[_Observer]:
+    """Lets an observer watch the layers, with momentum 0, until the exit."""
+    observer = _Observer()
     momenta = [layer.momentum for layer in layers]
-
-    def noting(number: int, layer: Any, call: Callable) -> Callable:
-        def noting_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            outputs = call(inputs, *args, **kwargs)
-            mask = kwargs.get("mask")
-            observations.append(
-                _Observation(
-                    number,
-                    ops.reshape(layer.moving_mean.value, (-1,)),
-                    ops.reshape(layer.moving_variance.value, (-1,)),
-                    _count(inputs, mask, layer.axis),
-                )
-            )
-            return outputs
-
-        return noting_call
-
     try:
         for number, layer in enumerate(layers):
             layer.momentum = 0.0
             # Past Keras' own __setattr__, which would track it.
-            object.__setattr__(layer, "call", noting(number, layer, layer.call))
-        yield observations
+            object.__setattr__(layer, "call", observer.watched(number, layer))
+        yield observer
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
@@ -189,51 +214,67 @@ def _count(inputs: Any, mask: Any, axis: int) -> Any:
     return count
 
 
-def _compiled_step(
-    model: keras.Model, layers: list[Any], observations: list[_Observation]
-) -> Callable[[Any], list[tuple[Any, ...]]]:
-    """A graph of one forward pass that returns the observations and changes no variable."""
-    import tensorflow as tf
+class _Step:
+    """A compiled forward pass that gives the statistics of a batch and changes no variable.
 
-    numbers: list[int] = []
+    The states of random generators are handed from batch to batch beside the model, so that each
+    batch draws anew and the model keeps its own.
+    """
 
-    def forward(inputs: Any) -> list[tuple[Any, Any, Any]]:
-        observations.clear()
-        # 0 x momentum must not keep a NaN that the former statistics may hold.
-        clean = [
-            (variable, ops.zeros(variable.shape, variable.dtype))
-            for layer in layers
-            for variable in (layer.moving_mean, layer.moving_variance)
+    def __init__(self, model: keras.Model, observer: _Observer) -> None:
+        import tensorflow as tf
+
+        seeds = [v for v in model.non_trainable_variables if v.name == _SEED_NAME]
+
+        def forward(inputs: Any, states: list[Any]) -> tuple[list[Any], list[Any]]:
+            graph = tf.compat.v1.get_default_graph()
+            scope = keras.StatelessScope(list(zip(seeds, states, strict=True)))
+            with observer.watching(scope):
+                model(inputs, training=True)
+            for number, mean, *_ in observer.notes:
+                if mean.graph is not graph:
+                    raise _HiddenCallError(number)
+            states = [scope.get_current_value(seed) for seed in seeds]
+            return observer.notes, states
+
+        self._model = model
+        self._forward = tf.function(forward, reduce_retracing=True)
+        self._states = [seed.value for seed in seeds]
+        self._exhausted = tf.errors.ResourceExhaustedError
+
+    def __call__(self, inputs: Any, index: int) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
+        """Number of the layer, mean, variance and count of every call on batch `index`."""
+        try:
+            inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+            notes, self._states = self._forward(inputs, self._states)
+        except self._exhausted as error:
+            raise ResourceError(
+                f"memory does not suffice for batch {index} of the data: use smaller batches"
+            ) from error
+        except _HiddenCallError as error:
+            path = batch_norm_layers(self._model)[error.number].path
+            raise ModelError(
+                f"the layer '{path}' is called inside a loop or a function of its own "
+                "(a tf.function, an RNN cell), where its statistics cannot be seen"
+            ) from error
+        except Exception as error:
+            raise DataError(
+                f"the model rejects batch {index} of the data: {first_line(error)}"
+            ) from error
+        return [
+            (int(number), _wide(mean), _wide(variance), float(count))
+            for number, mean, variance, count in notes
         ]
-        with keras.StatelessScope(state_mapping=clean):
-            model(inputs, training=True)
-        numbers[:] = [o.number for o in observations]
-        return [(o.mean, o.variance, o.count) for o in observations]
-
-    graph = tf.function(forward, reduce_retracing=True)
-
-    def step(inputs: Any) -> list[tuple[Any, ...]]:
-        results = graph(inputs)
-        return [(number, *result) for number, result in zip(numbers, results, strict=True)]
-
-    return step
 
 
-def _run(step: Callable, inputs: Any, index: int) -> Iterator[tuple[int, np.ndarray, Any, float]]:
-    try:
-        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
-        results = step(inputs)
-    except Exception as error:
-        raise DataError(
-            f"the model rejects batch {index} of the data: {first_line(error)}"
-        ) from error
-    for number, mean, variance, count in results:
-        yield (
-            number,
-            ops.convert_to_numpy(mean).astype(np.float64),
-            ops.convert_to_numpy(variance).astype(np.float64),
-            float(count),
-        )
+class _HiddenCallError(Exception):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _wide(values: Any) -> np.ndarray:
+    return ops.convert_to_numpy(values).astype(np.float64)
 
 
 def _check_finite(layer: Any, mean: np.ndarray, variance: np.ndarray, index: int) -> None:

@@ -1,5 +1,6 @@
 """Batches of inputs from whatever a Keras user calls data."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from ckptavg.errors import DataError
 
 BATCH_SIZE = 32
+
+_ENDLESS = "repeats without end: say how many batches to take with steps (--steps)"
 
 Progress = Callable[[int], None]
 """Is told of batches that were seen."""
@@ -27,7 +30,7 @@ def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
         DataError: `data` is none of these, has no end, or a part of it cannot be read.
     """
     for index, batch in enumerate(_limited(_batches(data, steps), steps)):
-        inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
+        inputs = _unpack(batch, f"batch {index} of the data")[0]
         if any(len(np.shape(part)) == 0 for part in keras.tree.flatten(inputs)):
             raise DataError(
                 f"batch {index} of the data holds a single value where a batch of samples was "
@@ -39,7 +42,9 @@ def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
 def fit_arguments(data: Any) -> dict[str, Any]:
     """`data` as keyword arguments of `model.evaluate`."""
     if _is_arrays(data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = _unpack(data, "the data")
+        if y is None:
+            raise DataError("the data have no targets: evaluation needs (x, y)")
         return {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": BATCH_SIZE}
     if isinstance(data, list):
         return {"x": iter(data), "steps": len(data)}
@@ -65,15 +70,38 @@ def count_batches(data: Any, steps: int | None) -> int | None:
     return known if steps is None or known is None else min(steps, known)
 
 
+def peek(data: Any) -> tuple[Any, Any]:
+    """The inputs of the first batch, and the data as they were before."""
+    if not isinstance(data, Iterator):
+        return next(_first(data)), data
+    batch = next(_first(data, whole=True))
+    return _unpack(batch, "batch 0 of the data")[0], itertools.chain([batch], data)
+
+
+def _first(data: Any, *, whole: bool = False) -> Iterator[Any]:
+    batches = iter(_limited(data, 1)) if whole else input_batches(data, steps=1)
+    yield from batches
+    raise DataError("the data are empty")
+
+
+def _unpack(batch: Any, what: str) -> tuple[Any, Any, Any]:
+    try:
+        return keras.utils.unpack_x_y_sample_weight(batch)
+    except ValueError as error:
+        raise DataError(
+            f"{what} must be x, (x, y) or (x, y, sample_weight), but has {len(batch)} parts"
+        ) from error
+
+
 def _batches(data: Any, steps: int | None) -> Iterable[Any]:
     if _is_arrays(data):
         return _slices(data)
     if isinstance(data, keras.utils.PyDataset):
         if data.num_batches is None and steps is None:
-            raise DataError("the PyDataset has no end: say how many batches to take with steps")
+            raise DataError(f"the PyDataset {_ENDLESS}")
         return (data[index] for index in range(data.num_batches or steps))
     if _has_no_end(data) and steps is None:
-        raise DataError("the data set repeats without end: say how many batches to take with steps")
+        raise DataError(f"the data set {_ENDLESS}")
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
         return data
     raise DataError(
@@ -117,8 +145,8 @@ def _has_no_end(data: Any) -> bool:
 
 def _limited(batches: Iterable[Any], steps: int | None) -> Iterator[Any]:
     """At most `steps` batches, and not one more is asked for."""
-    if steps is not None and steps < 1:
-        raise DataError(f"steps is {steps}, but must be at least 1")
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise DataError(f"steps is {steps!r}, but must be a whole number, at least 1")
     iterator = iter(batches)
     index = 0
     while steps is None or index < steps:

@@ -16,6 +16,7 @@ import numpy as np
 from ckptavg.errors import OutputError
 from ckptavg.evaluation import evaluate
 from ckptavg.merging import merge
+from ckptavg.record import record_path
 from ckptavg.refresh import refresh_batch_norm
 from ckptavg.run import open_run
 from ckptavg.saver import CheckpointSaver
@@ -132,7 +133,14 @@ def run_demo(
     saved = [record.epoch for record in opened.records]
     average = scores["average with BatchNorm pass"]["accuracy"]
     _draw(picture, history["val_accuracy"], saved, average)
-    files = {"run": run, "average": mean, "with statistics": refreshed, "curves": picture}
+    files = {
+        "run": run,
+        "average": mean,
+        "its record": record_path(mean),
+        "with statistics": refreshed,
+        "its record too": record_path(refreshed),
+        "curves": picture,
+    }
     return DemoReport(seed, scores, files)
 
 

@@ -51,3 +51,9 @@ class DataError(CkptavgError, ValueError):
 
 class SaverError(CkptavgError, ValueError):
     """CheckpointSaver was configured or used in a way that cannot work."""
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of an error of Keras or HDF5, which like to explain at length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,14 +1,16 @@
 """Loss and metrics of a checkpoint file on data."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from ckptavg.batches import Progress, fit_arguments
-from ckptavg.errors import DataError, ModelError
-from ckptavg.keras_models import build, first_line, load_weights
+from ckptavg.errors import DataError, ModelError, first_line
+from ckptavg.keras_models import build, load_weights
 
 
 def evaluate(
@@ -40,23 +42,33 @@ def evaluate(
             f"the model '{model.name}' is not compiled, so it has no loss to evaluate: "
             "compile it in the function that builds it"
         )
-    build(model, data)
+    arguments = fit_arguments(build(model, data))
     load_weights(model, Path(checkpoint))
     try:
         with warnings.catch_warnings():
             # Keras warns when data end where they end.
             warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
             metrics = model.evaluate(
-                **fit_arguments(data),
+                **arguments,
                 verbose=0,
                 return_dict=True,
                 callbacks=[_Telling(progress)] if progress else None,
             )
     except Exception as error:
         raise DataError(
-            f"the model cannot be evaluated on the data: {first_line(error)}"
+            f"the model cannot be evaluated on the data, which must be (x, y): {first_line(error)}"
         ) from error
-    return {name: float(value) for name, value in metrics.items()}
+    return dict(_numbers(metrics))
+
+
+def _numbers(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Metrics as numbers; one that is an array, such as F1Score by class, as one for each entry."""
+    for name, value in metrics.items():
+        values = np.ravel(keras.ops.convert_to_numpy(value))
+        if len(values) == 1:
+            yield name, float(values[0])
+        else:
+            yield from ((f"{name}_{index}", float(entry)) for index, entry in enumerate(values))
 
 
 class _Telling(keras.callbacks.Callback):

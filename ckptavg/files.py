@@ -4,14 +4,13 @@ import os
 import secrets
 from pathlib import Path
 
-from ckptavg.errors import OutputError
-
 TEMPORARY_PREFIX = ".tmp-"
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A fresh hidden name in the folder of `path`, with the same suffixes."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
+    """A fresh hidden name in the folder of `path`, with its last two suffixes."""
+    suffixes = "".join(path.suffixes[-2:])
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{suffixes}")
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -30,18 +29,6 @@ def write_text(path: Path, text: str) -> None:
         commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuses an output that exists already, is a folder, or has no folder to go into."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a directory: name a file to write")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already: choose another name or pass --overwrite")
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"cannot write {path}: the folder {path.parent} does not exist, make it first"
-        )
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What ckptavg asks of a Keras model: its layers, its configuration, its weights in a file."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 import keras
 
-from ckptavg.batches import input_batches
-from ckptavg.errors import ModelError
+from ckptavg.batches import peek
+from ckptavg.errors import ModelError, first_line
 from ckptavg.formats import ModelConfig, is_optimizer, open_reader
 from ckptavg.proof import check_intact
 
@@ -37,8 +38,10 @@ def model_config(model: keras.Model) -> ModelConfig:
     """
     try:
         config = json.dumps(keras.saving.serialize_keras_object(model))
-    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"Keras cannot serialize the model '{model.name}': {error}") from error
+    except Exception as error:  # a user's get_config may raise anything
+        raise ModelError(
+            f"Keras cannot serialize the model '{model.name}': {first_line(error)}"
+        ) from error
     metadata = json.dumps({"keras_version": keras.__version__})
     return ModelConfig(config, metadata, any(hasattr(x, "save_assets") for x in all_layers(model)))
 
@@ -60,30 +63,34 @@ def from_config(path: Path) -> keras.Model:
         ) from error
 
 
-def build(model: keras.Model, data: Any = None) -> None:
+def build(model: keras.Model, data: Any = None) -> Any:
     """Makes sure that a model has its variables, if need be by calling it on a batch of data.
+
+    Returns:
+        The data, whole: where they can be read only once, the batch is put back.
 
     Raises:
         ModelError: the model is not built and there is no data to build it from.
     """
     if model.built:
-        return
+        return data
     if data is None:
         raise ModelError(
             f"the model '{model.name}' has no weights yet: call it on a batch in the function that "
-            "builds it, or pass --data"
+            "builds it, or pass data (--data)"
         )
-    inputs = next(input_batches(data, steps=1))
+    first, data = peek(data)
     try:
-        model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
+        model(keras.tree.map_structure(keras.ops.convert_to_tensor, first))
     except Exception as error:
         raise ModelError(f"the model rejects its data: {first_line(error)}") from error
+    return data
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Writes a `.weights.h5` file without optimizer state, in place."""
-    optimizer = getattr(model, "optimizer", None)
-    keras.saving.save_weights(model, path, objects_to_skip=[optimizer] if optimizer else None)
+    """Writes a `.weights.h5` file in place, without optimizers, also those a model adds itself."""
+    optimizers = [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
+    keras.saving.save_weights(model, path, objects_to_skip=optimizers or None)
 
 
 def save_model(model: keras.Model, path: Path) -> None:
@@ -104,13 +111,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
         ModelError: the checkpoint does not fit the model.
     """
     check_intact(path)
-    with open_reader(path) as reader:
-        stored = [name for name in reader.structure.tensors if not is_optimizer(name)]
-    if len(stored) > len(model.weights):
-        raise ModelError(
-            f"{path} does not fit the model '{model.name}': it holds {len(stored)} tensors, "
-            f"but the model has {len(model.weights)}"
-        )
+    _check_all_used(model, path)
     try:
         with _without_optimizer(model):
             model.load_weights(path)
@@ -120,10 +121,22 @@ def load_weights(model: keras.Model, path: Path) -> None:
         ) from error
 
 
-def first_line(error: BaseException) -> str:
-    """The gist of an error of Keras, which likes to explain at length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _check_all_used(model: keras.Model, path: Path) -> None:
+    """Refuses a checkpoint with more tensors than the model has, which Keras would ignore."""
+    with open_reader(path) as reader:
+        stored = {name for name in reader.structure.tensors if not is_optimizer(name)}
+    if len(stored) <= len(model.weights):
+        return
+    # Some layers save a tensor twice: only what the model itself saves can tell.
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "own.weights.h5"
+        save_weights(model, own)
+        with open_reader(own) as reader:
+            unknown = stored - set(reader.structure.tensors)
+    if unknown:
+        raise ModelError(
+            f"{path} does not fit the model '{model.name}': the model has no '{min(unknown)}'"
+        )
 
 
 @contextmanager

@@ -1,20 +1,21 @@
 """Runs the plan of a merge: streams the checkpoints into their mean and commits it, or nothing."""
 
 import os
+import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from ckptavg.accumulate import PIECE, Terms, WeightedMean
-from ckptavg.errors import IntegrityError, MismatchError
-from ckptavg.files import check_output
+from ckptavg.errors import IntegrityError, MismatchError, ResourceError
 from ckptavg.formats import CheckpointReader, CheckpointWriter, open_reader, open_writer
+from ckptavg.outputs import check_output
 from ckptavg.plan import (
     AVERAGE,
     DEFAULT_MAX_MEMORY,
@@ -26,7 +27,14 @@ from ckptavg.plan import (
     plan_merge,
 )
 from ckptavg.proof import check_digest, region_digest
-from ckptavg.record import Record, SourceRecord, TensorRecord, now, record_path, versions
+from ckptavg.record import (
+    Record,
+    SourceRecord,
+    TensorRecord,
+    commit_with_record,
+    now,
+    versions,
+)
 from ckptavg.tensors import BLOCK_SIZE, Region, TensorInfo, regions
 
 Progress = Callable[[int], None]
@@ -40,14 +48,14 @@ class MergeReport:
     Attributes:
         output: the file that it wrote.
         record: the record beside it.
-        plan: what was planned and done.
+        plan: what was planned and done; left out of the `repr`, like the record.
         unverified: sources that have no record to prove their bytes.
-        seconds: from the first byte read to the commit.
+        seconds: from opening the checkpoints to the record; planning is not in it.
     """
 
     output: Path
-    record: Record
-    plan: MergePlan
+    record: Record = field(repr=False)
+    plan: MergePlan = field(repr=False)
     unverified: tuple[Path, ...]
     seconds: float
 
@@ -112,6 +120,7 @@ def merge(
 def run_plan(plan: MergePlan, progress: Progress | None = None) -> MergeReport:
     """Does what a plan says; see `merge`."""
     started = time.perf_counter()
+    _allow_open_files(len(plan.sources))
     with ExitStack() as stack:
         readers = [
             stack.enter_context(open_reader(source.path, source.structure))
@@ -121,12 +130,9 @@ def run_plan(plan: MergePlan, progress: Progress | None = None) -> MergeReport:
         writer = stack.enter_context(open_writer(plan.output, plan.structure, plan.model_config))
         digests = _stream(plan, readers, writer, progress or (lambda _: None))
         _check_unchanged(plan.sources, readers)
+        record = _record(plan, writer.finish(), digests)
         check_output(plan.output, plan.overwrite)
-        # A crash between the two may leave an output without a record, but none with a wrong one.
-        record_path(plan.output).unlink(missing_ok=True)
-        size = writer.commit()
-    record = _record(plan, size, digests)
-    record.write(record_path(plan.output))
+        commit_with_record(writer.commit, record, plan.output)
     return MergeReport(
         output=plan.output,
         record=record,
@@ -181,7 +187,7 @@ class _Worker:
                     self._explain_not_finite(work, start, nbytes, chosen)
                 result = result.view(np.uint8).data
             else:
-                result = self._copy(tensor, start, nbytes, proofs)
+                result = self._copy(work, start, nbytes, proofs)
             written.update(result)
             self._writer.write(tensor.name, start, result)
             self._progress(nbytes * len(chosen))
@@ -204,8 +210,9 @@ class _Worker:
         return mean.result(self._terms.divisor)
 
     def _copy(
-        self, tensor: TensorInfo, start: int, nbytes: int, proofs: dict[int, xxhash.xxh3_128]
+        self, work: _Work, start: int, nbytes: int, proofs: dict[int, xxhash.xxh3_128]
     ) -> memoryview:
+        tensor = work.item.tensor
         first: bytes | None = None
         for index, proof in proofs.items():
             data = self._read(index, tensor, start, nbytes)
@@ -213,18 +220,28 @@ class _Worker:
             if first is None:
                 first, origin = bytes(data), index
             elif first != data:
+                self._check_damage(origin, work)
+                self._check_damage(index, work)
                 raise MismatchError(
                     f"'{tensor.name}' ({tensor.dtype}) differs between "
                     f"{self._readers[origin].path} and {self._readers[index].path}: values of this "
-                    "type have no mean, so all checkpoints must agree"
+                    "type have no mean, so all checkpoints must agree. Leave those that do not out"
                 )
         return memoryview(first)
 
     def _read(self, index: int, tensor: TensorInfo, start: int, nbytes: int) -> memoryview:
         buffer = self._buffer[:nbytes]
+        assert len(buffer) == nbytes
         source = self._plan.sources[index].structure.tensors[tensor.name]
         self._readers[index].read_into(source, start, buffer)
         return buffer
+
+    def _check_damage(self, index: int, work: _Work) -> None:
+        source, name = self._plan.sources[index], work.item.tensor.name
+        if source.record is not None:
+            stored = source.structure.tensors[name]
+            found = region_digest(self._readers[index], stored, work.region)
+            check_digest(source.path, source.record, stored, work.region, found)
 
     def _explain_not_finite(
         self, work: _Work, start: int, nbytes: int, chosen: Iterable[int]
@@ -232,15 +249,12 @@ class _Worker:
         """Raises the error that names the culprit: damage first, which may look like NaN."""
         tensor = work.item.tensor
         for index in chosen:
-            source, reader = self._plan.sources[index], self._readers[index]
+            source = self._plan.sources[index]
             values = np.frombuffer(self._read(index, tensor, start, nbytes), tensor.numpy_dtype)
             values = values.astype(np.float64)
             if np.isfinite(values).all():
                 continue
-            if source.record is not None:
-                stored = source.structure.tensors[tensor.name]
-                found = region_digest(reader, stored, work.region)
-                check_digest(source.path, source.record, tensor, work.region, found)
+            self._check_damage(index, work)
             kind = "NaN" if np.isnan(values).any() else "infinity"
             raise IntegrityError(
                 f"'{tensor.name}' in {source.path} holds {kind}: leave this checkpoint out"
@@ -255,26 +269,26 @@ def _stream(
     progress: Progress,
 ) -> dict[str, list[str]]:
     """Averages every region; returns the digests of the output by tensor, in order."""
-    batches = list(_batches(plan.items))
+    groups = list(_groups(plan.items))
     workers = [_Worker(plan, readers, writer, progress) for _ in range(plan.jobs)]
     digests: dict[str, list[str]] = {
         item.tensor.name: [] for item in plan.items if item.action != DROP
     }
 
-    def run(batch: list[_Work]) -> list[str]:
+    def run(group: list[_Work]) -> list[str]:
         worker = workers.pop()
         try:
             # What overflows or is invalid is found in the results, and reported by name.
             with np.errstate(all="ignore"):
-                return [worker.run(work) for work in batch]
+                return [worker.run(work) for work in group]
         finally:
             workers.append(worker)
 
     with ThreadPoolExecutor(plan.jobs) as pool:
-        futures = [pool.submit(run, batch) for batch in batches]
+        futures = [pool.submit(run, group) for group in groups]
         try:
-            for batch, future in zip(batches, futures, strict=True):
-                for work, digest in zip(batch, future.result(), strict=True):
+            for group, future in zip(groups, futures, strict=True):
+                for work, digest in zip(group, future.result(), strict=True):
                     digests[work.item.tensor.name].append(digest)
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -282,21 +296,35 @@ def _stream(
     return digests
 
 
-def _batches(items: Iterable[PlanItem]) -> Iterable[list[_Work]]:
+def _groups(items: Iterable[PlanItem]) -> Iterable[list[_Work]]:
     """Regions in order, small ones together: a thread takes on about one block at a time."""
-    batch: list[_Work] = []
+    group: list[_Work] = []
     nbytes = 0
     for item in items:
         if item.action == DROP:
             continue
         for region in regions(item.tensor.nbytes):
-            batch.append(_Work(item, region))
+            group.append(_Work(item, region))
             nbytes += region.nbytes
             if nbytes >= BLOCK_SIZE:
-                yield batch
-                batch, nbytes = [], 0
-    if batch:
-        yield batch
+                yield group
+                group, nbytes = [], 0
+    if group:
+        yield group
+
+
+def _allow_open_files(count: int) -> None:
+    """All checkpoints stay open at once: raises the process's own limit as far as it may."""
+    needed = count + 64
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ResourceError(
+            f"{count} checkpoints need {needed} open files, but the system allows {hard}: "
+            "average groups of them, then the averages"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_unchanged(sources: Sequence[SourcePlan], readers: Sequence[CheckpointReader]) -> None:

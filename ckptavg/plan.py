@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ckptavg.accumulate import PIECE
 from ckptavg.errors import FormatError, IntegrityError, MismatchError, OutputError, ResourceError
-from ckptavg.files import check_output
 from ckptavg.formats import (
     CheckpointReader,
     ModelConfig,
@@ -18,11 +17,12 @@ from ckptavg.formats import (
     open_reader,
     output_suffix,
 )
+from ckptavg.outputs import check_output
 from ckptavg.proof import check_tensors
 from ckptavg.recipes import check_coefficients, uniform
 from ckptavg.record import BatchNormRecord, Record
 from ckptavg.run import Checkpoint, resolve
-from ckptavg.tensors import TensorInfo
+from ckptavg.tensors import BLOCK_SIZE, TensorInfo
 
 AVERAGE, EQUAL, LAST, DROP = "average", "equal", "last", "drop"
 """What becomes of a tensor: the mean of all; a copy, if all agree; the last one's; nothing."""
@@ -33,7 +33,7 @@ DEFAULT_JOBS = 4
 _JOB_MEMORY = 8 * 8 * PIECE
 """Buffers of one thread: bytes read, sum, its error, scratch, result, and the rounding's three."""
 _TENSOR_MEMORY = 1024
-_BATCH_NORM = re.compile(r"(^|/)(sync_)?batch_normalization(_\d+)?/vars/")
+_BATCH_NORM = re.compile(r"(^|/)batch_normalization(_\d+)?/vars/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,8 @@ def plan_merge(
         raise FormatError(f"{reference.path} holds no weights")
     model_file = Path(model) if model is not None else _model_file(checkpoints)
     written = sum(item.tensor.nbytes for item in items if item.action != DROP)
-    _check_disk(output, written * (2 if suffix == ".keras" else 1))
-    jobs, memory = _fit_memory(jobs, max_memory, planned)
+    _check_disk(output, written * (2 if suffix == ".keras" or live_model else 1))
+    jobs, memory = _fit_memory(jobs, max_memory, planned, written)
     return MergePlan(
         output=output,
         overwrite=overwrite,
@@ -248,12 +248,13 @@ def _check_disk(output: Path, needed: int) -> None:
 
 
 def _fit_memory(
-    jobs: int | None, max_memory: int, sources: Sequence[SourcePlan]
+    jobs: int | None, max_memory: int, sources: Sequence[SourcePlan], written: int
 ) -> tuple[int, int]:
-    """As many threads as asked for, or as the memory allows."""
-    if jobs is not None and jobs < 1:
-        raise ResourceError(f"jobs is {jobs}, but must be at least 1")
+    """As many threads as asked for, or as there is work and memory for."""
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        raise ResourceError(f"jobs is {jobs!r}, but must be a whole number, at least 1")
     wanted = jobs or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+    wanted = min(wanted, -(-written // BLOCK_SIZE) or 1)
     structures = {id(source.structure): source.structure for source in sources}
     index = sum(len(structure.tensors) for structure in structures.values()) * _TENSOR_MEMORY
     least = index + _JOB_MEMORY
@@ -292,7 +293,7 @@ def _model_config(model_file: Path | None, output: Path, source: SourcePlan) -> 
     if model_file is None:
         raise FormatError(
             f"cannot write {output}: a .keras file holds the configuration of the model, and the "
-            "checkpoints come with none. Pass --model, or write a .weights.h5 file"
+            "checkpoints come with none. Pass a model (--model), or write a .weights.h5 file"
         )
     if model_file.suffix == ".keras":
         with open_reader(model_file) as reader:

@@ -16,11 +16,19 @@ def uniform(count: int) -> tuple[float, ...]:
 def check_coefficients(coefficients: Sequence[float], count: int) -> tuple[float, ...]:
     """Makes sure that coefficients describe an average of `count` checkpoints.
 
+    Returns:
+        The coefficients, divided by their sum, which is 1 but for rounding.
+
     Raises:
-        MismatchError: there are more or fewer than checkpoints, one is not finite, or they do not
-            sum to 1.
+        MismatchError: they are not numbers, there are more or fewer than checkpoints, one is not
+            finite, or they do not sum to 1 within 1e-6.
     """
-    values = tuple(float(value) for value in coefficients)
+    try:
+        values = tuple(float(value) for value in coefficients)
+    except (TypeError, ValueError) as error:
+        raise MismatchError(
+            f"coefficients must be numbers, but are {coefficients!r:.80}"
+        ) from error
     if len(values) != count:
         raise MismatchError(f"there are {len(values)} coefficients for {count} checkpoints")
     if not all(math.isfinite(value) for value in values):
@@ -28,4 +36,4 @@ def check_coefficients(coefficients: Sequence[float], count: int) -> tuple[float
     total = math.fsum(values)
     if abs(total - 1) > _SUM_TOLERANCE:
         raise MismatchError(f"coefficients must sum to 1, but sum to {total:.9g}")
-    return values
+    return tuple(value / total for value in values)

@@ -10,7 +10,7 @@ holds for that file only.
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -62,7 +62,8 @@ class BatchNormRecord:
     Attributes:
         layers: number of BatchNormalization layers.
         statistics: `running` (as training left them), `stale` (averaged with the weights, not
-            those of the averaged network) or `fresh` (re-estimated by a forward pass).
+            those of the averaged network), `fresh` (re-estimated by a forward pass) or `partly
+            fresh` (some layers are frozen, or the pass did not reach them).
         samples: samples that fresh statistics were estimated from.
         batches: batches that they came in.
         data: the data SPEC they came from.
@@ -88,6 +89,7 @@ class Record:
         epoch: 1-based epoch that had just ended.
         step: optimizer steps taken.
         learning_rate: at the end of the epoch.
+        initial_learning_rate: that the saver's schedule started from; None if it set none.
         metrics: of the epoch, as Keras logs them.
         batch_norm: what the BatchNorm statistics are worth; None without BatchNorm.
         model: configuration of the model, a path relative to the record; None if there is none.
@@ -97,12 +99,13 @@ class Record:
 
     file: str
     size: int
-    tensors: Mapping[str, TensorRecord]
+    tensors: Mapping[str, TensorRecord] = field(repr=False)
     time: str
     versions: Mapping[str, str]
     epoch: int | None = None
     step: int | None = None
     learning_rate: float | None = None
+    initial_learning_rate: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     batch_norm: BatchNormRecord | None = None
     model: str | None = None
@@ -110,13 +113,14 @@ class Record:
     sources: tuple[SourceRecord, ...] = ()
 
     def write(self, path: Path) -> None:
-        """Writes the record, whole or not at all."""
+        """Writes the record to `path`, whole or not at all."""
         write_text(path, self.to_json())
 
     def to_json(self) -> str:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         content["metrics"] = {name: _number(value) for name, value in self.metrics.items()}
-        content["learning_rate"] = _number(self.learning_rate)
+        for rate in ("learning_rate", "initial_learning_rate"):
+            content[rate] = _number(content[rate])
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -128,7 +132,7 @@ class Record:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RecordError(f"cannot read the record {path}: {error}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise RecordError(f"{path} is not a record of ckptavg")
@@ -139,33 +143,34 @@ class Record:
             )
         try:
             return cls._from_content(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RecordError(f"the record {path} is damaged: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise RecordError(f"the record {path} is damaged: {error!r:.200}") from error
 
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> "Record":
         batch_norm = content["batch_norm"]
         return cls(
-            file=str(content["file"]),
-            size=int(content["size"]),
+            file=_text(content["file"]),
+            size=_whole(content["size"]),
             tensors={
-                name: TensorRecord(
-                    tuple(int(n) for n in tensor["shape"]),
-                    str(tensor["dtype"]),
-                    tuple(str(digest) for digest in tensor["digests"]),
+                _text(name): TensorRecord(
+                    tuple(_whole(n) for n in tensor["shape"]),
+                    _text(tensor["dtype"]),
+                    tuple(_text(digest) for digest in tensor["digests"]),
                 )
                 for name, tensor in content["tensors"].items()
             },
-            time=str(content["time"]),
-            versions=dict(content["versions"]),
-            epoch=_optional(int, content["epoch"]),
-            step=_optional(int, content["step"]),
+            time=_text(content["time"]),
+            versions={_text(name): _text(v) for name, v in content["versions"].items()},
+            epoch=_optional(_whole, content["epoch"]),
+            step=_optional(_whole, content["step"]),
             learning_rate=_optional(float, content["learning_rate"]),
-            metrics={name: float(value) for name, value in content["metrics"].items()},
-            batch_norm=BatchNormRecord(**batch_norm) if batch_norm else None,
-            model=_optional(str, content["model"]),
-            recipe=_optional(str, content["recipe"]),
-            sources=tuple(SourceRecord(**source) for source in content["sources"]),
+            initial_learning_rate=_optional(float, content["initial_learning_rate"]),
+            metrics={_text(name): float(value) for name, value in content["metrics"].items()},
+            batch_norm=_optional(_read_batch_norm, batch_norm),
+            model=_optional(_text, content["model"]),
+            recipe=_optional(_text, content["recipe"]),
+            sources=tuple(map(_read_source, content["sources"])),
         )
 
 
@@ -182,11 +187,29 @@ def find_record(checkpoint: Path) -> Record | None:
     """
     stem = checkpoint.name.split(".", 1)[0] + ".json"
     for path in (record_path(checkpoint), checkpoint.with_name(stem)):
-        if path.is_file() and _is_record(path):
+        if path.is_file() and is_record(path):
             record = Record.read(path)
             if record.file == checkpoint.name:
                 return record
     return None
+
+
+def commit_with_record(commit: Callable[[], None], record: Record, path: Path) -> None:
+    """Commits a file and writes its record.
+
+    A former file's record is removed first: a crash on the way may leave a file without a record,
+    but none with a wrong one.
+    """
+    text = record.to_json()
+    record_path(path).unlink(missing_ok=True)
+    commit()
+    write_text(record_path(path), text)
+
+
+def is_record(path: Path) -> bool:
+    """Tells a record from somebody else's JSON file of the same name."""
+    with path.open("rb") as file:
+        return FORMAT.encode() in file.read(256)
 
 
 def digest(data: bytes | bytearray) -> str:
@@ -209,16 +232,43 @@ def versions(packages: Iterable[str] = ("numpy", "h5py")) -> dict[str, str]:
     return found
 
 
-def _is_record(path: Path) -> bool:
-    """Tells a record from somebody else's JSON file of the same name."""
-    with path.open("rb") as file:
-        return FORMAT.encode() in file.read(256)
-
-
 def _number(value: float | None) -> float | str | None:
     """JSON has no NaN and no infinity: they are written as strings that float() reads."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
-def _optional(convert: type, value: Any) -> Any:
-    return None if value is None else convert(value)
+def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:
+    return BatchNormRecord(
+        layers=_whole(content["layers"]),
+        statistics=_text(content["statistics"]),
+        samples=_optional(_whole, content["samples"]),
+        batches=_optional(_whole, content["batches"]),
+        data=_optional(_text, content["data"]),
+    )
+
+
+def _read_source(content: dict[str, Any]) -> SourceRecord:
+    return SourceRecord(
+        path=_text(content["path"]),
+        size=_whole(content["size"]),
+        coefficient=float(content["coefficient"]),
+        epoch=_optional(_whole, content["epoch"]),
+        verified=bool(content["verified"]),
+    )
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"expected a whole number, got {value!r:.40}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"expected a text, got {value!r:.40}")
+    value.encode()  # refuses half a surrogate pair
+    return value
+
+
+def _optional(read: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else read(value)

@@ -1,7 +1,7 @@
 """Checkpoint files taken through the BatchNorm forward pass: load, re-estimate, save."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,23 @@ import keras
 from ckptavg.batch_norm import BatchNormReport, update_batch_norm
 from ckptavg.batches import Progress as BatchProgress
 from ckptavg.errors import FormatError
-from ckptavg.files import check_output, commit, temporary_sibling
+from ckptavg.files import commit, temporary_sibling
 from ckptavg.formats import output_suffix
 from ckptavg.keras_models import build, load_weights, save_model
 from ckptavg.merging import MergeReport, run_plan
 from ckptavg.merging import Progress as BytesProgress
+from ckptavg.outputs import check_output
 from ckptavg.plan import MergePlan
 from ckptavg.proof import tensor_records
-from ckptavg.record import BatchNormRecord, Record, find_record, now, record_path, versions
+from ckptavg.record import (
+    BatchNormRecord,
+    Record,
+    commit_with_record,
+    find_record,
+    now,
+    record_path,
+    versions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +35,13 @@ class RefreshReport:
 
     Attributes:
         output: the file that was written.
-        record: the record beside it.
+        record: the record beside it; left out of the `repr`.
         batch_norm: what the pass did; None if none was asked for.
         merged: what the merge before it did; None if there was none.
     """
 
     output: Path
-    record: Record
+    record: Record = field(repr=False)
     batch_norm: BatchNormReport | None
     merged: MergeReport | None = None
 
@@ -70,11 +79,12 @@ def refresh_batch_norm(
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
     former = find_record(checkpoint)
-    build(model, data)
+    data = build(model, data)
     load_weights(model, checkpoint)
     report = update_batch_norm(model, data, steps=steps, progress=progress)
     former = _moved(former, checkpoint.parent, output.parent) if former else None
-    record = _save(model, output, former, _fresh(report, data_name), overwrite)
+    state = _state(report, data_name, former.batch_norm if former else None)
+    record = _save(model, output, former, state, overwrite)
     return RefreshReport(output, record, report)
 
 
@@ -102,7 +112,7 @@ def merge_into_model(
     Raises:
         CkptavgError: as `merge` and `refresh_batch_norm` do.
     """
-    build(model, data)
+    data = build(model, data)
     # The mean goes to a file first, so that it takes the merge's own path, proofs included.
     mean = temporary_sibling(plan.output.with_name("mean.weights.h5"))
     try:
@@ -111,7 +121,7 @@ def merge_into_model(
         report, state = None, merged.record.batch_norm
         if data is not None:
             report = update_batch_norm(model, data, steps=steps, progress=batch_progress)
-            state = _fresh(report, data_name)
+            state = _state(report, data_name, state)
         record = _save(model, plan.output, merged.record, state, plan.overwrite)
     finally:
         mean.unlink(missing_ok=True)
@@ -130,34 +140,36 @@ def _save(
     temporary = temporary_sibling(output)
     try:
         save_model(model, temporary)
-        tensors = tensor_records(temporary)
-        size = temporary.stat().st_size
+        record = Record(
+            file=output.name,
+            size=temporary.stat().st_size,
+            tensors=tensor_records(temporary),
+            time=now(),
+            versions=versions(("numpy", "h5py", "keras", keras.backend.backend())),
+            epoch=former.epoch if former else None,
+            batch_norm=batch_norm,
+            model=former.model if former else None,
+            recipe=former.recipe if former else None,
+            sources=former.sources if former else (),
+        )
         check_output(output, overwrite)
-        record_path(output).unlink(missing_ok=True)
-        commit(temporary, output)
+        commit_with_record(lambda: commit(temporary, output), record, output)
     finally:
         temporary.unlink(missing_ok=True)
-    record = Record(
-        file=output.name,
-        size=size,
-        tensors=tensors,
-        time=now(),
-        versions=versions(("numpy", "h5py", "keras", keras.backend.backend())),
-        epoch=former.epoch if former else None,
-        batch_norm=batch_norm,
-        model=former.model if former else None,
-        recipe=former.recipe if former else None,
-        sources=former.sources if former else (),
-    )
-    record.write(record_path(output))
     return record
 
 
-def _fresh(report: BatchNormReport, data_name: str | None) -> BatchNormRecord | None:
-    layers = len(report.layers)
-    if not layers:
-        return None
-    return BatchNormRecord(layers, "fresh", report.samples, report.batches, data_name)
+def _state(
+    report: BatchNormReport, data_name: str | None, former: BatchNormRecord | None
+) -> BatchNormRecord | None:
+    """What the statistics are worth after a pass that set some, all or none of them."""
+    left = len(report.frozen) + len(report.unused)
+    if not report.layers:
+        return former if left else None
+    statistics = "partly fresh" if left else "fresh"
+    return BatchNormRecord(
+        len(report.layers) + left, statistics, report.samples, report.batches, data_name
+    )
 
 
 def _moved(record: Record, old: Path, new: Path) -> Record:

@@ -12,6 +12,7 @@ from ckptavg.record import Record, find_record
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
 WEIGHTS_SUFFIX = ".weights.h5"
+RECORD_PATTERN = "epoch-*.json"
 
 _MAXIMIZED = ("accuracy", "acc", "auc", "precision", "recall", "f1", "iou")
 _MINIMIZED = ("loss", "error", "mse", "mae", "rmse", "mape")
@@ -136,7 +137,7 @@ def open_run(directory: str | Path) -> Run:
             f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
             "as CheckpointSaver makes it"
         )
-    records = {path: Record.read(path) for path in sorted(folder.glob("*.json"))}
+    records = {path: Record.read(path) for path in sorted(folder.glob(RECORD_PATTERN))}
     for path, record in records.items():
         if Path(record.file).name != record.file or not record.file:
             raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
@@ -169,6 +170,10 @@ def resolve(sources: "Run | str | Path | Checkpoint | Iterable") -> tuple[Checkp
     if isinstance(sources, str | Path):
         path = Path(sources)
         return open_run(path).checkpoints if path.is_dir() else (Checkpoint.open(path),)
+    if not isinstance(sources, Iterable) or isinstance(sources, bytes):
+        raise RunError(
+            f"expected a run, a checkpoint file or several, but got {type(sources).__name__}"
+        )
     found = tuple(checkpoint for source in sources for checkpoint in resolve(source))
     if not found:
         raise RunError("there is no checkpoint to average: name a run or checkpoint files")
@@ -176,19 +181,28 @@ def resolve(sources: "Run | str | Path | Checkpoint | Iterable") -> tuple[Checkp
 
 
 def describe_epochs(records: Iterable[Record]) -> str:
-    """Epochs in a few words, such as `15 checkpoints of epochs 16 to 30`."""
+    """Epochs in a few words, such as `15 checkpoints of epochs 16-30`."""
     epochs = [record.epoch for record in records if record.epoch is not None]
-    if not epochs:
-        return "no checkpoints"
     if len(epochs) == 1:
         return f"1 checkpoint of epoch {epochs[0]}"
-    return f"{len(epochs)} checkpoints of epochs {min(epochs)} to {max(epochs)}"
+    return f"{len(epochs)} checkpoints of epochs {list_epochs(epochs)}"
+
+
+def list_epochs(epochs: Iterable[int]) -> str:
+    """Epochs with those in a row drawn together, such as `16-20, 25`."""
+    rows: list[list[int]] = []
+    for epoch in sorted(set(epochs)):
+        if rows and epoch == rows[-1][1] + 1:
+            rows[-1][1] = epoch
+        else:
+            rows.append([epoch, epoch])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in rows)
 
 
 def _count(checkpoints: tuple[Checkpoint, ...], number: int, word: str) -> tuple[Checkpoint, ...]:
     if not 1 <= number <= len(checkpoints):
         raise RunError(
-            f"cannot choose the {word} {number} of {len(checkpoints)} checkpoints: "
+            f"cannot choose the {word} {number!r} of the {len(checkpoints)} checkpoints selected: "
             f"ask for 1 to {len(checkpoints)}"
         )
     return checkpoints
@@ -197,13 +211,14 @@ def _count(checkpoints: tuple[Checkpoint, ...], number: int, word: str) -> tuple
 def _best(
     checkpoints: tuple[Checkpoint, ...], number: int, monitor: str, mode: str
 ) -> tuple[Checkpoint, ...]:
-    sign = _sign(monitor, mode)
     for checkpoint in checkpoints:
         if monitor not in checkpoint.record.metrics:
             known = ", ".join(sorted(checkpoint.record.metrics)) or "none"
             raise RunError(
                 f"the record of {checkpoint.path} has no metric '{monitor}', it has: {known}"
             )
+
+    sign = _sign(monitor, mode)
 
     def rank(checkpoint: Checkpoint) -> tuple[bool, float]:
         value = checkpoint.record.metrics[monitor]
@@ -224,4 +239,4 @@ def _sign(monitor: str, mode: str) -> int:
         return 1
     if any(word in _MAXIMIZED for word in words):
         return -1
-    raise RunError(f"is '{monitor}' better small or large? Say mode 'min' or 'max'")
+    raise RunError(f"'{monitor}' may be better small or large: say which, with mode 'min' or 'max'")

@@ -11,7 +11,14 @@ from ckptavg.files import TEMPORARY_PREFIX, commit, temporary_sibling, write_tex
 from ckptavg.keras_models import batch_norm_layers, model_config, save_weights
 from ckptavg.proof import tensor_records
 from ckptavg.record import BatchNormRecord, Record, now, versions
-from ckptavg.run import CHECKPOINT_FOLDER, MODEL_FILE, WEIGHTS_SUFFIX, describe_epochs, open_run
+from ckptavg.run import (
+    CHECKPOINT_FOLDER,
+    MODEL_FILE,
+    RECORD_PATTERN,
+    WEIGHTS_SUFFIX,
+    describe_epochs,
+    open_run,
+)
 from ckptavg.schedule import Schedule
 
 
@@ -67,8 +74,8 @@ class CheckpointSaver(keras.callbacks.Callback):
         super().__init__()
         self.directory = Path(directory)
         self.schedule = Schedule(lr_schedule, start_epoch, swa_freq, swa_lr, swa_lr2)
-        if max_to_keep is not None and max_to_keep < 1:
-            raise SaverError(f"max_to_keep is {max_to_keep}, but must be 1 or more, or None")
+        if max_to_keep is not None and (not isinstance(max_to_keep, int) or max_to_keep < 1):
+            raise SaverError(f"max_to_keep is {max_to_keep!r}, but must be 1 or more, or None")
         self.max_to_keep = max_to_keep
         self.verbose = verbose
         self._initial_rate = 0.0
@@ -79,17 +86,19 @@ class CheckpointSaver(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._first_epoch = None
+        self._wrote_config = False
         self._steps = self.params.get("steps")
         self._check_epochs()
         if self.schedule.sets_rate:
             self._initial_rate = self._read_initial_rate()
-            self.schedule.rates(self._initial_rate)
+            if not any((self.directory / CHECKPOINT_FOLDER).glob(RECORD_PATTERN)):
+                self.schedule.rates(self._initial_rate)
         self._make_folder()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._first_epoch is None:
             self._first_epoch = epoch
-            self._check_run(epoch)
+            self._open_run(epoch)
         self._epoch = epoch
         self._batches_seen = 0
         if self.schedule.sets_rate and not self._cycles(epoch):
@@ -101,10 +110,9 @@ class CheckpointSaver(keras.callbacks.Callback):
         if self._cycles(self._epoch):
             steps = self._steps_per_epoch()
             # Keras announces one batch too many when it finds the end of the data by reaching it.
-            rate = self.schedule.batch_rate(
-                self._epoch, min(batch, steps - 1), steps, self._initial_rate
-            )
-            self._set_rate(rate)
+            # One call may stand for several batches: the rate is that of the last of them.
+            last = min(batch + self.model.steps_per_execution - 1, steps - 1)
+            self._set_rate(self.schedule.batch_rate(self._epoch, last, steps, self._initial_rate))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches_seen = batch + 1
@@ -138,24 +146,34 @@ class CheckpointSaver(keras.callbacks.Callback):
                 f"of epoch {self.schedule.first_save}: train longer or lower start_epoch"
             )
 
-    def _check_run(self, first_epoch: int) -> None:
-        """Refuses a directory whose checkpoints this training would write again."""
+    def _open_run(self, first_epoch: int) -> None:
+        """Goes on with a run, or refuses one whose checkpoints this training would write again."""
         try:
             run = open_run(self.directory)
         except RunError:
+            self._clean()
             return
         if run.records[-1].epoch > first_epoch:
             raise SaverError(
                 f"{self.directory} holds {describe_epochs(run.records)}, but training begins with "
                 f"epoch {first_epoch + 1}: choose an empty directory, or go on with initial_epoch"
             )
+        if self.schedule.sets_rate:
+            # The optimizer of a training that goes on may hold a rate that was lowered before.
+            initial = run.records[-1].initial_learning_rate
+            self._initial_rate = self._initial_rate if initial is None else initial
+            self.schedule.rates(self._initial_rate)
+        self._clean()
+
+    def _clean(self) -> None:
+        """Removes what a killed training left unfinished."""
+        for leftover in (self.directory / CHECKPOINT_FOLDER).glob(f"{TEMPORARY_PREFIX}*"):
+            leftover.unlink(missing_ok=True)
 
     def _make_folder(self) -> None:
         folder = self.directory / CHECKPOINT_FOLDER
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-                leftover.unlink()
         except OSError as error:
             raise SaverError(f"cannot use the directory {self.directory}: {error}") from error
 
@@ -187,6 +205,9 @@ class CheckpointSaver(keras.callbacks.Callback):
     def _save(self, epoch: int, rate: float | None, logs: dict[str, Any]) -> None:
         folder = self.directory / CHECKPOINT_FOLDER
         path = folder / f"epoch-{epoch + 1:04d}{WEIGHTS_SUFFIX}"
+        record_file = folder / f"epoch-{epoch + 1:04d}.json"
+        if record_file.exists():
+            raise SaverError(f"{path} was written meanwhile: does another training use this run?")
         self._write_model_config()
         temporary = temporary_sibling(path)
         try:
@@ -207,22 +228,26 @@ class CheckpointSaver(keras.callbacks.Callback):
             epoch=epoch + 1,
             step=int(keras.ops.convert_to_numpy(optimizer.iterations)) if optimizer else None,
             learning_rate=rate,
+            initial_learning_rate=self._initial_rate if self.schedule.sets_rate else None,
             metrics=_metrics(logs),
             batch_norm=BatchNormRecord(layers, "running") if layers else None,
             model=f"../{MODEL_FILE}" if (self.directory / MODEL_FILE).is_file() else None,
         )
-        record.write(folder / f"epoch-{epoch + 1:04d}.json")
+        record.write(record_file)
         if self.verbose:
             print(f"\nEpoch {epoch + 1}: saved {path}")  # noqa: T201
         self._prune()
 
     def _write_model_config(self) -> None:
-        path = self.directory / MODEL_FILE
-        if path.is_file():
+        """Writes the configuration once in each training: it may be another model's than before."""
+        if self._wrote_config:
             return
+        self._wrote_config = True
+        path = self.directory / MODEL_FILE
         try:
             write_text(path, model_config(self.model).to_json())
         except ModelError as error:
+            path.unlink(missing_ok=True)
             if self.verbose:
                 print(f"\nno {path}: {error}")  # noqa: T201
 
@@ -231,8 +256,9 @@ class CheckpointSaver(keras.callbacks.Callback):
         if self.max_to_keep is None:
             return
         for checkpoint in open_run(self.directory).checkpoints[: -self.max_to_keep]:
-            checkpoint.path.with_name(f"epoch-{checkpoint.record.epoch:04d}.json").unlink()
-            checkpoint.path.unlink()
+            record_file = checkpoint.path.with_name(f"epoch-{checkpoint.record.epoch:04d}.json")
+            record_file.unlink(missing_ok=True)
+            checkpoint.path.unlink(missing_ok=True)
 
 
 def _metrics(logs: dict[str, Any]) -> dict[str, float]:

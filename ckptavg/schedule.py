@@ -6,6 +6,9 @@ SWA paper does (Izmailov et al., arXiv 1803.05407), not at the end of the cycle'
 """
 
 from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
 
 from ckptavg.errors import SaverError
 
@@ -41,7 +44,7 @@ class Schedule:
             )
         for name, least in (("start_epoch", 1), ("swa_freq", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise SaverError(f"{name} is {value!r}, but must be a whole number from {least} on")
         if self.kind != "manual" and self.start_epoch < 2:
             raise SaverError(
@@ -58,7 +61,7 @@ class Schedule:
     def _check_rates(self) -> None:
         for name in ("swa_lr", "swa_lr2"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            number = isinstance(value, Real) and not isinstance(value, bool)
             if value != "auto" and not (number and 0 <= value < float("inf")):
                 raise SaverError(f"{name} is {value!r}, but must be 'auto' or a rate from 0 on")
         if self.kind != "cyclic" or self.swa_lr2 == "auto":
@@ -96,7 +99,8 @@ class Schedule:
         """
         low = 0.1 * initial if self.swa_lr == "auto" else float(self.swa_lr)
         high = low + 0.25 * (initial - low) if self.swa_lr2 == "auto" else float(self.swa_lr2)
-        if self.sets_rate and low > initial:
+        # Keras holds rates in float32: 0.01 there is a little below 0.01 here.
+        if self.sets_rate and np.float32(low) > np.float32(initial):
             raise SaverError(
                 f"swa_lr is {low} but the optimizer begins at {initial}: "
                 "swa_lr must not be above the initial learning rate"

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +18,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.errors import CkptavgError, SpecError
-from ckptavg.keras_models import first_line, from_config
+from ckptavg.errors import CkptavgError, SpecError, first_line
+from ckptavg.keras_models import from_config
 
 _FORMS = "file.py:callable or package.module:callable"
 
@@ -77,7 +78,7 @@ def _call(spec: str, what: str, forms: str) -> Any:
         return function()
     except CkptavgError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SpecError(f"{spec} was called and raised {_described(error)}") from error
 
 
@@ -143,7 +144,10 @@ def _load_archive(path: Path) -> keras.Model:
     if not path.is_file():
         raise SpecError(f"there is no model file {path}")
     try:
-        return keras.saving.load_model(path)
+        with warnings.catch_warnings():
+            # Averages hold no optimizer state, and none is needed here.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            return keras.saving.load_model(path)
     except Exception as error:
         raise SpecError(f"Keras cannot load {path}: {first_line(error)}") from error
 
@@ -152,15 +156,15 @@ def _load_arrays(path: Path) -> Any:
     if not path.is_file():
         raise SpecError(f"there is no data file {path}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "x" not in arrays:
-                found = ", ".join(arrays.files) or "no arrays"
-                raise SpecError(f"{path} must hold an array 'x', but holds {found}")
-            return (arrays["x"], arrays["y"]) if "y" in arrays else arrays["x"]
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, SpecError):
-            raise
-        raise SpecError(f"cannot read {path}: {error}") from error
+        arrays = np.load(path, allow_pickle=False)
+        found = {name: arrays[name] for name in ("x", "y") if name in arrays.files}
+        known = ", ".join(arrays.files) or "no arrays"
+        arrays.close()
+    except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
+        raise SpecError(f"cannot read {path}: {first_line(error)}") from error
+    if "x" not in found:
+        raise SpecError(f"{path} must hold an array 'x', but holds {known}")
+    return (found["x"], found["y"]) if "y" in found else found["x"]
 
 
 def _described(error: BaseException) -> str:

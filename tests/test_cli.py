@@ -239,7 +239,7 @@ def test_inspect_fits_a_terminal(folder):
             ("merge", "run", "-o", "o.keras", *MODEL, "--data", "train.py:narrow_data"),
             "the model rejects batch 0",
         ),
-        (("merge", "other.weights.h5", "-o", "o.keras"), "Pass --model"),
+        (("merge", "other.weights.h5", "-o", "o.keras"), "Pass a model (--model)"),
         (("merge", "other.weights.h5", "-o", "o.keras", *DATA), "pass --model SPEC"),
         (("merge", "nan.weights.h5", "-o", "o.weights.h5"), "holds NaN"),
         (("update-bn", "gone.weights.h5", "-o", "o.weights.h5", *DATA), "there is no checkpoint"),
@@ -262,7 +262,7 @@ def test_inspect_fits_a_terminal(folder):
         ),
         (
             ("evaluate", "run", "--data", "train.py:narrow_data"),
-            "cannot be evaluated on the data",
+            "have no targets",
         ),
         (("inspect", "gone"), "there is no checkpoint gone"),
         (("inspect", "empty"), "holds no checkpoint yet"),

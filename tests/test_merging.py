@@ -238,7 +238,7 @@ def test_merging_twice_gives_the_same_bytes(trained_run, tmp_path):
 
 
 def test_keras_archive_needs_a_configuration(checkpoints, tmp_path):
-    with pytest.raises(FormatError, match="Pass --model"):
+    with pytest.raises(FormatError, match=r"Pass a model \(--model\)"):
         ckptavg.merge(checkpoints, tmp_path / "a.keras")
 
 
@@ -381,8 +381,13 @@ def test_coefficients_that_cannot_be(checkpoints, tmp_path, coefficients, messag
 
 
 def test_memory_limits_lower_the_threads_and_are_refused_when_too_low(checkpoints, tmp_path):
-    plan = plan_merge(checkpoints, tmp_path / "o.weights.h5", jobs=8, max_memory=10**7)
+    large = [
+        write_h5(tmp_path / f"{k}.weights.h5", {"layers/x/vars/0": np.zeros(10**7, "float32")})
+        for k in range(2)
+    ]
+    plan = plan_merge(large, tmp_path / "o.weights.h5", jobs=8, max_memory=10**7)
     assert plan.jobs == 2
+    assert plan_merge(large, tmp_path / "o.weights.h5", jobs=1000).jobs == 5  # blocks of 8 MiB
     assert plan.memory <= 10**7
     with pytest.raises(ResourceError, match="at least"):
         plan_merge(checkpoints, tmp_path / "o.weights.h5", max_memory=1000)

@@ -59,7 +59,7 @@ def test_select(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": [2, 9]}, "no checkpoint of epoch 9.*4 checkpoints of epochs 1 to 4"),
+        ({"epochs": [2, 9]}, "no checkpoint of epoch 9.*4 checkpoints of epochs 1-4"),
         ({"epochs": []}, "no checkpoint .* was selected"),
         ({"last": 5}, "ask for 1 to 4"),
         ({"last": 0}, "ask for 1 to 4"),
@@ -68,7 +68,7 @@ def test_select(run):
             {"best": 1, "monitor": "val_f1"},
             "has no metric 'val_f1', it has: val_accuracy, val_loss",
         ),
-        ({"best": 1, "monitor": "x"}, "Say mode"),
+        ({"best": 1, "monitor": "x"}, "say which, with mode"),
         ({"best": 1, "mode": "least"}, "must be 'min', 'max' or 'auto'"),
     ],
 )

@@ -145,7 +145,7 @@ def test_an_existing_run_is_not_written_over_but_can_go_on(tmp_path):
     model = tiny_model()
     fit(model, tmp_path / "run", 4, start_epoch=2)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(SaverError, match="3 checkpoints of epochs 2 to 4"):
+    with pytest.raises(SaverError, match="3 checkpoints of epochs 2-4"):
         fit(tiny_model(), tmp_path / "run", 6, start_epoch=2)
     assert {p: p.read_bytes() for p in before} == before
     fit(model, tmp_path / "run", 6, start_epoch=2, initial_epoch=4)

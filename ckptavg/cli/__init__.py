@@ -1,5 +1,6 @@
 """The command line of ckptavg."""
 
+import signal
 import sys
 
 import typer
@@ -49,6 +50,8 @@ def _root(
 
 def main() -> None:
     """Runs the command line: exit status 0, 1 for what the user can mend, 2 for wrong usage."""
+    # A scheduler that stops the process finds it cleaned up, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app(prog_name="ckptavg")
     except CkptavgError as error:
@@ -60,5 +63,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(1)

@@ -6,7 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +52,7 @@ _UNITS.update({f"{unit}IB": 1024 ** (n + 1) for n, unit in enumerate("KMGT")})
 def parse_size(text: str) -> int:
     """Bytes of a size such as `96MiB`, `1.5GB` or `100000`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
+    if match is None or len(match[1]) > 15 or match[2].upper() not in _UNITS:
         raise typer.BadParameter(f"'{text}' is not a size: write it like 96MiB or 1GB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
@@ -61,7 +61,7 @@ def parse_epochs(text: str) -> list[int]:
     """Epochs of a list such as `16-30` or `16,20,24-26`."""
     epochs: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise typer.BadParameter(f"'{text}' names no epochs: write them like 16-30 or 16,20,24")
         epochs.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
@@ -182,12 +182,22 @@ def quiet_tensorflow() -> Iterator[None]:
             os.close(kept)
 
 
-def import_keras() -> None:
-    """Imports Keras with its backend, quietly.
+@contextmanager
+def keras_session() -> Iterator[None]:
+    """For work with live models: imports Keras; what a user's code prints goes to stderr.
+
+    Standard output is for the report alone, which may be JSON.
 
     Raises:
         SpecError: Keras or its backend is not installed.
     """
+    with redirect_stdout(sys.stderr):
+        _import_keras()
+        yield
+
+
+def _import_keras() -> None:
+    """Imports Keras with its backend, quietly."""
     try:
         with quiet_tensorflow():
             import keras

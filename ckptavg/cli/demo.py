@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.cli.common import Json, import_keras, print_json
+from ckptavg.cli.common import Json, keras_session, print_json
 from ckptavg.errors import SpecError
 
 
@@ -24,10 +24,10 @@ def demo(
     for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise SpecError(f"the demo needs {package}: pip install 'ckptavg[analysis]'")
-    import_keras()
-    from ckptavg.demo import run_demo
+    with keras_session():
+        from ckptavg.demo import run_demo
 
-    report = run_demo(directory, seed=seed, say=lambda text: typer.echo(text, err=True))
+        report = run_demo(directory, seed=seed, say=lambda text: typer.echo(text, err=True))
     if json:
         files = {name: str(path) for name, path in report.files.items()}
         print_json({"seed": report.seed, "scores": report.scores, "files": files})

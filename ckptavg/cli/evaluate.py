@@ -10,7 +10,7 @@ from ckptavg.cli.common import (
     Json,
     Model,
     checkpoint_of,
-    import_keras,
+    keras_session,
     model_spec,
     print_json,
     progress_bars,
@@ -38,13 +38,12 @@ def evaluate(
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
     spec = model_spec(model, checkpoint)
-    import_keras()
-    from ckptavg.batches import count_batches
-    from ckptavg.evaluation import evaluate as evaluate_checkpoint
-    from ckptavg.specs import load_data, load_model
+    with keras_session(), progress_bars() as bar:
+        from ckptavg.batches import count_batches
+        from ckptavg.evaluation import evaluate as evaluate_checkpoint
+        from ckptavg.specs import load_data, load_model
 
-    live, loaded = load_model(spec), load_data(data)
-    with progress_bars() as bar:
+        live, loaded = load_model(spec), load_data(data)
         progress = bar("evaluating", count_batches(loaded, None))
         metrics = evaluate_checkpoint(checkpoint, model=live, data=loaded, progress=progress)
     if json:

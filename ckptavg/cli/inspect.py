@@ -11,7 +11,12 @@ from rich.table import Table
 from ckptavg.cli.common import Json, human_size, print_json
 from ckptavg.formats import is_optimizer, open_reader
 from ckptavg.record import Record
-from ckptavg.run import Checkpoint, Run, describe_epochs, open_run
+from ckptavg.run import Checkpoint, Run, describe_epochs, list_epochs, open_run
+
+_STATISTICS = {
+    "running": "statistics as training left them",
+    "stale": "statistics stale: averages, not of the averaged network",
+}
 
 
 def inspect(
@@ -43,7 +48,7 @@ def _print_run(run: Run) -> None:
         row = (str(record.epoch), _number(record.step), _number(record.learning_rate), size)
         table.add_row(*row, *values)
     total = human_size(sum(record.size for record in records))
-    typer.echo(f"run {run.directory}: {describe_epochs(records)}, {total}")
+    typer.echo(f"{run.directory}: {describe_epochs(records)}, {total}")
     _describe(records[-1])
     typer.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
     if run.uncommitted:
@@ -80,18 +85,19 @@ def _describe(record: Record) -> None:
     typer.echo(f"  written     {record.time} by ckptavg {record.versions.get('ckptavg', '?')}")
     if record.sources:
         epochs = [source.epoch for source in record.sources if source.epoch is not None]
-        span = f", epochs {min(epochs)} to {max(epochs)}" if epochs else ""
+        span = f", epochs {list_epochs(epochs)}" if epochs else ""
         typer.echo(f"  average     {record.recipe}, {len(record.sources)} checkpoints{span}")
     state = record.batch_norm
     if state is None:
         typer.echo("  BatchNorm   none")
-    elif state.statistics == "fresh":
+    elif state.samples is not None:
         typer.echo(
-            f"  BatchNorm   {state.layers} layers, re-estimated from {state.samples:,} samples"
-            + (f" of {state.data}" if state.data else "")
+            f"  BatchNorm   {state.layers} layers, statistics {state.statistics}: "
+            f"{state.samples:,} samples" + (f" of {state.data}" if state.data else "")
         )
     else:
-        typer.echo(f"  BatchNorm   {state.layers} layers, statistics {state.statistics}")
+        meaning = _STATISTICS.get(state.statistics, state.statistics)
+        typer.echo(f"  BatchNorm   {state.layers} layers, {meaning}")
 
 
 def _run_content(run: Run) -> dict[str, Any]:
@@ -127,4 +133,4 @@ def _facts(record: Record) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:#.4g}" if isinstance(value, float) else str(value)

@@ -15,7 +15,7 @@ from ckptavg.cli.common import (
     Output,
     Overwrite,
     human_size,
-    import_keras,
+    keras_session,
     model_hint,
     parse_epochs,
     parse_size,
@@ -26,7 +26,7 @@ from ckptavg.errors import ResourceError, RunError, SpecError
 from ckptavg.merging import MergeReport, run_plan
 from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
 from ckptavg.record import BatchNormRecord
-from ckptavg.run import Checkpoint, open_run
+from ckptavg.run import Checkpoint, list_epochs, open_run
 
 
 def merge(
@@ -97,6 +97,10 @@ def merge(
     """
     if steps is not None and data is None:
         raise SpecError("--steps counts batches of --data, which is missing")
+    if max_memory is not None and data is not None:
+        raise ResourceError(
+            "--max-memory limits a merge without --data: the BatchNorm pass needs what Keras needs"
+        )
     chosen = _choose(sources, epochs, last, best, monitor, mode)
     configured = model is not None and model.endswith((".keras", ".json"))
     # A callable must be called to know the model's configuration; a file can be read.
@@ -129,15 +133,14 @@ def _merge_into_model(
     spec = model or (plan.model_file and str(plan.model_file))
     if spec is None:
         raise SpecError("the checkpoints come with no model configuration: pass --model SPEC")
-    import_keras()
-    from ckptavg.batches import count_batches
-    from ckptavg.refresh import merge_into_model
-    from ckptavg.specs import load_data, load_model
+    with keras_session(), progress_bars() as bar:
+        from ckptavg.batches import count_batches
+        from ckptavg.refresh import merge_into_model
+        from ckptavg.specs import load_data, load_model
 
-    live = load_model(spec)
-    loaded = None if data is None else load_data(data)
-    batches = None if data is None else count_batches(loaded, steps)
-    with progress_bars() as bar:
+        live = load_model(spec)
+        loaded = None if data is None else load_data(data)
+        batches = None if data is None else count_batches(loaded, steps)
         result = merge_into_model(
             plan,
             model=live,
@@ -166,8 +169,11 @@ def _choose(
 ) -> list[Path] | tuple[Checkpoint, ...]:
     if epochs is None and last is None and best is None:
         return sources
-    if len(sources) != 1:
-        raise RunError("--epochs, --last and --best choose from one run, but several were named")
+    if len(sources) != 1 or sources[0].is_file():
+        raise RunError(
+            "--epochs, --last and --best choose from one run, but "
+            + ("a file was named" if len(sources) == 1 else f"{len(sources)} sources were named")
+        )
     wanted = None if epochs is None else parse_epochs(epochs)
     return open_run(sources[0]).select(
         epochs=wanted, last=last, best=best, monitor=monitor, mode=mode
@@ -204,7 +210,7 @@ def _print_merged(report: MergeReport, output: Path | None = None) -> None:
     tensors = [f"{actions['average']} averaged"]
     tensors += [f"{copied} copied"] if copied else []
     tensors += [f"{actions['drop']} dropped (optimizer state)"] if actions["drop"] else []
-    typer.echo(f"wrote {output or report.output}: the mean of {_described(plan)}")
+    typer.echo(f"wrote {output or report.output}: {_described(plan)}")
     typer.echo(f"  tensors     {', '.join(tensors)}")
     speed = plan.bytes_read / max(report.seconds, 1e-9)
     typer.echo(
@@ -221,23 +227,25 @@ def _print_merged(report: MergeReport, output: Path | None = None) -> None:
 def _described(plan: MergePlan) -> str:
     epochs = [s.record.epoch for s in plan.sources if s.record and s.record.epoch is not None]
     count = f"{len(plan.sources)} checkpoint" + ("s" if len(plan.sources) != 1 else "")
-    return f"{count} (epochs {min(epochs)} to {max(epochs)})" if len(epochs) > 1 else count
+    mean = "mean" if plan.recipe == "uniform" else "weighted mean"
+    return f"the {mean} of {count}" + (f" (epochs {list_epochs(epochs)})" if epochs else "")
 
 
 def _print_batch_norm(output: Path, state: BatchNormRecord | None) -> None:
     if state is None:
         return
-    if state.statistics == "fresh":
+    if state.samples is not None:
         typer.echo(
-            f"  BatchNorm   {state.layers} layers re-estimated from {state.samples:,} samples"
+            f"  BatchNorm   statistics of {state.layers} layers {state.statistics}: re-estimated "
+            f"from {state.samples:,} samples"
         )
     elif state.statistics == "stale":
         suffix = ".keras" if output.suffix == ".keras" else ".weights.h5"
         target = output.name.removesuffix(suffix) + "-bn" + suffix
         typer.echo(
             "  BatchNorm   statistics are stale: they are averages, not those of the averaged\n"
-            "              network. Re-estimate them from training data before use:\n"
-            f"  ckptavg update-bn {shlex.quote(str(output))} -o "
+            "              network. Re-estimate them from training data before use:\n\n"
+            f"    ckptavg update-bn {shlex.quote(str(output))} -o "
             f"{shlex.quote(str(output.with_name(target)))}{model_hint(output)} --data SPEC"
         )
 

@@ -12,14 +12,14 @@ from ckptavg.cli.common import (
     Model,
     Output,
     Overwrite,
-    import_keras,
+    keras_session,
     model_spec,
     print_json,
     progress_bars,
 )
 from ckptavg.errors import FormatError
-from ckptavg.files import check_output
 from ckptavg.formats import output_suffix
+from ckptavg.outputs import check_output
 
 
 def update_bn(
@@ -48,13 +48,12 @@ def update_bn(
     output_suffix(output)
     check_output(output, overwrite)
     spec = model_spec(model, checkpoint)
-    import_keras()
-    from ckptavg.batches import count_batches
-    from ckptavg.refresh import refresh_batch_norm
-    from ckptavg.specs import load_data, load_model
+    with keras_session(), progress_bars() as bar:
+        from ckptavg.batches import count_batches
+        from ckptavg.refresh import refresh_batch_norm
+        from ckptavg.specs import load_data, load_model
 
-    live, loaded = load_model(spec), load_data(data)
-    with progress_bars() as bar:
+        live, loaded = load_model(spec), load_data(data)
         report = refresh_batch_norm(
             checkpoint,
             output,
@@ -77,6 +76,9 @@ def update_bn(
         )
     else:
         typer.echo("  BatchNorm   the model has no statistics to re-estimate: nothing changed")
-    for what, paths in (("not trainable", done.frozen), ("not reached by the data", done.unused)):
+    for what, paths in (
+        ("not trainable", done.frozen),
+        ("not called in training mode", done.unused),
+    ):
         if paths:
             typer.echo(f"  left alone  {', '.join(paths)} ({what})")

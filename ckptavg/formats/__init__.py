@@ -70,15 +70,11 @@ def open_writer(
         model_config: needed for `.keras`.
 
     Raises:
-        FormatError: the suffix is of no known format, or the model's configuration is missing.
+        FormatError: the suffix is of no known format.
     """
     if output_suffix(path) == ".weights.h5":
         return WeightsH5Writer(path, structure)
-    if model_config is None:
-        raise FormatError(
-            f"cannot write {path}: a .keras file holds the configuration of the model, and the run "
-            "holds none. Pass --model, or write a .weights.h5 file"
-        )
+    assert model_config is not None, "the plan makes sure of a configuration"
     return KerasArchiveWriter(path, structure, model_config)
 
 

@@ -175,8 +175,12 @@ class CheckpointWriter(ABC):
         """Writes bytes of the tensor `name`, from its byte `start` on."""
 
     @abstractmethod
-    def commit(self) -> int:
-        """Makes the file durable and gives it its name; returns its size in bytes."""
+    def finish(self) -> int:
+        """Completes the file under its temporary name; returns its size in bytes."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Makes the finished file durable and gives it its name."""
 
     @abstractmethod
     def discard(self) -> None:

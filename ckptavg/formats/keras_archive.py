@@ -63,11 +63,13 @@ class ModelConfig:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _MODEL_FORMAT or content["version"] != 1:
                 raise FormatError(f"{path} is not a model configuration that ckptavg wrote")
+            if "class_name" not in content["config"]:
+                raise FormatError(f"{path} holds no configuration of a model")
             config, metadata = json.dumps(content["config"]), json.dumps(content["metadata"])
             return cls(config, metadata, bool(content["has_assets"]))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            if isinstance(error, FormatError):
-                raise
+        except FormatError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise FormatError(f"cannot read the model configuration {path}: {error!r}") from error
 
     @classmethod
@@ -76,7 +78,7 @@ class ModelConfig:
             with zipfile.ZipFile(path) as archive:
                 members = archive.namelist()
                 config, metadata = (_small_member(archive, name) for name in (_CONFIG, _METADATA))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile raises nearly anything on a damaged file
             raise FormatError(f"{path} is not an intact .keras file: {error}") from error
         return cls(config, metadata, any(name.startswith("assets/") for name in members))
 
@@ -96,11 +98,15 @@ class KerasArchiveReader(WeightsH5Reader):
             with zipfile.ZipFile(file) as archive:
                 member = archive.getinfo(_WEIGHTS)
                 if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                    raise FormatError(f"refusing {self.path}: its {_WEIGHTS} is compressed")
+                    raise FormatError(
+                        f"refusing {self.path}: its {_WEIGHTS} is compressed or encrypted"
+                    )
             file.seek(member.header_offset)
             header = file.read(_LOCAL_HEADER.size)
             signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-        except (OSError, ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
+        except FormatError:
+            raise
+        except Exception as error:  # zipfile raises nearly anything on a damaged file
             raise FormatError(f"{self.path} is not an intact .keras file: {error}") from error
         base = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         if signature != b"PK\3\4" or base + member.file_size > self.size:
@@ -126,7 +132,8 @@ class KerasArchiveWriter(CheckpointWriter):
     def write(self, name: str, start: int, data: memoryview) -> None:
         self._weights.write(name, start, data)
 
-    def commit(self) -> int:
+    def finish(self) -> int:
+        self._weights.finish()
         self._weights.commit()
         with zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED) as archive:
             # ZipInfo's fixed date keeps the bytes of equal models equal.
@@ -137,9 +144,10 @@ class KerasArchiveWriter(CheckpointWriter):
             with self._inner.open("rb") as weights, archive.open(member, "w") as stored:
                 shutil.copyfileobj(weights, stored, 1024 * 1024)
         self._inner.unlink()
-        size = self._temporary.stat().st_size
+        return self._temporary.stat().st_size
+
+    def commit(self) -> None:
         commit(self._temporary, self.path)
-        return size
 
     def discard(self) -> None:
         self._weights.discard()

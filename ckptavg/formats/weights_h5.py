@@ -7,13 +7,19 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from ckptavg.errors import FormatError
+from ckptavg.errors import FormatError, first_line
 from ckptavg.files import commit, temporary_sibling
 from ckptavg.formats.interface import Attributes, CheckpointReader, CheckpointWriter, Structure
 from ckptavg.tensors import Extent, TensorInfo, is_opaque
 
 _DTYPE_ATTRIBUTE = "dtype"
 """Keras stores what HDF5 has no type for, such as bfloat16, as opaque bytes with this attribute."""
+
+
+_NAME_ATTRIBUTE = "name"
+"""Keras notes the user's name of a layer in this attribute of the folder of its variables."""
+
+_TEXT_LIMIT = 64 * 1024
 
 
 class WeightsH5Reader(CheckpointReader):
@@ -32,11 +38,11 @@ class WeightsH5Reader(CheckpointReader):
         try:
             with h5py.File(file, "r") as tree:
                 return _Walk(self.path, base, size).structure(tree)
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            if isinstance(error, FormatError):
-                raise
+        except FormatError:
+            raise
+        except Exception as error:  # h5py raises nearly anything on a damaged file
             raise FormatError(
-                f"{self.path} is not an intact HDF5 file: {_first_line(error)}"
+                f"{self.path} is not an intact HDF5 file: {first_line(error)}"
             ) from error
 
 
@@ -60,10 +66,11 @@ class WeightsH5Writer(CheckpointWriter):
         while written < len(data):
             written += os.pwrite(self._descriptor, data[written:], offset + written)
 
-    def commit(self) -> int:
-        size = os.fstat(self._descriptor).st_size
+    def finish(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def commit(self) -> None:
         commit(self._temporary, self.path)
-        return size
 
     def discard(self) -> None:
         if self._descriptor >= 0:
@@ -85,24 +92,26 @@ class _Walk:
 
     def structure(self, file: h5py.File) -> Structure:
         self._visit(file, "")
-        declared = sum(tensor.extent.nbytes for tensor in self._tensors.values())
-        if declared > self._size:
-            raise FormatError(
-                f"{self._path} declares {declared:,} bytes of tensors but has {self._size:,}: "
-                "tensors overlap"
-            )
+        end = 0
+        for tensor in sorted(self._tensors.values(), key=lambda tensor: tensor.extent.offset):
+            if tensor.extent.nbytes and tensor.extent.offset < end:
+                raise self._refusal(tensor.name, "overlaps another tensor")
+            end = max(end, tensor.extent.offset + tensor.extent.nbytes)
         return Structure(self._tensors, self._groups)
 
     def _visit(self, group: h5py.Group, prefix: str) -> None:
         self._enter(group, prefix or "/")
         for key in group:
+            if not isinstance(key, str):
+                raise self._refusal(f"{prefix}/{key!r}", "is not a name in UTF-8")
             name = f"{prefix}/{key}" if prefix else key
             link = group.id.links.get_info(key.encode())
             if link.type != h5py.h5l.TYPE_HARD:
                 raise self._refusal(name, "is a link to another place")
             found = group[key]
             if isinstance(found, h5py.Group):
-                self._groups[name] = _text_attributes(found)
+                label = _text_attribute(found, _NAME_ATTRIBUTE)
+                self._groups[name] = {} if label is None else {_NAME_ATTRIBUTE: label}
                 self._visit(found, name)
             elif isinstance(found, h5py.Dataset):
                 self._enter(found, name)
@@ -136,13 +145,17 @@ class _Walk:
     def _dtype(self, dataset: h5py.Dataset, name: str) -> str:
         dtype = dataset.dtype
         if dtype.kind == "V":
-            stored = _text(dataset.attrs.get(_DTYPE_ATTRIBUTE))
+            stored = _text_attribute(dataset, _DTYPE_ATTRIBUTE)
             if stored and is_opaque(stored) and np.dtype(stored).itemsize == dtype.itemsize:
                 return stored
-        if dtype.kind not in "fiub":
-            raise self._refusal(name, f"has the type {dtype}, which is not a number")
+        if dtype.kind not in "fiub" or dtype.itemsize > 8:
+            raise self._refusal(
+                name, f"has the type {dtype}, which is not a number of up to 8 bytes"
+            )
         if dtype.byteorder == ">":
             raise self._refusal(name, "is big-endian, not as Keras writes it")
+        if dataset.id.get_type() != h5py.h5t.py_create(dtype, logical=True):
+            raise self._refusal(name, f"has a type of its own that is only like {dtype}")
         return dtype.name
 
     def _refusal(self, name: str, why: str) -> FormatError:
@@ -157,7 +170,9 @@ def _create(path: Path, structure: Structure) -> dict[str, int]:
             file.require_group(name).attrs.update(attributes)
         for name, tensor in structure.tensors.items():
             dataset = _allocate(file, name, tensor)
-            offsets[name] = dataset.id.get_offset() or 0  # an empty one has no place
+            offset = dataset.id.get_offset()
+            assert offset is not None or tensor.nbytes == 0, name
+            offsets[name] = offset or 0  # an empty one has no place
     return offsets
 
 
@@ -176,17 +191,21 @@ def _allocate(file: h5py.File, name: str, tensor: TensorInfo) -> h5py.Dataset:
     return dataset
 
 
-def _text_attributes(group: h5py.Group) -> dict[str, str]:
-    """The texts among a folder's attributes: Keras notes the user's name of a layer there."""
-    texts = {key: _text(group.attrs[key]) for key in group.attrs}
-    return {key: text for key, text in texts.items() if text is not None}
+def _text_attribute(found: h5py.Group | h5py.Dataset, name: str) -> str | None:
+    """A short text among the attributes; None if it is missing or anything else.
 
-
-def _text(value: object) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    Attributes are not listed and not read unseen: a damaged list makes HDF5 run in circles, and a
+    damaged size makes it fill the memory.
+    """
+    if not h5py.h5a.exists(found.id, name.encode()):
+        return None
+    attribute = h5py.h5a.open(found.id, name.encode())
+    if attribute.shape != () or attribute.get_storage_size() > _TEXT_LIMIT:
+        return None
+    value = found.attrs[name]
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        text.encode()
+    except (AttributeError, UnicodeError):
+        return None
+    return text

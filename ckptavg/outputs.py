@@ -1,0 +1,42 @@
+"""Where an output and the record beside it may go."""
+
+import os
+from pathlib import Path
+
+from ckptavg.errors import OutputError
+from ckptavg.record import is_record, record_path
+from ckptavg.run import CHECKPOINT_FOLDER, RECORD_PATTERN
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuses an output that would replace, or be mistaken for, something else.
+
+    Raises:
+        OutputError: the file exists and is not to be overwritten; it is a folder or a link; its
+            folder is missing, cannot be written to, or is that of a run's checkpoints; or a file
+            that is no record stands where the record is to go.
+    """
+    folder, record = path.parent, record_path(path)
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link: name the file that it leads to")
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory: name a file to write")
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {folder} does not exist, make it first")
+    if folder.resolve().name == CHECKPOINT_FOLDER and any(folder.glob(RECORD_PATTERN)):
+        raise OutputError(
+            f"cannot write {path}: its folder holds the checkpoints of a run, and it would "
+            "be taken for one of them. Name another folder"
+        )
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} exists already: choose another name or overwrite it (--overwrite, in Python "
+            "overwrite=True)"
+        )
+    if os.path.lexists(record) and not (record.is_file() and is_record(record)):
+        raise OutputError(
+            f"{record} is in the way: the record of {path.name} goes there. Move it or choose "
+            "another name"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission to write into {folder}")
