@@ -32,61 +32,54 @@ class Terms:
 
 
 class WeightedMean:
-    """The weighted mean of up to PIECE values of one dtype, added one checkpoint at a time.
+    """The weighted mean of up to PIECE values, added one checkpoint at a time.
 
     float64 values are summed with their rounding errors carried along (Knuth's TwoSum and Dekker's
     product; Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005), narrower ones in plain float64,
     which is exact for them but for the last of 53 bits.
-
-    Args:
-        dtype: of the values and of the mean.
     """
 
-    def __init__(self, dtype: str) -> None:
-        self._dtype = np.dtype(dtype)
-        self._exact = self._dtype == np.float64
-        self._total = np.empty(PIECE, np.float64)
-        self._scratch = np.empty(PIECE, np.float64)
-        self._error = np.zeros(PIECE, np.float64)
-        self._empty = True
+    def __init__(self) -> None:
+        self._total_buffer = np.empty(PIECE, np.float64)
+        self._scratch_buffer = np.empty(PIECE, np.float64)
+        self._dtype: np.dtype | None = None
 
     def add(self, values: np.ndarray, factor: float) -> None:
-        """Adds factor * values; all pieces of one mean have the same length."""
-        count = len(values)
-        total, scratch = self._total[:count], self._scratch[:count]
-        if self._exact:
-            self._add_exactly(values, factor)
-        elif self._empty:
-            np.multiply(values, factor, out=total, dtype=np.float64, casting="unsafe")
+        """Adds factor * values; all that are added to one mean have the same length and dtype."""
+        first = self._dtype is None
+        if first:
+            self._dtype = values.dtype
+            self._total = self._total_buffer[: len(values)]
+            self._scratch = self._scratch_buffer[: len(values)]
+        if self._dtype == np.float64:
+            self._add_exactly(values, factor, first)
+        elif first:
+            np.multiply(values, factor, out=self._total, dtype=np.float64, casting="unsafe")
         elif factor == 1.0 and not is_opaque(self._dtype.name):
-            np.add(total, values, out=total)
+            np.add(self._total, values, out=self._total)
         else:
-            scratch[...] = values
-            np.multiply(scratch, factor, out=scratch)
-            np.add(total, scratch, out=total)
-        self._empty = False
-        self._count = count
+            self._scratch[...] = values
+            np.multiply(self._scratch, factor, out=self._scratch)
+            np.add(self._total, self._scratch, out=self._total)
 
     def result(self, divisor: float) -> np.ndarray:
         """The sum over the divisor, rounded once to the dtype; the next `add` starts anew."""
-        total, error = self._total[: self._count], self._error[: self._count]
-        self._empty = True
-        if not self._exact:
+        dtype, self._dtype = self._dtype, None
+        if dtype != np.float64:
             if divisor != 1.0:
-                np.divide(total, divisor, out=total)
-            return round_once(total, self._dtype)
-        quotient = total / divisor
+                np.divide(self._total, divisor, out=self._total)
+            return round_once(self._total, dtype)
+        quotient = self._total / divisor
         product, low = _two_product(quotient, divisor)
-        correction = ((total - product) - low + error) / divisor
+        correction = ((self._total - product) - low + self._scratch) / divisor
         # Adding 0.0 would turn -0.0 into 0.0; beyond 2^996 Dekker's product overflows.
         usable = np.isfinite(correction) & (correction != 0.0)
         return np.add(quotient, correction, out=quotient, where=usable)
 
-    def _add_exactly(self, values: np.ndarray, factor: float) -> None:
-        count = len(values)
-        total, error = self._total[:count], self._error[:count]
+    def _add_exactly(self, values: np.ndarray, factor: float, first: bool) -> None:
+        total, error = self._total, self._scratch
         product, low = (values, 0.0) if factor == 1.0 else _two_product(values, factor)
-        if self._empty:
+        if first:
             total[...] = product
             error[...] = low
             return

@@ -238,7 +238,8 @@ class _Step:
             return observer.notes, states
 
         self._model = model
-        self._forward = tf.function(forward, reduce_retracing=True)
+        # Without autograph, as Keras itself traces a training step.
+        self._forward = tf.function(forward, autograph=False, reduce_retracing=True)
         self._states = [seed.value for seed in seeds]
         self._exhausted = tf.errors.ResourceExhaustedError
 

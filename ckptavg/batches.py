@@ -46,9 +46,9 @@ def fit_arguments(data: Any) -> dict[str, Any]:
         if y is None:
             raise DataError("the data have no targets: evaluation needs (x, y)")
         return {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": BATCH_SIZE}
-    if isinstance(data, list):
-        return {"x": iter(data), "steps": len(data)}
-    return {"x": data}
+    if isinstance(data, keras.utils.PyDataset) or hasattr(data, "element_spec"):
+        return {"x": data}
+    return {"x": (batch for batch in data)}  # of iterables Keras takes generators only
 
 
 def count_samples(inputs: Any) -> int:

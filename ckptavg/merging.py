@@ -166,7 +166,7 @@ class _Worker:
         self._progress = progress
         self._terms = Terms.of(plan.coefficients)
         self._buffer = memoryview(bytearray(PIECE * 8))
-        self._means: dict[str, WeightedMean] = {}
+        self._mean = WeightedMean()
 
     def run(self, work: _Work) -> str:
         """Writes one region of the output; returns its digest."""
@@ -200,14 +200,11 @@ class _Worker:
     def _average(
         self, tensor: TensorInfo, start: int, nbytes: int, proofs: dict[int, xxhash.xxh3_128]
     ) -> np.ndarray:
-        mean = self._means.get(tensor.dtype)
-        if mean is None:
-            mean = self._means[tensor.dtype] = WeightedMean(tensor.dtype)
         for index, proof in proofs.items():
             data = self._read(index, tensor, start, nbytes)
             proof.update(data)
-            mean.add(np.frombuffer(data, tensor.numpy_dtype), self._terms.factors[index])
-        return mean.result(self._terms.divisor)
+            self._mean.add(np.frombuffer(data, tensor.numpy_dtype), self._terms.factors[index])
+        return self._mean.result(self._terms.divisor)
 
     def _copy(
         self, work: _Work, start: int, nbytes: int, proofs: dict[int, xxhash.xxh3_128]

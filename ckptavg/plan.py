@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.accumulate import PIECE
@@ -30,8 +30,8 @@ AVERAGE, EQUAL, LAST, DROP = "average", "equal", "last", "drop"
 DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
 DEFAULT_JOBS = 4
 
-_JOB_MEMORY = 8 * 8 * PIECE
-"""Buffers of one thread: bytes read, sum, its error, scratch, result, and the rounding's three."""
+_JOB_MEMORY = 14 * 8 * PIECE
+"""Of one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic takes beside."""
 _TENSOR_MEMORY = 1024
 _BATCH_NORM = re.compile(r"(^|/)batch_normalization(_\d+)?/vars/")
 
@@ -81,8 +81,8 @@ class MergePlan:
 
     output: Path
     overwrite: bool
-    sources: tuple[SourcePlan, ...]
-    items: tuple[PlanItem, ...]
+    sources: tuple[SourcePlan, ...] = field(repr=False)
+    items: tuple[PlanItem, ...] = field(repr=False)
     recipe: str
     jobs: int
     batch_norm: BatchNormRecord | None

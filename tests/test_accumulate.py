@@ -14,7 +14,7 @@ from ckptavg.accumulate import PIECE, Terms, WeightedMean, round_once
 
 def mean_of(rows: list[np.ndarray], coefficients: list[float] | None = None) -> np.ndarray:
     terms = Terms.of(coefficients or [1 / len(rows)] * len(rows))
-    mean = WeightedMean(rows[0].dtype.name)
+    mean = WeightedMean()
     for row, factor in zip(rows, terms.factors, strict=True):
         mean.add(row, factor)
     return mean.result(terms.divisor)
@@ -104,7 +104,7 @@ def test_golden_values_of_fairseq():
 
 def test_one_mean_does_not_leak_into_the_next():
     # espnet's bug: averages of different lengths shared state. 1, 2, 6: n=2 -> 4, n=3 -> 3.
-    mean = WeightedMean("float64")
+    mean = WeightedMean()
     for values, expected in (([2.0, 6.0], 4.0), ([1.0, 2.0, 6.0], 3.0)):
         for value in values:
             mean.add(np.array([value]), 1.0)

@@ -319,3 +319,84 @@ def test_a_batch_norm_beyond_the_forward_pass_is_reported():
     report = update_batch_norm(model, tiny_data()[0])
     assert [path.split("/")[-1] for path in report.unused] == ["spare"]
     assert model.spare.moving_mean.numpy().tolist() == [0.0] * 6
+
+
+class FineTuned(keras.Model):
+    """The idiom of fine-tuning: the base runs in inference mode also while the model trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = keras.layers.BatchNormalization(name="base")
+        self.head = keras.layers.BatchNormalization(name="head")
+
+    def call(self, inputs, training=None):
+        return self.head(self.base(inputs, training=False), training=training)
+
+
+def test_layers_that_the_model_calls_in_inference_mode_keep_and_use_their_statistics():
+    model = FineTuned()
+    model(np.zeros((1, 6)))
+    model.base.moving_mean.assign(np.arange(6) + 1.0)
+    model.base.moving_variance.assign(np.full(6, 4.0))
+    x = tiny_data()[0]
+    report = update_batch_norm(model, x)
+    assert [path.split("/")[-1] for path in report.layers] == ["head"]
+    assert [path.split("/")[-1] for path in report.unused] == ["base"]
+    assert model.base.moving_mean.numpy().tolist() == [1, 2, 3, 4, 5, 6]
+    outputs = (x.astype("float64") - (np.arange(6) + 1)) / np.sqrt(4 + model.base.epsilon)
+    np.testing.assert_allclose(model.head.moving_mean, outputs.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(model.head.moving_variance, outputs.var(0), rtol=1e-4)
+
+
+def test_random_layers_draw_anew_for_every_batch():
+    dropout = keras.layers.Dropout(0.5, seed=3)
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((8,)), dropout, norm])
+    seed = dropout.seed_generator.state.numpy().copy()
+    update_batch_norm(model, [np.ones((1, 8), "float32")] * 500)
+    # Ones that are dropped or doubled: mean 1 and variance 1, within 5 standard errors.
+    np.testing.assert_allclose(norm.moving_mean, np.ones(8), atol=0.23)
+    np.testing.assert_allclose(norm.moving_variance, np.ones(8), atol=0.06)
+    assert np.array_equal(dropout.seed_generator.state.numpy(), seed)
+
+
+def test_time_distributed():
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((3, 4)), keras.layers.TimeDistributed(norm)])
+    x = np.random.default_rng(0).normal(2, 3, (40, 3, 4)).astype("float32")
+    update_batch_norm(model, x)
+    np.testing.assert_allclose(norm.moving_mean, x.astype("f8").mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, x.astype("f8").var((0, 1)), rtol=1e-5)
+
+
+def test_a_layer_whose_calls_cannot_be_seen_is_named():
+    class Hidden(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm = keras.layers.BatchNormalization(name="inner")
+            self.norm.build((None, 6))
+
+        @tf.function
+        def inside(self, inputs, training):
+            return self.norm(inputs, training=training)
+
+        def call(self, inputs, training=None):
+            return self.inside(inputs, training)
+
+    model = Hidden()
+    model(np.zeros((1, 6), "float32"))
+    before = model.get_weights()
+    with pytest.raises(ModelError, match="inner' is called inside a loop or a function"):
+        update_batch_norm(model, tiny_data()[0])
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_nothing_is_set_when_all_positions_of_a_layer_are_masked():
+    inputs = keras.Input((4, 3))
+    first = keras.layers.BatchNormalization(name="first")
+    second = keras.layers.BatchNormalization(name="second")
+    x = keras.layers.Masking(0.0)(first(inputs) * 0.0)
+    model = keras.Model(inputs, second(x))
+    with pytest.raises(DataError, match="layer 'second' are masked"):
+        update_batch_norm(model, np.ones((8, 4, 3), "float32"))
+    assert first.moving_mean.numpy().tolist() == [0.0] * 3

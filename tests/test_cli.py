@@ -1,9 +1,10 @@
-"""The command line as a user runs it: real processes in a folder with a train.py."""
+"""The command line, in a folder with a train.py as a user has it."""
 
 import contextlib
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -332,37 +333,178 @@ def test_version_and_help():
         assert "Usage: ckptavg" in out
 
 
-def test_memory_limit_of_the_whole_process_is_obeyed(tmp_path):
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        with h5py.File(tmp_path / f"{number}.weights.h5", "w") as file:
-            for layer in range(4):
-                file[f"layers/d{layer}/vars/0"] = rng.normal(size=2_000_000).astype("float32")
-    limit = 128
+def peak_of_merge(folder: Path, *arguments: object) -> tuple[int, int, str]:
+    """Exit status, peak resident bytes and stderr of a merge in a process of its own."""
     code = (
         "import pathlib, ckptavg.cli\n"
         "try: ckptavg.cli.main()\n"
         "finally: pathlib.Path('peak').write_text(pathlib.Path('/proc/self/status').read_text())\n"
     )
     result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            code,
-            "merge",
-            *sorted(map(str, tmp_path.glob("*.h5"))),
-            "-o",
-            str(tmp_path / "o.weights.h5"),
-            "--max-memory",
-            f"{limit}MiB",
-            "--json",
-        ],
+        [sys.executable, "-c", code, "merge", *map(str, arguments)],
         capture_output=True,
         text=True,
-        check=True,
-        cwd=tmp_path,
+        check=False,
+        cwd=folder,
     )
     # VmHWM begins anew in a new program; ru_maxrss would count the process it was forked from.
-    peak = re.search(r"VmHWM:\s+(\d+) kB", (tmp_path / "peak").read_text())
-    assert int(peak[1]) <= limit * 1024
-    assert json.loads(result.stdout)["bytes_written"] == 32_000_000
+    peak = re.search(r"VmHWM:\s+(\d+) kB", (folder / "peak").read_text())
+    return result.returncode, int(peak[1]) * 1024, result.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_memory_limit_of_the_whole_process_is_obeyed(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        with h5py.File(tmp_path / f"{number}.weights.h5", "w") as file:
+            for layer in range(4):
+                file[f"layers/d{layer}/vars/0"] = rng.normal(size=5_000_000).astype(dtype)
+    merging = (*sorted(map(str, tmp_path.glob("*.h5"))), "-o", "o.weights.h5", "--overwrite")
+    status, _, stderr = peak_of_merge(tmp_path, *merging, "--max-memory", "40MiB")
+    assert status == 1
+    assert "too low" in stderr
+    status, alone, _ = peak_of_merge(tmp_path, *merging, "--jobs", 1)
+    assert status == 0
+    limit = alone + 12 * 1024**2  # enough for one thread or two, of the 16 asked for
+    status, peak, stderr = peak_of_merge(
+        tmp_path, *merging, "--jobs", 16, "--max-memory", f"{limit}B"
+    )
+    assert status == 0, stderr
+    assert peak <= limit
+
+
+def test_json_is_alone_on_stdout(folder):
+    (folder / "talkative.py").write_text(
+        "print('hello')\n"
+        "import train\n"
+        "def build():\n"
+        "    model = train.build_model()\n"
+        "    model.summary()\n"
+        "    return model\n"
+        "def data():\n"
+        "    print('reading')\n"
+        "    yield train.x\n"
+    )
+    status, out, err = main(
+        "merge",
+        "run",
+        "-o",
+        "o.keras",
+        "--model",
+        "talkative.py:build",
+        "--data",
+        "talkative.py:data",
+        "--json",
+    )
+    assert status == 0, err
+    assert json.loads(out)["batch_norm"]["statistics"] == "fresh"
+    assert "reading" in err
+
+
+def test_a_spec_that_leaves_is_an_error(folder):
+    (folder / "leaving.py").write_text("import sys\ndef data(): sys.exit(3)\n")
+    status, _, err = main(
+        "update-bn",
+        "run/checkpoints/epoch-0003.weights.h5",
+        "-o",
+        "o.weights.h5",
+        "--data",
+        "leaving.py:data",
+    )
+    assert status == 1
+    assert "leaving.py:data was called and raised SystemExit: 3 (leaving.py, line 2)" in err
+
+
+def test_data_that_can_be_read_once_are_read_whole_also_by_an_unbuilt_model(folder):
+    (folder / "once.py").write_text(
+        "import keras, train\n"
+        "def build():\n"
+        "    m = keras.Sequential([keras.layers.Dense(3), keras.layers.BatchNormalization()])\n"
+        "    m.compile('sgd', 'mse', metrics=[keras.metrics.F1Score()])\n"
+        "    return m\n"
+        "def inputs(): return (train.x[i:i + 32] for i in (0, 32, 64))\n"
+        "def pairs():\n"
+        "    hot = keras.utils.to_categorical(train.y, 3)\n"
+        "    return ((train.x[i:i + 32], hot[i:i + 32]) for i in (0, 32, 64))\n"
+        "def arrays(): return train.x, keras.utils.to_categorical(train.y, 3)\n"
+    )
+    model = keras.Sequential([keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    model.build((None, 6))
+    model.save_weights("once.weights.h5")
+    spec = ("--model", "once.py:build")
+    out = main(
+        "update-bn",
+        "once.weights.h5",
+        "-o",
+        "o.weights.h5",
+        *spec,
+        "--data",
+        "once.py:inputs",
+        "--json",
+    )[1]
+    assert json.loads(out)["samples"] == 96
+    found = [
+        json.loads(main("evaluate", "o.weights.h5", *spec, "--data", f"once.py:{d}", "--json")[1])
+        for d in ("pairs", "arrays")
+    ]
+    assert found[0]["metrics"] == pytest.approx(found[1]["metrics"], rel=1e-5)
+    assert set(found[0]["metrics"]) == {"loss", "f1_score_0", "f1_score_1", "f1_score_2"}
+
+
+def test_a_layer_that_saves_a_tensor_twice_is_no_mismatch(folder):
+    (folder / "spectral.py").write_text(
+        "import keras\n"
+        "def build():\n"
+        "    dense = keras.layers.SpectralNormalization(keras.layers.Dense(4))\n"
+        "    norm = keras.layers.BatchNormalization()\n"
+        "    return keras.Sequential([keras.Input((6,)), dense, norm])\n"
+    )
+    dense = keras.layers.SpectralNormalization(keras.layers.Dense(4))
+    model = keras.Sequential([keras.Input((6,)), dense, keras.layers.BatchNormalization()])
+    model.save_weights("s.weights.h5")
+    assert len(read_tensors(Path("s.weights.h5"))) > len(model.weights)
+    status, _, err = main(
+        "update-bn", "s.weights.h5", "-o", "o.weights.h5", "--model", "spectral.py:build", *DATA
+    )
+    assert status == 0, err
+
+
+def test_progress_bars_on_a_terminal(folder):
+    command = [str(Path(sys.executable).with_name("ckptavg")), "merge", "run", "-o", "o.keras"]
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*command, *MODEL, *DATA],
+        stderr=follower,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while chunk := os.read(leader, 65536):
+            shown += chunk
+    os.close(leader)
+    out = process.communicate()[0]
+    assert process.returncode == 0
+    assert b"merging" in shown
+    assert b"BatchNorm pass" in shown
+    assert b"Traceback" not in shown
+    assert b"\x1b" not in out
+
+
+def test_terminating_a_merge_leaves_nothing(folder):
+    (folder / "slow.py").write_text(
+        "import time\n"
+        "def data():\n"
+        "    print('waiting', flush=True)\n"
+        "    time.sleep(60)\n"
+        "    yield 1\n"
+    )
+    command = [str(Path(sys.executable).with_name("ckptavg")), "merge", "run", "-o", "o.keras"]
+    process = subprocess.Popen([*command, *MODEL, "--data", "slow.py:data"], stderr=subprocess.PIPE)
+    assert b"waiting\n" in iter(process.stderr.readline, b"")
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert not leftovers(folder)
+    assert not Path("o.keras").exists()

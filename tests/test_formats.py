@@ -133,9 +133,9 @@ def test_a_file_that_resembles_another_is_not_searched_again(tmp_path, monkeypat
     with open_reader(paths[0]) as first:
         layout = first.layout()
     by_search = open_reader(paths[1]).structure
-    with h5py.File(paths[2], "a") as file:
-        file["layers/dense/vars"].attrs["name"] = "Stem"  # the same size, other bytes outside
-    assert paths[2].stat().st_size == paths[0].stat().st_size
+    data = paths[2].read_bytes()
+    assert data.count(b"stem_bn") == 1
+    paths[2].write_bytes(data.replace(b"stem_bn", b"Stem_bn"))  # the same size, another name
     searched = []
     search = WeightsH5Reader._read_structure
     monkeypatch.setattr(
@@ -145,7 +145,7 @@ def test_a_file_that_resembles_another_is_not_searched_again(tmp_path, monkeypat
     assert searched == []
     other = open_reader(paths[2], like=layout).structure
     assert searched == [paths[2]]
-    assert other.groups["layers/dense/vars"] == {"name": "Stem"}
+    assert other.groups["layers/batch_normalization/vars"] == {"name": "Stem_bn"}
 
 
 def test_files_that_are_something_else_are_refused(tmp_path):
@@ -186,32 +186,84 @@ def hostile(kind: str, file: h5py.File, folder: Path) -> None:
         file.create_dataset("x", data="hello")
     elif kind == "big-endian":
         file.create_dataset("x", data=np.ones(4, ">f4"))
+    elif kind == "long double":
+        file.create_dataset("x", data=np.ones(4, np.longdouble))
+    elif kind == "name in no encoding":
+        h5py.h5g.create(file.id, b"\xff\xfe")
+    elif kind == "odd float":
+        odd = h5py.h5t.IEEE_F32LE.copy()
+        odd.set_fields(15, 7, 8, 0, 7)
+        odd.set_size(2)
+        odd.set_ebias(127)
+        h5py.h5d.create(file.id, b"x", odd, h5py.h5s.create_simple((4,)))
     elif kind == "never written":
         file.create_dataset("x", (2**40,), "float32")
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "reason"),
     [
-        "soft link",
-        "external link",
-        "external storage",
-        "virtual",
-        "cycle",
-        "second name",
-        "huge",
-        "compressed",
-        "text",
-        "big-endian",
-        "never written",
+        ("soft link", "'layers/other' is a link to another place"),
+        ("external link", "'layers/other' is a link to another place"),
+        ("external storage", "'x' is stored in another file"),
+        ("virtual", "'x' is stored in another file"),
+        ("cycle", "'layers/dense/loop' is linked from two places"),
+        ("second name", "is linked from two places"),
+        ("huge", "'x' is stored in pieces or compressed"),
+        ("compressed", "'x' is stored in pieces or compressed"),
+        ("text", "'x' has the type object, which is not a number"),
+        ("big-endian", "'x' is big-endian"),
+        ("long double", "which is not a number of up to 8 bytes"),
+        ("name in no encoding", "is not a name in UTF-8"),
+        ("odd float", "'x' has a type of its own"),
+        ("never written", "'x' is stored in pieces or compressed"),
     ],
 )
-def test_hostile_files_are_refused_by_name(tmp_path, kind):
+def test_hostile_files_are_refused_by_name(tmp_path, kind, reason):
     path = tmp_path / "h.weights.h5"
     with h5py.File(path, "w") as file:
         hostile(kind, file, tmp_path)
-    with pytest.raises(FormatError, match="refusing"):
+    with pytest.raises(FormatError, match="refusing") as caught:
         open_reader(path)
+    assert reason in str(caught.value)
+
+
+def test_extents_that_overlap_or_reach_beyond_the_file_are_refused(tmp_path):
+    path = tmp_path / "h.weights.h5"
+    with h5py.File(path, "w") as file:
+        for name in ("a", "b"):
+            file.create_dataset(name, data=np.full(64, ord(name), "uint8"))
+        places = [file[name].id.get_offset() for name in ("a", "b")]
+    data = path.read_bytes()
+    for place, reason in (
+        (places[0], "overlaps another"),
+        (len(data) - 8, "reaches beyond|invalid dataset size"),
+    ):
+        old, new = (value.to_bytes(8, "little") for value in (places[1], place))
+        assert data.count(old) == 1
+        path.write_bytes(data.replace(old, new))
+        with pytest.raises(FormatError, match=reason):
+            open_reader(path)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_any_flipped_byte_gives_the_file_or_a_format_error(tmp_path, suffix):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="d")])
+    original = tmp_path / f"o{suffix}"
+    model.save(original) if suffix == ".keras" else model.save_weights(original)
+    data, rng = bytearray(original.read_bytes()), np.random.default_rng(5)
+    path = tmp_path / f"m{suffix}"
+    outcomes = set()
+    for place in rng.choice(len(data), 400, replace=False):
+        mutated = data.copy()
+        mutated[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(mutated)
+        try:
+            open_reader(path).close()
+            outcomes.add("read")
+        except FormatError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 def test_compressed_archives_are_refused(tmp_path):

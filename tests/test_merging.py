@@ -4,6 +4,8 @@ import itertools
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -385,10 +387,10 @@ def test_memory_limits_lower_the_threads_and_are_refused_when_too_low(checkpoint
         write_h5(tmp_path / f"{k}.weights.h5", {"layers/x/vars/0": np.zeros(10**7, "float32")})
         for k in range(2)
     ]
-    plan = plan_merge(large, tmp_path / "o.weights.h5", jobs=8, max_memory=10**7)
+    plan = plan_merge(large, tmp_path / "o.weights.h5", jobs=8, max_memory=2 * 10**7)
     assert plan.jobs == 2
     assert plan_merge(large, tmp_path / "o.weights.h5", jobs=1000).jobs == 5  # blocks of 8 MiB
-    assert plan.memory <= 10**7
+    assert plan.memory <= 2 * 10**7
     with pytest.raises(ResourceError, match="at least"):
         plan_merge(checkpoints, tmp_path / "o.weights.h5", max_memory=1000)
     with pytest.raises(ResourceError, match="jobs is 0"):
@@ -456,3 +458,107 @@ def test_a_plan_can_be_pickled_and_run(checkpoints, tmp_path):
     assert pickle.loads(pickle.dumps(plan)) == plan
     merging.run_plan(pickle.loads(pickle.dumps(plan)))
     assert_same(tmp_path / "o.weights.h5", naive_mean(checkpoints))
+
+
+def test_coefficients_that_sum_to_1_within_rounding_are_made_to(checkpoints, tmp_path):
+    model, copies = randomize(tiny_model(), 3), []
+    for number in range(4):
+        copies.append(tmp_path / f"copy-{number}.weights.h5")
+        model.save_weights(copies[-1])
+    coefficients = [0.2500007, 0.25, 0.15, 0.35]
+    report = ckptavg.merge(copies, tmp_path / "o.weights.h5", coefficients=coefficients)
+    assert_same(tmp_path / "o.weights.h5", naive_mean(copies[:1]))
+    assert sum(source.coefficient for source in report.record.sources) == pytest.approx(
+        1, abs=1e-15
+    )
+
+
+def test_an_output_cannot_join_the_run_that_it_is_of(trained_run):
+    folder = trained_run / "checkpoints"
+    before = sorted(folder.iterdir())
+    for name in ("swa.weights.h5", "epoch-0009.weights.h5", "epoch-0004.weights.h5"):
+        with pytest.raises(OutputError, match="holds the checkpoints of a run"):
+            ckptavg.merge(trained_run, folder / name, overwrite=True)
+    assert sorted(folder.iterdir()) == before
+    (folder / "notes.json").write_text("{}")
+    assert len(ckptavg.open_run(trained_run).checkpoints) == 4
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_not_ours_is_not_replaced(checkpoints, tmp_path, overwrite):
+    out = tmp_path / "o.weights.h5"
+    record_path(out).write_text('{"mine": 1}')
+    with pytest.raises(OutputError, match="is in the way"):
+        ckptavg.merge(checkpoints, out, overwrite=overwrite)
+    assert record_path(out).read_text() == '{"mine": 1}'
+    link = tmp_path / "link.weights.h5"
+    link.symlink_to(tmp_path / "elsewhere.weights.h5")
+    with pytest.raises(OutputError, match="symbolic link"):
+        ckptavg.merge(checkpoints, link, overwrite=overwrite)
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["o.weights.h5", "o.keras"])
+def test_a_full_disk_leaves_the_old_output_and_its_record(trained_run, tmp_path, name, monkeypatch):
+    out = tmp_path / name
+    ckptavg.merge(trained_run, out)
+    before = out.read_bytes(), record_path(out).read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    # The last writes of an output: the zip around the weights, and the record.
+    for place in ("shutil.copyfileobj", "ckptavg.formats.weights_h5.os.fstat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            if place.startswith("shutil") and name != "o.keras":
+                continue
+            with pytest.raises((OSError, FormatError)):
+                ckptavg.merge(trained_run, out, overwrite=True)
+        assert (out.read_bytes(), record_path(out).read_bytes()) == before
+        assert not leftovers(tmp_path)
+
+
+def test_damage_to_an_integer_is_called_damage(tmp_path):
+    from ckptavg.proof import tensor_records
+    from ckptavg.record import now
+
+    paths = []
+    for number in range(2):
+        path = write_h5(
+            tmp_path / f"{number}.weights.h5",
+            {"layers/n/vars/0": np.arange(4), "layers/n/vars/1": np.ones(4, "float32")},
+        )
+        record = Record(path.name, path.stat().st_size, tensor_records(path), now(), {})
+        record.write(record_path(path))
+        paths.append(path)
+    with h5py.File(paths[1], "a") as file:
+        file["layers/n/vars/0"][2] = 9
+    with pytest.raises(IntegrityError, match=r"1.weights.h5 is damaged"):
+        ckptavg.merge(paths, tmp_path / "o.weights.h5")
+
+
+def test_more_checkpoints_than_files_may_be_open(tmp_path):
+    first = write_h5(tmp_path / "0.weights.h5", {"layers/x/vars/0": np.ones(3, "float32")})
+    paths = [first] + [
+        Path(shutil.copy(first, tmp_path / f"{k}.weights.h5")) for k in range(1, 300)
+    ]
+    code = (
+        "import resource, sys, ckptavg\n"
+        "soft, hard = map(int, sys.argv[1:3])\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "try: ckptavg.merge(sys.argv[4:], sys.argv[3])\n"
+        "except ckptavg.CkptavgError as error: print(error)\n"
+    )
+    for soft, hard, said in ((128, 4096, ""), (128, 256, "300 checkpoints need 364 open files")):
+        out = tmp_path / "o.weights.h5"
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(soft), str(hard), str(out), *map(str, paths)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert said in result.stdout
+        assert out.exists() != bool(said)
+        out.unlink(missing_ok=True)
+        record_path(out).unlink(missing_ok=True)

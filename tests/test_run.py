@@ -129,6 +129,7 @@ def test_a_record_survives_its_file(tmp_path):
         ("[]", "not a record"),
         ('{"format": "ckptavg-record", "version": 99}', "version 99"),
         ('{"format": "ckptavg-record", "version": 1}', "is damaged"),
+        ("[" * 100_000, "cannot read"),
     ],
 )
 def test_damaged_records(run, content, message):
@@ -152,3 +153,30 @@ def test_a_record_holds_for_its_own_file_only(run, tmp_path):
     assert find_record(folder / "epoch-0009.weights.h5") is None
     (tmp_path / "other.json").write_text('{"somebody": "else"}')
     assert find_record(tmp_path / "other.weights.h5") is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", "Infinity"),
+        ("size", str(10**400)),
+        ("size", "-1"),
+        ("epoch", '"3"'),
+        ("step", "1.5"),
+        ("learning_rate", str(10**400)),
+        ("model", '"a\\u0000b"'),
+        ("model", '"\\ud800"'),
+        ("batch_norm", '{"layers": NaN, "statistics": "stale"}'),
+        ("batch_norm", '{"layers": 1, "statistics": "fresh"}'),
+        ("sources", '[{"epoch": "a"}]'),
+        ("tensors", "[]"),
+        ("file", "null"),
+    ],
+)
+def test_values_that_a_record_cannot_hold(run, field, value):
+    path = run / "checkpoints" / "epoch-0002.json"
+    content = json.loads(path.read_text())
+    content[field] = "PLACE"
+    path.write_text(json.dumps(content).replace('"PLACE"', value))
+    with pytest.raises(RecordError, match="is damaged"):
+        open_run(run)

@@ -251,3 +251,115 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, kills):
         )
         assert open_run(directory).records[-1].epoch == last + 1
         assert not leftovers(directory)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cyclic"])
+def test_a_training_that_goes_on_keeps_its_rates(tmp_path, schedule):
+    arguments = {"start_epoch": 3, "swa_freq": 2, "lr_schedule": schedule}
+    whole, parts = tiny_model(), tiny_model()
+    fit(whole, tmp_path / "whole", 8, **arguments)
+    fit(parts, tmp_path / "parts", 4, **arguments)
+    fit(parts, tmp_path / "parts", 6, initial_epoch=4, **arguments)  # the same optimizer
+    other = tiny_model()  # a new process compiles anew
+    fit(other, tmp_path / "parts", 8, initial_epoch=6, **arguments)
+    rates, expected = (
+        [(record.epoch, record.learning_rate) for record in open_run(tmp_path / name).records]
+        for name in ("parts", "whole")
+    )
+    assert rates == expected
+
+
+def test_a_rate_that_float32_rounds_is_not_refused(tmp_path):
+    # 0.01 is a little more than the optimizer's float32 of it.
+    fit(tiny_model(), tmp_path / "run", 4, start_epoch=3, lr_schedule="constant", swa_lr=0.01)
+    assert open_run(tmp_path / "run").records[0].learning_rate == pytest.approx(0.01)
+
+
+def test_the_rate_of_several_steps_per_execution_is_that_of_the_last(tmp_path):
+    model = tiny_model()
+    model.compile("sgd", "sparse_categorical_crossentropy", steps_per_execution=4)
+    fit(model, tmp_path / "run", 4, start_epoch=3, swa_freq=2, lr_schedule="cyclic", swa_lr=0.001)
+    assert open_run(tmp_path / "run").records[0].learning_rate == pytest.approx(0.001)
+
+
+def test_the_configuration_is_that_of_the_model_that_was_trained(tmp_path):
+    fit(tiny_model(width=4), tmp_path / "run", 2, start_epoch=1)
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    fit(tiny_model(width=7), tmp_path / "run", 2, start_epoch=1)
+    ckptavg.merge(tmp_path / "run", tmp_path / "o.keras")
+    assert keras.saving.load_model(tmp_path / "o.keras").get_layer("head").kernel.shape == (7, 3)
+
+
+def test_two_trainings_in_one_directory(tmp_path):
+    fit(tiny_model(), tmp_path / "run", 2, start_epoch=1)
+    unfinished = tmp_path / "run" / "checkpoints" / ".tmp-ab.weights.h5"
+    unfinished.write_bytes(b"of a training that still runs")
+    with pytest.raises(SaverError, match="choose an empty directory"):
+        fit(tiny_model(), tmp_path / "run", 2, start_epoch=1)
+    assert unfinished.exists()
+    # One that began before the other wrote: it must not write over what stands by now.
+    first = (tmp_path / "run" / "checkpoints" / "epoch-0002.weights.h5").read_bytes()
+    hide = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, _: (
+            (tmp_path / "away").rename(tmp_path / "run") if epoch == 1 else None
+        )
+    )
+    (tmp_path / "run").rename(tmp_path / "away")
+
+    class Late(CheckpointSaver):
+        def on_epoch_begin(self, epoch, logs=None):
+            super().on_epoch_begin(epoch, logs)
+            if epoch == 0:
+                (self.directory / "checkpoints").rmdir()
+                self.directory.rmdir()
+
+    x, y = tiny_data()
+    with pytest.raises(SaverError, match="does another training use this run"):
+        tiny_model().fit(
+            x, y, epochs=2, verbose=0, callbacks=[Late(tmp_path / "run", start_epoch=2), hide]
+        )
+    assert (tmp_path / "run" / "checkpoints" / "epoch-0002.weights.h5").read_bytes() == first
+
+
+def test_max_to_keep_does_not_mind_files_that_are_gone(tmp_path):
+    gone = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: (tmp_path / "run" / "checkpoints" / "epoch-0001.weights.h5").unlink(
+            missing_ok=True
+        )
+    )
+    fit(tiny_model(), tmp_path / "run", 5, start_epoch=1, max_to_keep=3, callbacks=[gone])
+    assert [record.epoch for record in open_run(tmp_path / "run").records] == [3, 4, 5]
+
+
+class Adversarial(keras.Model):
+    """Two parts with an optimizer of their own each."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = keras.layers.Dense(3)
+        self.part_optimizer = keras.optimizers.Adam(0.01)
+
+    def call(self, inputs):
+        return self.part(inputs)
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x) - tf.one_hot(y, 3)) ** 2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.part_optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+def test_optimizers_that_a_model_adds_are_left_out_too(tmp_path):
+    model = Adversarial()
+    model.compile()
+    fit(model, tmp_path / "run", 3, start_epoch=1)
+    report = ckptavg.merge(tmp_path / "run", tmp_path / "o.weights.h5")
+    assert {item.tensor.name for item in report.plan.items} == {
+        "layers/dense/vars/0",
+        "layers/dense/vars/1",
+    }
