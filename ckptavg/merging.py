@@ -26,7 +26,7 @@ from ckptavg.plan import (
     SourcePlan,
     plan_merge,
 )
-from ckptavg.proof import check_digest, region_digest
+from ckptavg.proof import region_digest
 from ckptavg.record import (
     Record,
     SourceRecord,
@@ -130,9 +130,13 @@ def run_plan(plan: MergePlan, progress: Progress | None = None) -> MergeReport:
         writer = stack.enter_context(open_writer(plan.output, plan.structure, plan.model_config))
         digests = _stream(plan, readers, writer, progress or (lambda _: None))
         _check_unchanged(plan.sources, readers)
-        record = _record(plan, writer.finish(), digests)
+        tensors = {
+            name: TensorRecord(tensor.shape, tensor.dtype, tuple(digests[name]))
+            for name, tensor in plan.structure.tensors.items()
+        }
+        record = _record(plan, writer.finish())
         check_output(plan.output, plan.overwrite)
-        commit_with_record(writer.commit, record, plan.output)
+        record = commit_with_record(writer.commit, record, tensors, plan.output)
     return MergeReport(
         output=plan.output,
         record=record,
@@ -193,8 +197,8 @@ class _Worker:
             self._progress(nbytes * len(chosen))
         for index, proof in proofs.items():
             source = self._plan.sources[index]
-            if source.record is not None:
-                check_digest(source.path, source.record, tensor, work.region, proof.hexdigest())
+            if source.proof is not None:
+                source.proof.check(source.path, tensor, work.region, proof.hexdigest())
         return written.hexdigest()
 
     def _average(
@@ -235,10 +239,10 @@ class _Worker:
 
     def _check_damage(self, index: int, work: _Work) -> None:
         source, name = self._plan.sources[index], work.item.tensor.name
-        if source.record is not None:
+        if source.proof is not None:
             stored = source.structure.tensors[name]
             found = region_digest(self._readers[index], stored, work.region)
-            check_digest(source.path, source.record, stored, work.region, found)
+            source.proof.check(source.path, stored, work.region, found)
 
     def _explain_not_finite(
         self, work: _Work, start: int, nbytes: int, chosen: Iterable[int]
@@ -336,16 +340,12 @@ def _all_finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values.astype(np.float64)).all())
 
 
-def _record(plan: MergePlan, size: int, digests: dict[str, list[str]]) -> Record:
+def _record(plan: MergePlan, size: int) -> Record:
     folder = plan.output.parent.resolve()
     last = plan.sources[-1].record
     return Record(
         file=plan.output.name,
         size=size,
-        tensors={
-            name: TensorRecord(tensor.shape, tensor.dtype, tuple(digests[name]))
-            for name, tensor in plan.structure.tensors.items()
-        },
         time=now(),
         versions=versions(),
         epoch=last.epoch if last and len(plan.sources) == 1 else None,

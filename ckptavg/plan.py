@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ckptavg.formats import (
     output_suffix,
 )
 from ckptavg.outputs import check_output
-from ckptavg.proof import check_tensors
+from ckptavg.proof import Proof
 from ckptavg.recipes import check_coefficients, uniform
 from ckptavg.record import BatchNormRecord, Record
 from ckptavg.run import Checkpoint, resolve
@@ -54,6 +54,7 @@ class SourcePlan:
     stamp: tuple[int, ...]
     structure: Structure
     record: Record | None
+    proof: Proof | None
 
     @property
     def size(self) -> int:
@@ -171,6 +172,7 @@ def count_batch_norm(names: object) -> int:
 def _open_all(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> tuple[SourcePlan, ...]:
     planned: list[SourcePlan] = []
     layout = None
+    firsts: dict[int, Mapping[str, int]] = {}
     for checkpoint, share in zip(checkpoints, shares, strict=True):
         with open_reader(checkpoint.path, like=layout) as reader:
             structure = reader.structure
@@ -178,10 +180,15 @@ def _open_all(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> tup
                 layout = reader.layout()
             elif structure == layout.structure:
                 structure = layout.structure
+            proof = None
             if checkpoint.record is not None:
-                check_tensors(checkpoint.record, reader)
+                shared = firsts.get(id(structure))
+                proof = Proof.of(checkpoint.record, reader, shared)
+                firsts[id(structure)] = proof.first
             planned.append(
-                SourcePlan(checkpoint.path, share, reader.stamp, structure, checkpoint.record)
+                SourcePlan(
+                    checkpoint.path, share, reader.stamp, structure, checkpoint.record, proof
+                )
             )
     return tuple(planned)
 
@@ -257,6 +264,7 @@ def _fit_memory(
     wanted = min(wanted, -(-written // BLOCK_SIZE) or 1)
     structures = {id(source.structure): source.structure for source in sources}
     index = sum(len(structure.tensors) for structure in structures.values()) * _TENSOR_MEMORY
+    index += sum(len(source.proof.digests) for source in sources if source.proof is not None)
     least = index + _JOB_MEMORY
     if least > max_memory:
         raise ResourceError(

@@ -1,10 +1,12 @@
 """The digests that prove a checkpoint file intact, computed and held against its record."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, is_optimizer, open_reader
-from ckptavg.record import Record, TensorRecord, digest, find_record
+from ckptavg.record import DIGEST_SIZE, Record, TensorRecord, TensorRecords, digest, find_record
 from ckptavg.tensors import Region, TensorInfo, regions
 
 
@@ -47,21 +49,73 @@ def check_intact(path: Path) -> bool:
     if record is None:
         return False
     with open_reader(path) as reader:
-        check_tensors(record, reader)
-        for name in record.tensors:
-            tensor = reader.structure.tensors[name]
-            for region in regions(tensor.nbytes):
-                found = region_digest(reader, tensor, region)
-                check_digest(path, record, tensor, region, found)
+        proof = Proof.of(record, reader)
+        for tensor in reader.structure.tensors.values():
+            if not is_optimizer(tensor.name):
+                for region in regions(tensor.nbytes):
+                    proof.check(path, tensor, region, region_digest(reader, tensor, region))
     return True
 
 
-def check_tensors(record: Record, reader: CheckpointReader) -> None:
-    """Makes sure that a file has the size and the tensors that its record says.
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The digests of a checkpoint's record, packed: 16 bytes for each region of each tensor.
 
-    Raises:
-        IntegrityError: it has not.
+    Attributes:
+        digests: in the order of the structure's tensors and of their regions.
+        first: number of the first region of each tensor; shared by files of equal structure.
     """
+
+    digests: bytes
+    first: Mapping[str, int] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, record: Record, reader: CheckpointReader, first: Mapping[str, int] | None = None
+    ) -> "Proof":
+        """The proof in a record, once it is known to be of a file of this size and structure.
+
+        Args:
+            record: of the file.
+            reader: the open file.
+            first: that of another proof of the same structure, to be shared.
+
+        Raises:
+            RecordError: the record's file is gone or damaged.
+            IntegrityError: the file has not the size or the tensors that the record says.
+        """
+        recorded = record.read_tensors()
+        _check_tensors(record, recorded, reader)
+        parts, numbers, number = [], {}, 0
+        for tensor in reader.structure.tensors.values():
+            if is_optimizer(tensor.name):
+                continue
+            found = recorded[tensor.name].digests
+            if len(found) != len(list(regions(tensor.nbytes))):
+                raise IntegrityError(
+                    f"the record of {reader.path} holds {len(found)} digests of '{tensor.name}', "
+                    f"which has {tensor.nbytes:,} bytes: it is of another file"
+                )
+            parts += found
+            numbers[tensor.name] = number
+            number += len(found)
+        return cls(bytes.fromhex("".join(parts)), numbers if first is None else first)
+
+    def check(self, path: Path, tensor: TensorInfo, region: Region, found: str) -> None:
+        """Makes sure that a region of a tensor has the digest that was recorded.
+
+        Raises:
+            IntegrityError: it has another; the message names file, tensor and block.
+        """
+        start = (self.first[tensor.name] + region.block) * DIGEST_SIZE
+        if self.digests[start : start + DIGEST_SIZE] != bytes.fromhex(found):
+            raise IntegrityError(
+                f"{path} is damaged: block {region.block} of '{tensor.name}' (its bytes from "
+                f"{region.start:,} on) is not what was saved, by the digest in its record"
+            )
+
+
+def _check_tensors(record: Record, recorded: TensorRecords, reader: CheckpointReader) -> None:
     if record.size != reader.size:
         raise IntegrityError(
             f"{reader.path} has {reader.size:,} bytes but its record says {record.size:,}: "
@@ -72,25 +126,8 @@ def check_tensors(record: Record, reader: CheckpointReader) -> None:
         for name, tensor in reader.structure.tensors.items()
         if not is_optimizer(name)
     }
-    recorded = {name: (tensor.shape, tensor.dtype) for name, tensor in record.tensors.items()}
-    if stored != recorded:
+    if stored != {name: (tensor.shape, tensor.dtype) for name, tensor in recorded.items()}:
         raise IntegrityError(
             f"{reader.path} holds other tensors than its record says: "
             "it was changed after it was saved"
-        )
-
-
-def check_digest(
-    path: Path, record: Record, tensor: TensorInfo, region: Region, found: str
-) -> None:
-    """Makes sure that a region of a tensor has the digest that the record says.
-
-    Raises:
-        IntegrityError: it has another; the message names file, tensor and block.
-    """
-    digests = record.tensors[tensor.name].digests
-    if region.block >= len(digests) or digests[region.block] != found:
-        raise IntegrityError(
-            f"{path} is damaged: block {region.block} of '{tensor.name}' (its bytes from "
-            f"{region.start:,} on) is not what was saved, by the digest in its record"
         )

@@ -10,8 +10,9 @@ holds for that file only.
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,8 @@ from ckptavg.version import __version__
 FORMAT = "ckptavg-record"
 VERSION = 1
 
+DIGEST_SIZE = 16
+
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
@@ -34,6 +37,9 @@ class TensorRecord:
     shape: tuple[int, ...]
     dtype: str
     digests: tuple[str, ...]
+
+
+TensorRecords = Mapping[str, TensorRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +84,14 @@ class BatchNormRecord:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a checkpoint file is, and how to prove that it is intact.
+    """What a checkpoint file is. Its file also holds what proves the checkpoint intact.
+
+    The proof is as large as the model has tensors, so it is read only where it is needed, by
+    `read_tensors`, and the records of a long run can be held at once.
 
     Attributes:
         file: name of the file that the record stands beside.
         size: size of the file in bytes.
-        tensors: by stored name, without optimizer state.
         time: when it was written, ISO 8601, UTC.
         versions: of ckptavg, Python and the packages that wrote the file.
         epoch: 1-based epoch that had just ended.
@@ -95,11 +103,11 @@ class Record:
         model: configuration of the model, a path relative to the record; None if there is none.
         recipe: how the coefficients were chosen; None for a checkpoint of a run.
         sources: the checkpoints that were averaged; empty for a checkpoint of a run.
+        path: the file that the record was read from or written to.
     """
 
     file: str
     size: int
-    tensors: Mapping[str, TensorRecord] = field(repr=False)
     time: str
     versions: Mapping[str, str]
     epoch: int | None = None
@@ -111,13 +119,17 @@ class Record:
     model: str | None = None
     recipe: str | None = None
     sources: tuple[SourceRecord, ...] = ()
+    path: Path | None = field(default=None, compare=False)
 
-    def write(self, path: Path) -> None:
-        """Writes the record to `path`, whole or not at all."""
-        write_text(path, self.to_json())
+    def write(self, path: Path, tensors: TensorRecords) -> "Record":
+        """Writes the record to `path`, whole or not at all; returns it with the path."""
+        write_text(path, self.to_json(tensors))
+        return replace(self, path=path)
 
-    def to_json(self) -> str:
+    def to_json(self, tensors: TensorRecords) -> str:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        del content["path"]
+        content["tensors"] = {name: asdict(tensor) for name, tensor in tensors.items()}
         content["metrics"] = {name: _number(value) for name, value in self.metrics.items()}
         for rate in ("learning_rate", "initial_learning_rate"):
             content[rate] = _number(content[rate])
@@ -130,36 +142,28 @@ class Record:
         Raises:
             RecordError: the file is missing, is not a record, or is of a newer version.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RecordError(f"cannot read the record {path}: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise RecordError(f"{path} is not a record of ckptavg")
-        if content.get("version") != VERSION:
-            raise RecordError(
-                f"{path} is a record of version {content.get('version')}, but this ckptavg reads "
-                f"version {VERSION}: install the ckptavg that wrote it"
-            )
-        try:
-            return cls._from_content(content)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise RecordError(f"the record {path} is damaged: {error!r:.200}") from error
+        content = _read_content(path)
+        with _damage_explained(path):
+            _read_tensors(content)
+            return cls._from_content(content, path)
+
+    def read_tensors(self) -> TensorRecords:
+        """The proof of the checkpoint by stored name of its tensors, without optimizer state.
+
+        Raises:
+            RecordError: the record's file is gone or damaged.
+        """
+        assert self.path is not None, "only a record with a file has tensors"
+        content = _read_content(self.path)
+        with _damage_explained(self.path):
+            return _read_tensors(content)
 
     @classmethod
-    def _from_content(cls, content: dict[str, Any]) -> "Record":
+    def _from_content(cls, content: dict[str, Any], path: Path) -> "Record":
         batch_norm = content["batch_norm"]
         return cls(
             file=_text(content["file"]),
             size=_whole(content["size"]),
-            tensors={
-                _text(name): TensorRecord(
-                    tuple(_whole(n) for n in tensor["shape"]),
-                    _text(tensor["dtype"]),
-                    tuple(_text(digest) for digest in tensor["digests"]),
-                )
-                for name, tensor in content["tensors"].items()
-            },
             time=_text(content["time"]),
             versions={_text(name): _text(v) for name, v in content["versions"].items()},
             epoch=_optional(_whole, content["epoch"]),
@@ -171,6 +175,7 @@ class Record:
             model=_optional(_text, content["model"]),
             recipe=_optional(_text, content["recipe"]),
             sources=tuple(map(_read_source, content["sources"])),
+            path=path,
         )
 
 
@@ -194,16 +199,18 @@ def find_record(checkpoint: Path) -> Record | None:
     return None
 
 
-def commit_with_record(commit: Callable[[], None], record: Record, path: Path) -> None:
-    """Commits a file and writes its record.
+def commit_with_record(
+    commit: Callable[[], None], record: Record, tensors: TensorRecords, path: Path
+) -> Record:
+    """Commits a file and writes its record, which it returns.
 
     A former file's record is removed first: a crash on the way may leave a file without a record,
     but none with a wrong one.
     """
-    text = record.to_json()
+    record.to_json(tensors)  # whatever cannot be written is found before the commit
     record_path(path).unlink(missing_ok=True)
     commit()
-    write_text(record_path(path), text)
+    return record.write(record_path(path), tensors)
 
 
 def is_record(path: Path) -> bool:
@@ -235,6 +242,46 @@ def versions(packages: Iterable[str] = ("numpy", "h5py")) -> dict[str, str]:
 def _number(value: float | None) -> float | str | None:
     """JSON has no NaN and no infinity: they are written as strings that float() reads."""
     return value if value is None or math.isfinite(value) else str(value)
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"cannot read the record {path}: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RecordError(f"{path} is not a record of ckptavg")
+    if content.get("version") != VERSION:
+        raise RecordError(
+            f"{path} is a record of version {content.get('version')!r:.20}, but this ckptavg reads "
+            f"version {VERSION}: install the ckptavg that wrote it"
+        )
+    return content
+
+
+@contextmanager
+def _damage_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise RecordError(f"the record {path} is damaged: {error!r:.200}") from error
+
+
+def _read_tensors(content: dict[str, Any]) -> TensorRecords:
+    return {
+        _text(name): TensorRecord(
+            tuple(_whole(n) for n in tensor["shape"]),
+            _text(tensor["dtype"]),
+            tuple(_digest(digest) for digest in tensor["digests"]),
+        )
+        for name, tensor in content["tensors"].items()
+    }
+
+
+def _digest(value: Any) -> str:
+    if len(bytes.fromhex(_text(value))) != DIGEST_SIZE:
+        raise ValueError(f"expected a digest of 32 hexadecimal digits, got {value!r:.40}")
+    return value
 
 
 def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:

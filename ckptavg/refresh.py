@@ -143,7 +143,6 @@ def _save(
         record = Record(
             file=output.name,
             size=temporary.stat().st_size,
-            tensors=tensor_records(temporary),
             time=now(),
             versions=versions(("numpy", "h5py", "keras", keras.backend.backend())),
             epoch=former.epoch if former else None,
@@ -153,10 +152,11 @@ def _save(
             sources=former.sources if former else (),
         )
         check_output(output, overwrite)
-        commit_with_record(lambda: commit(temporary, output), record, output)
+        return commit_with_record(
+            lambda: commit(temporary, output), record, tensor_records(temporary), output
+        )
     finally:
         temporary.unlink(missing_ok=True)
-    return record
 
 
 def _state(

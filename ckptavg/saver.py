@@ -222,7 +222,6 @@ class CheckpointSaver(keras.callbacks.Callback):
         record = Record(
             file=path.name,
             size=size,
-            tensors=tensors,
             time=now(),
             versions=versions(("numpy", "h5py", "keras", keras.backend.backend())),
             epoch=epoch + 1,
@@ -233,7 +232,7 @@ class CheckpointSaver(keras.callbacks.Callback):
             batch_norm=BatchNormRecord(layers, "running") if layers else None,
             model=f"../{MODEL_FILE}" if (self.directory / MODEL_FILE).is_file() else None,
         )
-        record.write(record_file)
+        record.write(record_file, tensors)
         if self.verbose:
             print(f"\nEpoch {epoch + 1}: saved {path}")  # noqa: T201
         self._prune()

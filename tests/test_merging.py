@@ -529,8 +529,8 @@ def test_damage_to_an_integer_is_called_damage(tmp_path):
             tmp_path / f"{number}.weights.h5",
             {"layers/n/vars/0": np.arange(4), "layers/n/vars/1": np.ones(4, "float32")},
         )
-        record = Record(path.name, path.stat().st_size, tensor_records(path), now(), {})
-        record.write(record_path(path))
+        record = Record(path.name, path.stat().st_size, now(), {})
+        record.write(record_path(path), tensor_records(path))
         paths.append(path)
     with h5py.File(paths[1], "a") as file:
         file["layers/n/vars/0"][2] = 9

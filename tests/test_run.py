@@ -10,12 +10,13 @@ from ckptavg import open_run
 from ckptavg.errors import RecordError, RunError
 from ckptavg.record import BatchNormRecord, Record, SourceRecord, TensorRecord, find_record, now
 
+TENSORS = {"layers/a/vars/0": TensorRecord((2, 3), "float32", ("ab" * 16,))}
+
 
 def make_record(epoch=1, **changes) -> Record:
     fields = {
         "file": f"epoch-{epoch:04d}.weights.h5",
         "size": 10,
-        "tensors": {"layers/a/vars/0": TensorRecord((2, 3), "float32", ("ab" * 16,))},
         "time": now(),
         "versions": {"ckptavg": "0"},
         "epoch": epoch,
@@ -31,7 +32,7 @@ def run(tmp_path):
     values = [(2.2, 4), (1.1, 3), (3.3, 2), (4.4, 1)]
     for loss, epoch in values:
         record = make_record(epoch, metrics={"val_loss": loss, "val_accuracy": 1 / loss, "x": 1.0})
-        record.write(folder / f"epoch-{epoch:04d}.json")
+        record.write(folder / f"epoch-{epoch:04d}.json", TENSORS)
         (folder / record.file).write_bytes(b"0" * 10)
     return tmp_path / "run"
 
@@ -80,7 +81,7 @@ def test_selections_that_cannot_be(run, arguments, message):
 def test_nan_is_never_best(run):
     path = run / "checkpoints" / "epoch-0003.json"
     record = Record.read(path)
-    dataclasses.replace(record, metrics={"val_loss": math.nan}).write(path)
+    dataclasses.replace(record, metrics={"val_loss": math.nan}).write(path, TENSORS)
     assert epochs(open_run(run).select(best=3)) == [1, 2, 4]
     assert epochs(open_run(run).select(best=3, mode="max")) == [1, 2, 4]
 
@@ -112,8 +113,9 @@ def test_a_record_survives_its_file(tmp_path):
         recipe="uniform",
         model="../model.json",
     )
-    record.write(tmp_path / "r.json")
+    record.write(tmp_path / "r.json", TENSORS)
     again = Record.read(tmp_path / "r.json")
+    assert again.read_tensors() == TENSORS
     assert math.isnan(again.metrics["loss"])
     assert again.metrics["val_loss"] == math.inf
     without = {"metrics": {"accuracy": 0.1 + 0.2}}
@@ -140,7 +142,7 @@ def test_damaged_records(run, content, message):
 
 def test_a_record_cannot_point_out_of_the_run(run):
     path = run / "checkpoints" / "epoch-0002.json"
-    dataclasses.replace(Record.read(path), file="../../secret.weights.h5").write(path)
+    dataclasses.replace(Record.read(path), file="../../secret.weights.h5").write(path, TENSORS)
     with pytest.raises(RecordError, match="another folder"):
         open_run(run)
 

@@ -126,9 +126,8 @@ def _checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    """A record without the digests."""
     content = asdict(record)
-    del content["tensors"]
+    del content["path"]
     return content
 
 

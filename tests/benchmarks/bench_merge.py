@@ -38,10 +38,8 @@ for epoch in range(1, count + 1):
         variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
     path = Path(folder) / f"epoch-{epoch:04d}.weights.h5"
     model.save_weights(path)
-    record = Record(
-        path.name, path.stat().st_size, tensor_records(path), now(), versions(), epoch=epoch
-    )
-    record.write(path.with_name(f"epoch-{epoch:04d}.json"))
+    record = Record(path.name, path.stat().st_size, now(), versions(), epoch=epoch)
+    record.write(path.with_name(f"epoch-{epoch:04d}.json"), tensor_records(path))
 """
 
 _KERAS = """
