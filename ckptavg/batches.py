@@ -11,6 +11,9 @@ from ckptavg.errors import DataError
 
 BATCH_SIZE = 32
 
+_EXPECTED = (
+    "but must be a tf.data.Dataset, a PyDataset, arrays x or (x, y), or an iterable of batches"
+)
 _ENDLESS = "repeats without end: say how many batches to take with steps (--steps)"
 
 Progress = Callable[[int], None]
@@ -46,6 +49,10 @@ def fit_arguments(data: Any) -> dict[str, Any]:
         if y is None:
             raise DataError("the data have no targets: evaluation needs (x, y)")
         return {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": BATCH_SIZE}
+    if not isinstance(data, Iterable | keras.utils.PyDataset) or isinstance(data, str | bytes):
+        raise DataError(f"data are of type {type(data).__name__}, {_EXPECTED}")
+    if _has_no_end(data):
+        raise DataError("the data set repeats without end, but evaluation needs one that ends")
     if isinstance(data, keras.utils.PyDataset) or hasattr(data, "element_spec"):
         return {"x": data}
     return {"x": (batch for batch in data)}  # of iterables Keras takes generators only
@@ -104,10 +111,7 @@ def _batches(data: Any, steps: int | None) -> Iterable[Any]:
         raise DataError(f"the data set {_ENDLESS}")
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
         return data
-    raise DataError(
-        f"data are of type {type(data).__name__}, but must be a tf.data.Dataset, a PyDataset, "
-        "arrays x or (x, y), or an iterable of batches"
-    )
+    raise DataError(f"data are of type {type(data).__name__}, {_EXPECTED}")
 
 
 def _slices(data: Any) -> Iterator[Any]:

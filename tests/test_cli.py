@@ -451,6 +451,25 @@ def test_data_that_can_be_read_once_are_read_whole_also_by_an_unbuilt_model(fold
     assert set(found[0]["metrics"]) == {"loss", "f1_score_0", "f1_score_1", "f1_score_2"}
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("42", "data are of type int, but must be"),
+        ("tf.data.Dataset.from_tensors((train.x, train.y)).repeat()", "needs one that ends"),
+        ("(train.x,) * 4", "must be x, (x, y) or (x, y, sample_weight), but has 4 parts"),
+    ],
+)
+def test_data_that_cannot_be_evaluated(folder, returned, message):
+    code = f"import tensorflow as tf, train\ndef data(): return {returned}\n"
+    (folder / "odd.py").write_text(code)
+    sys.modules.pop("train", None)
+    for name in [name for name in sys.modules if name.startswith("_ckptavg_spec_")]:
+        del sys.modules[name]
+    status, out, err = main("evaluate", "run", "--data", "odd.py:data")
+    assert (status, out) == (1, "")
+    assert message in err
+
+
 def test_a_layer_that_saves_a_tensor_twice_is_no_mismatch(folder):
     (folder / "spectral.py").write_text(
         "import keras\n"

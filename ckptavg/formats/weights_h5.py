@@ -1,6 +1,8 @@
 """Keras 3 `.weights.h5` files, read and written as extents of bytes."""
 
 import os
+import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +12,7 @@ import numpy as np
 from ckptavg.errors import FormatError, first_line
 from ckptavg.files import commit, temporary_sibling
 from ckptavg.formats.interface import Attributes, CheckpointReader, CheckpointWriter, Structure
-from ckptavg.tensors import Extent, TensorInfo, is_opaque
+from ckptavg.tensors import Extent, TensorInfo, is_opaque, is_void
 
 _DTYPE_ATTRIBUTE = "dtype"
 """Keras stores what HDF5 has no type for, such as bfloat16, as opaque bytes with this attribute."""
@@ -20,6 +22,12 @@ _NAME_ATTRIBUTE = "name"
 """Keras notes the user's name of a layer in this attribute of the folder of its variables."""
 
 _TEXT_LIMIT = 64 * 1024
+
+_HEAP_SIGNATURE = b"GCOL"
+_HEAP_HEADER = struct.Struct("<4xB3xQ")
+"""Version and size of a global heap."""
+_HEAP_OBJECT = struct.Struct("<H6xQ")
+"""Index and size of an object in it; index 0 is its free space, whose size counts this header."""
 
 
 class WeightsH5Reader(CheckpointReader):
@@ -37,7 +45,10 @@ class WeightsH5Reader(CheckpointReader):
         """Walks an HDF5 file of `size` bytes that begins at byte `base` of the checkpoint."""
         try:
             with h5py.File(file, "r") as tree:
-                return _Walk(self.path, base, size).structure(tree)
+                walk = _Walk(self.path, base, size)
+                bare = walk.structure(tree)
+                sound = _heaps_are_sound(self._outside(bare))
+                return walk.with_texts(tree, bare) if sound else walk.without_texts(bare)
         except FormatError:
             raise
         except Exception as error:  # h5py raises nearly anything on a damaged file
@@ -99,6 +110,33 @@ class _Walk:
             end = max(end, tensor.extent.offset + tensor.extent.nbytes)
         return Structure(self._tensors, self._groups)
 
+    def with_texts(self, file: h5py.File, bare: Structure) -> Structure:
+        """The structure with the texts among the attributes: names of layers, types of tensors."""
+        tensors = {
+            name: replace(tensor, dtype=self._opaque_dtype(file[name], tensor))
+            if is_void(tensor.dtype)
+            else tensor
+            for name, tensor in bare.tensors.items()
+        }
+        groups: dict[str, Attributes] = {}
+        for name in bare.groups:
+            label = _text_attribute(file[name], _NAME_ATTRIBUTE)
+            groups[name] = {} if label is None else {_NAME_ATTRIBUTE: label}
+        return Structure(tensors, groups)
+
+    def without_texts(self, bare: Structure) -> Structure:
+        """The structure of a file whose texts cannot be read: names of layers can be missed."""
+        for tensor in bare.tensors.values():
+            if is_void(tensor.dtype):
+                raise self._refusal(tensor.name, "has a type whose name is damaged")
+        return bare
+
+    def _opaque_dtype(self, dataset: h5py.Dataset, tensor: TensorInfo) -> str:
+        stored = _text_attribute(dataset, _DTYPE_ATTRIBUTE)
+        if stored and is_opaque(stored) and np.dtype(stored).itemsize == dataset.dtype.itemsize:
+            return stored
+        raise self._refusal(tensor.name, f"holds bytes of the unknown type {stored!r}")
+
     def _visit(self, group: h5py.Group, prefix: str) -> None:
         self._enter(group, prefix or "/")
         for key in group:
@@ -110,8 +148,7 @@ class _Walk:
                 raise self._refusal(name, "is a link to another place")
             found = group[key]
             if isinstance(found, h5py.Group):
-                label = _text_attribute(found, _NAME_ATTRIBUTE)
-                self._groups[name] = {} if label is None else {_NAME_ATTRIBUTE: label}
+                self._groups[name] = {}
                 self._visit(found, name)
             elif isinstance(found, h5py.Dataset):
                 self._enter(found, name)
@@ -144,10 +181,8 @@ class _Walk:
 
     def _dtype(self, dataset: h5py.Dataset, name: str) -> str:
         dtype = dataset.dtype
-        if dtype.kind == "V":
-            stored = _text_attribute(dataset, _DTYPE_ATTRIBUTE)
-            if stored and is_opaque(stored) and np.dtype(stored).itemsize == dtype.itemsize:
-                return stored
+        if dtype.kind == "V" and dtype.fields is None and 0 < dtype.itemsize <= 8:
+            return f"V{dtype.itemsize}"  # until the texts are read
         if dtype.kind not in "fiub" or dtype.itemsize > 8:
             raise self._refusal(
                 name, f"has the type {dtype}, which is not a number of up to 8 bytes"
@@ -191,11 +226,35 @@ def _allocate(file: h5py.File, name: str, tensor: TensorInfo) -> h5py.Dataset:
     return dataset
 
 
+def _heaps_are_sound(outside: bytes) -> bool:
+    """Whether every global heap, where HDF5 keeps texts, can be read to its end.
+
+    HDF5 itself runs in circles at an object of size 0 (HDF5 file format specification 3.0, III.E).
+    The texts are names that only people read, so that a file with unsound heaps does without.
+    """
+    start = outside.find(_HEAP_SIGNATURE)
+    while start >= 0:
+        if start + _HEAP_HEADER.size > len(outside):
+            return False
+        version, size = _HEAP_HEADER.unpack_from(outside, start)
+        end = start + size
+        if version != 1 or size < _HEAP_HEADER.size or end > len(outside):
+            return False
+        position = start + _HEAP_HEADER.size
+        while position + _HEAP_OBJECT.size <= end:
+            index, length = _HEAP_OBJECT.unpack_from(outside, position)
+            step = _HEAP_OBJECT.size + -(-length // 8) * 8 if index else length
+            if step < _HEAP_OBJECT.size or position + step > end:
+                return False
+            position += step
+        start = outside.find(_HEAP_SIGNATURE, end)
+    return True
+
+
 def _text_attribute(found: h5py.Group | h5py.Dataset, name: str) -> str | None:
     """A short text among the attributes; None if it is missing or anything else.
 
-    Attributes are not listed and not read unseen: a damaged list makes HDF5 run in circles, and a
-    damaged size makes it fill the memory.
+    Attributes are not listed and not read unseen: a damaged size would fill the memory.
     """
     if not h5py.h5a.exists(found.id, name.encode()):
         return None
