@@ -35,6 +35,7 @@ from ckptavg.record import (
     now,
     versions,
 )
+from ckptavg.run import Sources
 from ckptavg.tensors import BLOCK_SIZE, Region, TensorInfo, regions
 
 Progress = Callable[[int], None]
@@ -61,7 +62,7 @@ class MergeReport:
 
 
 def merge(
-    sources: object,
+    sources: Sources,
     output: str | Path,
     *,
     coefficients: Sequence[float] | None = None,

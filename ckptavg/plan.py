@@ -21,7 +21,7 @@ from ckptavg.outputs import check_output
 from ckptavg.proof import Proof
 from ckptavg.recipes import check_coefficients, uniform
 from ckptavg.record import BatchNormRecord, Record
-from ckptavg.run import Checkpoint, resolve
+from ckptavg.run import Checkpoint, Sources, resolve
 from ckptavg.tensors import BLOCK_SIZE, TensorInfo
 
 AVERAGE, EQUAL, LAST, DROP = "average", "equal", "last", "drop"
@@ -107,7 +107,7 @@ class MergePlan:
 
 
 def plan_merge(
-    sources: object,
+    sources: Sources,
     output: str | Path,
     *,
     coefficients: Sequence[float] | None = None,
@@ -128,12 +128,12 @@ def plan_merge(
     checkpoints = resolve(sources)
     _check_distinct(checkpoints, output)
     recipe = "uniform" if coefficients is None else "coefficients"
-    shares = (
+    coefficients = (
         uniform(len(checkpoints))
         if coefficients is None
         else check_coefficients(coefficients, len(checkpoints))
     )
-    planned = _open_all(checkpoints, shares)
+    planned = _open_all(checkpoints, coefficients)
     reference = planned[0]
     for source in planned[1:]:
         _check_same_model(reference, source)
@@ -158,7 +158,7 @@ def plan_merge(
             if suffix == ".keras" and not live_model
             else None
         ),
-        bytes_read=sum(_bytes_read(item, shares) for item in items),
+        bytes_read=sum(_bytes_read(item, coefficients) for item in items),
         bytes_written=written,
         memory=memory,
     )
@@ -169,11 +169,13 @@ def count_batch_norm(names: object) -> int:
     return len({m.string[: m.end()] for m in map(_BATCH_NORM.search, names) if m})
 
 
-def _open_all(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> tuple[SourcePlan, ...]:
+def _open_all(
+    checkpoints: Sequence[Checkpoint], coefficients: Sequence[float]
+) -> tuple[SourcePlan, ...]:
     planned: list[SourcePlan] = []
     layout = None
     firsts: dict[int, Mapping[str, int]] = {}
-    for checkpoint, share in zip(checkpoints, shares, strict=True):
+    for checkpoint, coefficient in zip(checkpoints, coefficients, strict=True):
         with open_reader(checkpoint.path, like=layout) as reader:
             structure = reader.structure
             if layout is None:
@@ -187,7 +189,7 @@ def _open_all(checkpoints: Sequence[Checkpoint], shares: Sequence[float]) -> tup
                 firsts[id(structure)] = proof.first
             planned.append(
                 SourcePlan(
-                    checkpoint.path, share, reader.stamp, structure, checkpoint.record, proof
+                    checkpoint.path, coefficient, reader.stamp, structure, checkpoint.record, proof
                 )
             )
     return tuple(planned)
@@ -203,10 +205,10 @@ def _decide(tensor: TensorInfo, count: int) -> PlanItem:
     return PlanItem(tensor, EQUAL, f"{tensor.dtype} has no mean, all must agree")
 
 
-def _bytes_read(item: PlanItem, shares: Sequence[float]) -> int:
+def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
     files = {
-        AVERAGE: sum(share != 0 for share in shares),
-        EQUAL: len(shares),
+        AVERAGE: sum(coefficient != 0 for coefficient in coefficients),
+        EQUAL: len(coefficients),
         LAST: 1,
         DROP: 0,
     }

@@ -156,7 +156,11 @@ def open_run(directory: str | Path) -> Run:
     return Run(directory, tuple(checkpoints), uncommitted)
 
 
-def resolve(sources: "Run | str | Path | Checkpoint | Iterable") -> tuple[Checkpoint, ...]:
+Sources = Run | Checkpoint | str | Path | Iterable["Run | Checkpoint | str | Path"]
+"""What can be averaged: a run, its directory, a checkpoint, its file, or several of them."""
+
+
+def resolve(sources: Sources) -> tuple[Checkpoint, ...]:
     """The checkpoints that a caller means: a run, a run's directory, files, or checkpoints.
 
     Raises:
