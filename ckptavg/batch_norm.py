@@ -85,7 +85,7 @@ def update_batch_norm(
     moments: dict[int, _Moments] = {}
     samples = batches = 0
     with _observed(layers) as observer:
-        step = _Step(model, observer)
+        step = _Step(model, layers, observer)
         for index, inputs in enumerate(input_batches(data, steps=steps)):
             for number, mean, variance, count in step(inputs, index):
                 _check_finite(layers[number], mean, variance, index)
@@ -221,7 +221,7 @@ class _Step:
     batch draws anew and the model keeps its own.
     """
 
-    def __init__(self, model: keras.Model, observer: _Observer) -> None:
+    def __init__(self, model: keras.Model, layers: list[Any], observer: _Observer) -> None:
         import tensorflow as tf
 
         seeds = [v for v in model.non_trainable_variables if v.name == _SEED_NAME]
@@ -237,7 +237,7 @@ class _Step:
             states = [scope.get_current_value(seed) for seed in seeds]
             return observer.notes, states
 
-        self._model = model
+        self._layers = layers
         # Without autograph, as Keras itself traces a training step.
         self._forward = tf.function(forward, autograph=False, reduce_retracing=True)
         self._states = [seed.value for seed in seeds]
@@ -253,7 +253,7 @@ class _Step:
                 f"memory does not suffice for batch {index} of the data: use smaller batches"
             ) from error
         except _HiddenCallError as error:
-            path = batch_norm_layers(self._model)[error.number].path
+            path = self._layers[error.number].path
             raise ModelError(
                 f"the layer '{path}' is called inside a loop or a function of its own "
                 "(a tf.function, an RNN cell), where its statistics cannot be seen"

@@ -14,7 +14,6 @@ from ckptavg.files import commit, temporary_sibling
 from ckptavg.formats import output_suffix
 from ckptavg.keras_models import build, load_weights, save_model
 from ckptavg.merging import MergeReport, run_plan
-from ckptavg.merging import Progress as BytesProgress
 from ckptavg.outputs import check_output
 from ckptavg.plan import MergePlan
 from ckptavg.proof import tensor_records
@@ -27,6 +26,7 @@ from ckptavg.record import (
     record_path,
     versions,
 )
+from ckptavg.streaming import Progress as BytesProgress
 
 
 @dataclass(frozen=True, slots=True)

@@ -373,6 +373,7 @@ def test_a_layer_whose_calls_cannot_be_seen_is_named():
     class Hidden(keras.Model):
         def __init__(self):
             super().__init__()
+            self.frozen = keras.layers.BatchNormalization(name="frozen", trainable=False)
             self.norm = keras.layers.BatchNormalization(name="inner")
             self.norm.build((None, 6))
 

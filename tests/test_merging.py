@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg import merging, tensors
+from ckptavg import merging, streaming, tensors
 from ckptavg.errors import (
     FormatError,
     IntegrityError,
@@ -133,8 +133,8 @@ def test_bytes_do_not_depend_on_jobs_memory_or_regions(tmp_path, monkeypatch):
         ]
     ):
         monkeypatch.setattr(tensors, "BLOCK_SIZE", block)
-        monkeypatch.setattr(merging, "BLOCK_SIZE", block)
-        monkeypatch.setattr(merging, "PIECE", piece)
+        monkeypatch.setattr(streaming, "BLOCK_SIZE", block)
+        monkeypatch.setattr(streaming, "PIECE", piece)
         out = tmp_path / f"out{number}.weights.h5"
         ckptavg.merge(paths, out, jobs=jobs, max_memory=memory)
         results.add(out.read_bytes())
