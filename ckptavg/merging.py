@@ -1,4 +1,4 @@
-"""Merges checkpoints: plans, streams them into their mean, commits it with a record or not at all."""
+"""Merges checkpoints: plans, streams them into their mean, commits it with its record."""
 
 import os
 import resource
