@@ -374,6 +374,7 @@ def test_a_layer_whose_calls_cannot_be_seen_is_named():
         def __init__(self):
             super().__init__()
             self.frozen = keras.layers.BatchNormalization(name="frozen", trainable=False)
+            self.frozen.build((None, 6))
             self.norm = keras.layers.BatchNormalization(name="inner")
             self.norm.build((None, 6))
 
