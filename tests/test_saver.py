@@ -229,7 +229,8 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, kills):
         try:
             assert process.stdout.readline() == b"ready\n"
             deadline = time.monotonic() + 60
-            while not list(directory.glob("checkpoints/*.json")) and time.monotonic() < deadline:
+            while not list(directory.glob("checkpoints/epoch-*.json")):
+                assert time.monotonic() < deadline
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.3))
         finally:
