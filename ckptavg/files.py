@@ -13,6 +13,11 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{suffixes}")
 
 
+def partial(path: Path) -> Path:
+    """The hidden name in the folder of `path` under which it is written until it is complete."""
+    return path.with_name(TEMPORARY_PREFIX + path.name)
+
+
 def commit(temporary: Path, path: Path) -> None:
     """Gives a finished temporary file its name: fsync, rename, fsync of the folder."""
     with temporary.open("rb") as file:

@@ -11,7 +11,7 @@ import keras
 
 from ckptavg.batches import peek
 from ckptavg.errors import ModelError, first_line
-from ckptavg.formats import ModelConfig, is_optimizer, open_reader
+from ckptavg.formats import ModelConfig, open_reader
 from ckptavg.proof import check_intact
 
 
@@ -124,7 +124,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
 def _check_all_used(model: keras.Model, path: Path) -> None:
     """Refuses a checkpoint with more tensors than the model has, which Keras would ignore."""
     with open_reader(path) as reader:
-        stored = {name for name in reader.structure.tensors if not is_optimizer(name)}
+        stored = set(reader.structure.model_tensors)
     if len(stored) <= len(model.weights):
         return
     # Some layers save a tensor twice: only what the model itself saves can tell.

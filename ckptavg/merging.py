@@ -145,7 +145,7 @@ def _allow_open_files(count: int) -> None:
 
 def _check_unchanged(sources: Sequence[SourcePlan], readers: Sequence[CheckpointReader]) -> None:
     for source, reader in zip(sources, readers, strict=True):
-        reader.check_unchanged(source.stamp)
+        reader.check_unchanged(source.stamps)
 
 
 def _record(plan: MergePlan, size: int) -> Record:

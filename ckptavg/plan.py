@@ -12,8 +12,8 @@ from ckptavg.errors import FormatError, IntegrityError, MismatchError, OutputErr
 from ckptavg.formats import (
     CheckpointReader,
     ModelConfig,
+    Stamp,
     Structure,
-    is_optimizer,
     open_reader,
     output_suffix,
 )
@@ -51,14 +51,15 @@ class SourcePlan:
 
     path: Path
     coefficient: float
-    stamp: tuple[int, ...]
+    stamps: tuple[Stamp, ...]
     structure: Structure
     record: Record | None
     proof: Proof | None
 
     @property
     def size(self) -> int:
-        return self.stamp[2]
+        """Of its files, in bytes."""
+        return sum(stamp[2] for stamp in self.stamps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,7 @@ class MergePlan:
     def structure(self) -> Structure:
         """What the output will hold."""
         tensors = {i.tensor.name: i.tensor for i in self.items if i.action != DROP}
-        groups = self.sources[-1].structure.groups
-        kept = {name: attributes for name, attributes in groups.items() if not is_optimizer(name)}
-        return Structure(tensors, kept)
+        return self.sources[-1].structure.with_tensors(tensors)
 
 
 def plan_merge(
@@ -137,7 +136,11 @@ def plan_merge(
     reference = planned[0]
     for source in planned[1:]:
         _check_same_model(reference, source)
-    items = tuple(_decide(t, len(planned)) for t in planned[-1].structure.tensors.values())
+    last = planned[-1].structure
+    items = tuple(
+        _decide(tensor, len(planned), name in last.optimizer)
+        for name, tensor in last.tensors.items()
+    )
     if all(item.action == DROP for item in items):
         raise FormatError(f"{reference.path} holds no weights")
     model_file = Path(model) if model is not None else _model_file(checkpoints)
@@ -189,14 +192,14 @@ def _open_all(
                 firsts[id(structure)] = proof.first
             planned.append(
                 SourcePlan(
-                    checkpoint.path, coefficient, reader.stamp, structure, checkpoint.record, proof
+                    checkpoint.path, coefficient, reader.stamps, structure, checkpoint.record, proof
                 )
             )
     return tuple(planned)
 
 
-def _decide(tensor: TensorInfo, count: int) -> PlanItem:
-    if is_optimizer(tensor.name):
+def _decide(tensor: TensorInfo, count: int, optimizer: bool) -> PlanItem:
+    if optimizer:
         return PlanItem(tensor, DROP, "optimizer state")
     if tensor.is_float:
         return PlanItem(tensor, AVERAGE, f"mean of {count}" if count > 1 else "the only one")
@@ -229,10 +232,10 @@ def _check_distinct(checkpoints: Sequence[Checkpoint], output: Path) -> None:
 
 
 def _check_same_model(one: SourcePlan, other: SourcePlan | CheckpointReader) -> None:
-    a, b = one.structure.tensors, other.structure.tensors
     if one.structure is other.structure:
         return
-    for name in sorted({n for n in (*a, *b) if not is_optimizer(n)}):
+    a, b = one.structure.model_tensors, other.structure.model_tensors
+    for name in sorted({*a, *b}):
         if name not in a or name not in b:
             holder, lacking = (one, other) if name in a else (other, one)
             raise MismatchError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.errors import IntegrityError
-from ckptavg.formats import CheckpointReader, is_optimizer, open_reader
+from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.record import DIGEST_SIZE, Record, TensorRecord, TensorRecords, digest, find_record
 from ckptavg.tensors import Region, TensorInfo, regions
 
@@ -23,8 +23,7 @@ def tensor_records(path: Path) -> dict[str, TensorRecord]:
                 tensor.dtype,
                 tuple(region_digest(reader, tensor, region) for region in regions(tensor.nbytes)),
             )
-            for name, tensor in reader.structure.tensors.items()
-            if not is_optimizer(name)
+            for name, tensor in reader.structure.model_tensors.items()
         }
 
 
@@ -50,10 +49,9 @@ def check_intact(path: Path) -> bool:
         return False
     with open_reader(path) as reader:
         proof = Proof.of(record, reader)
-        for tensor in reader.structure.tensors.values():
-            if not is_optimizer(tensor.name):
-                for region in regions(tensor.nbytes):
-                    proof.check(path, tensor, region, region_digest(reader, tensor, region))
+        for tensor in reader.structure.model_tensors.values():
+            for region in regions(tensor.nbytes):
+                proof.check(path, tensor, region, region_digest(reader, tensor, region))
     return True
 
 
@@ -87,9 +85,7 @@ class Proof:
         recorded = record.read_tensors()
         _check_tensors(record, recorded, reader)
         parts, numbers, number = [], {}, 0
-        for tensor in reader.structure.tensors.values():
-            if is_optimizer(tensor.name):
-                continue
+        for tensor in reader.structure.model_tensors.values():
             found = recorded[tensor.name].digests
             if len(found) != len(list(regions(tensor.nbytes))):
                 raise IntegrityError(
@@ -123,8 +119,7 @@ def _check_tensors(record: Record, recorded: TensorRecords, reader: CheckpointRe
         )
     stored = {
         name: (tensor.shape, tensor.dtype)
-        for name, tensor in reader.structure.tensors.items()
-        if not is_optimizer(name)
+        for name, tensor in reader.structure.model_tensors.items()
     }
     if stored != {name: (tensor.shape, tensor.dtype) for name, tensor in recorded.items()}:
         raise IntegrityError(

@@ -10,6 +10,9 @@ import numpy as np
 BLOCK_SIZE = 8 * 1024 * 1024
 """Bytes of a tensor that one digest covers, and that one region spans."""
 
+STRING = "string"
+"""The type of TensorFlow's texts: bytes with their lengths, opaque to us."""
+
 _ML_DTYPES = frozenset(
     name for name in dir(ml_dtypes) if name == "bfloat16" or name.startswith("float8_")
 )
@@ -19,12 +22,14 @@ _ML_DTYPES = frozenset(
 class Extent:
     """Where the bytes of a tensor lie: contiguous and little-endian, in C order.
 
-    The file is not named here, because files that the same program wrote for the same model
-    hold their tensors at the same places, so that one index can serve many files.
+    The file is only numbered, among those of its checkpoint, because files that the same program
+    wrote for the same model hold their tensors at the same places, so that one index can serve
+    many checkpoints.
     """
 
     offset: int
     nbytes: int
+    file: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +39,20 @@ class TensorInfo:
     Attributes:
         name: the stored name, such as `layers/dense/vars/0`.
         shape: dimensions; `()` for a scalar.
-        dtype: numpy's or ml_dtypes' name of the type, such as `float32` or `bfloat16`.
-        extent: the tensor's bytes in its file.
+        dtype: numpy's or ml_dtypes' name of the type, such as `float32` or `bfloat16`; `string`
+            for texts that only TensorFlow understands, which are carried as they are stored.
+        extent: the tensor's bytes; None if they must be decoded (compressed, in chunks,
+            big-endian), which its reader does.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    extent: Extent
+    extent: Extent | None
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        return np.dtype(self.dtype)
+        return np.dtype(np.uint8 if self.dtype == STRING else self.dtype)
 
     @property
     def is_float(self) -> bool:
@@ -53,6 +60,8 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
+        if self.dtype == STRING:
+            return self.extent.nbytes
         return math.prod(self.shape) * self.numpy_dtype.itemsize
 
 
@@ -89,4 +98,4 @@ def is_void(dtype: str) -> bool:
 
 def is_float(dtype: str) -> bool:
     """Whether values of this type have a mean: numpy's floats, bfloat16 and the float8 types."""
-    return is_opaque(dtype) or np.issubdtype(np.dtype(dtype), np.floating)
+    return is_opaque(dtype) or (dtype != STRING and np.issubdtype(np.dtype(dtype), np.floating))

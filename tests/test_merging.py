@@ -508,7 +508,7 @@ def test_a_full_disk_leaves_the_old_output_and_its_record(trained_run, tmp_path,
         raise OSError(28, "No space left on device")
 
     # The last writes of an output: the zip around the weights, and the record.
-    for place in ("shutil.copyfileobj", "ckptavg.formats.weights_h5.os.fstat"):
+    for place in ("shutil.copyfileobj", "ckptavg.formats.writing.os.pwrite"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             if place.startswith("shutil") and name != "o.keras":

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ckptavg.cli.common import Json, human_size, print_json
-from ckptavg.formats import is_optimizer, open_reader
+from ckptavg.formats import open_reader
 from ckptavg.record import Record
 from ckptavg.run import Checkpoint, Run, describe_epochs, list_epochs, open_run
 
@@ -60,21 +60,20 @@ def _print_run(run: Run) -> None:
 
 def _print_checkpoint(checkpoint: Checkpoint) -> None:
     with open_reader(checkpoint.path) as reader:
-        tensors = reader.structure.tensors
+        structure = reader.structure
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tensor", overflow="fold")
     for title in ("shape", "dtype", "size"):
         table.add_column(title, justify="right", no_wrap=True)
-    for tensor in tensors.values():
-        if not is_optimizer(tensor.name):
-            size = human_size(tensor.nbytes)
-            table.add_row(tensor.name, str(tensor.shape), tensor.dtype, size)
+    for tensor in structure.model_tensors.values():
+        size = human_size(tensor.nbytes)
+        table.add_row(tensor.name, str(tensor.shape), tensor.dtype, size)
     typer.echo(f"{checkpoint.path}")
     if checkpoint.record is None:
         typer.echo("  record      none")
     else:
         _describe(checkpoint.record)
-    dropped = sum(is_optimizer(name) for name in tensors)
+    dropped = len(structure.tensors) - len(structure.model_tensors)
     if dropped:
         typer.echo(f"  optimizer   {dropped} tensors, which a merge drops")
     typer.echo()

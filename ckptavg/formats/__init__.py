@@ -4,29 +4,27 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.interface import (
-    CheckpointReader,
-    CheckpointWriter,
-    Layout,
-    Structure,
-    is_optimizer,
-)
+from ckptavg.formats.interface import CheckpointReader, Layout, Stamp, Structure
 from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
+from ckptavg.formats.writing import CheckpointWriter
 
 _READERS: dict[str, type[CheckpointReader]] = {
     ".weights.h5": WeightsH5Reader,
     ".keras": KerasArchiveReader,
 }
-_WRITTEN = (".weights.h5", ".keras")
+_WRITERS: dict[str, type[CheckpointWriter]] = {
+    ".weights.h5": WeightsH5Writer,
+    ".keras": KerasArchiveWriter,
+}
 
 __all__ = [
     "CheckpointReader",
     "CheckpointWriter",
     "Layout",
     "ModelConfig",
+    "Stamp",
     "Structure",
-    "is_optimizer",
     "open_reader",
     "open_writer",
     "output_suffix",
@@ -53,29 +51,35 @@ def output_suffix(path: Path) -> str:
     Raises:
         FormatError: no format that can be written has this suffix.
     """
-    for suffix in _WRITTEN:
+    for suffix in _WRITERS:
         if path.name.endswith(suffix) and path.name != suffix:
             return suffix
-    raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_WRITTEN)}")
+    raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_WRITERS)}")
 
 
 def open_writer(
-    path: Path, structure: Structure, model_config: ModelConfig | None = None
+    path: Path,
+    structure: Structure,
+    model_config: ModelConfig | None = None,
+    *,
+    resume: bool = False,
 ) -> CheckpointWriter:
     """Opens an output of any format that can be written.
 
     Args:
         path: the file to write; it appears at `commit()`.
-        structure: its tensors (extents are not looked at) and groups.
+        structure: its tensors (extents are only hints) and groups.
         model_config: needed for `.keras`.
+        resume: whether to go on with what an interrupted writer left.
 
     Raises:
-        FormatError: the suffix is of no known format.
+        FormatError: the suffix is of no known format, or the format cannot hold these tensors.
     """
-    if output_suffix(path) == ".weights.h5":
-        return WeightsH5Writer(path, structure)
-    assert model_config is not None, "the plan makes sure of a configuration"
-    return KerasArchiveWriter(path, structure, model_config)
+    writer = _WRITERS[output_suffix(path)]
+    if writer is KerasArchiveWriter:
+        assert model_config is not None, "the plan makes sure of a configuration"
+        return KerasArchiveWriter(path, structure, model_config=model_config, resume=resume)
+    return writer(path, structure, resume=resume)
 
 
 def _listed(suffixes: Iterable[str]) -> str:

@@ -1,17 +1,23 @@
-"""What every checkpoint format provides: a reader and a writer of regions of tensors."""
+"""What every checkpoint format provides: a reader of regions of tensors."""
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from ckptavg.errors import FormatError, IntegrityError
-from ckptavg.tensors import TensorInfo
+from ckptavg.tensors import Extent, TensorInfo
 
 Attributes = Mapping[str, object]
+
+KERAS, LEGACY, TENSORFLOW, FLAT = "keras", "legacy", "tensorflow", "flat"
+"""Ways of naming tensors: `layers/dense/vars/0` of Keras 3; `dense/dense/kernel:0` with lists of
+names, of Keras 2; TensorFlow's object paths or variable names; any names, as in safetensors."""
+
+Stamp = tuple[int, ...]
+"""Device, inode, size and time of change of a file: equal stamps mean an unchanged file."""
 
 _OUTSIDE_LIMIT = 16 * 1024 * 1024
 
@@ -22,59 +28,79 @@ class Structure:
 
     Attributes:
         tensors: by stored name.
-        groups: the folders of an HDF5 file with their attributes, parents first; also those that
-            hold no tensor, because Keras looks for the folder of every layer when it loads.
+        groups: folders with their attributes, parents first; the checkpoint itself is "". Also
+            those that hold no tensor, because Keras looks for the folder of every layer.
+        naming: how tensors are named: `KERAS`, `LEGACY`, `TENSORFLOW` or `FLAT`.
+        optimizer: names of tensors and folders that are optimizer state, which no average keeps.
     """
 
     tensors: Mapping[str, TensorInfo]
     groups: Mapping[str, Attributes]
+    naming: str = KERAS
+    optimizer: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @property
+    def model_tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors but optimizer state, in order."""
+        if not self.optimizer:
+            return self.tensors
+        return {n: tensor for n, tensor in self.tensors.items() if n not in self.optimizer}
+
+    def with_tensors(self, tensors: Mapping[str, TensorInfo]) -> "Structure":
+        """The same structure with these tensors, and without optimizer state."""
+        groups = {n: found for n, found in self.groups.items() if n not in self.optimizer}
+        return replace(self, tensors=tensors, groups=groups, optimizer=frozenset())
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A file's structure with all of its bytes that belong to no tensor.
+    """The structure of a checkpoint's files with all of their bytes that belong to no tensor.
 
-    They are what HDF5 finds the structure from: a file of the same size with the same bytes there
-    has the same structure, and need not be searched.
+    They are what the structure was found from: files of the same sizes with the same bytes there
+    have the same structure, and need not be searched.
     """
 
     structure: Structure
-    size: int
-    outside: bytes
+    sizes: tuple[int, ...]
+    outside: tuple[bytes, ...]
 
 
 class CheckpointReader(ABC):
-    """An open checkpoint, safe to read from several threads.
+    """An open checkpoint of one or more files, safe to read from several threads.
 
     Attributes:
-        path: the file.
+        path: what names the checkpoint: its file, or the index of its shards.
+        files: all of its files; an `Extent` numbers them.
         structure: what it holds.
-        stamp: device, inode, size and time of change: equal stamps mean an unchanged file.
+        stamps: of the files.
     """
 
     path: Path
+    files: tuple[Path, ...]
     structure: Structure
+    stamps: tuple[Stamp, ...]
 
     def __init__(
         self, path: Path, structure: Structure | None = None, like: Layout | None = None
     ) -> None:
-        """Opens a file.
+        """Opens a checkpoint.
 
         Args:
-            path: the file.
-            structure: what an earlier reader of this very file found; it is not searched again.
-            like: of a file that this one may resemble; it is searched only if it does not.
+            path: what names it.
+            structure: what an earlier reader of this very checkpoint found; it is not searched
+                again.
+            like: of a checkpoint that this one may resemble; it is searched only if it does not.
 
         Raises:
-            FormatError: the file cannot be opened, or is no intact checkpoint.
+            FormatError: a file cannot be opened, or this is no intact checkpoint.
         """
         self.path = path
+        self.files = ()
+        self._descriptors: list[int] = []
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise FormatError(f"cannot open {path}: {error.strerror}") from error
-        try:
-            self.stamp = self._current_stamp()
+            self._open([self._main_file()])
+            self._open(self._further_files())
+            self.stamps = tuple(_stamp(descriptor) for descriptor in self._descriptors)
             if structure is None and like is not None and self._resembles(like):
                 structure = like.structure
             self.structure = self._read_structure() if structure is None else structure
@@ -82,14 +108,31 @@ class CheckpointReader(ABC):
             self.close()
             raise
 
+    def _main_file(self) -> Path:
+        """The file that is opened first: the only one, or the index of the others."""
+        return self.path
+
+    def _further_files(self) -> Sequence[Path]:
+        """What the main file, which is open, names as the checkpoint's other files."""
+        return ()
+
     @abstractmethod
     def _read_structure(self) -> Structure:
-        """Finds the tensors, trusting nothing that the file says about itself."""
+        """Finds the tensors, trusting nothing that the files say about themselves."""
+
+    def _decode(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
+        """Fills `buffer` as `read_into` does, for a tensor without an extent."""
+        raise NotImplementedError(f"{type(self).__name__} finds an extent for every tensor")
 
     @property
     def size(self) -> int:
-        """Size of the file in bytes."""
-        return self.stamp[2]
+        """Size of all files in bytes."""
+        return sum(self._sizes)
+
+    @property
+    def checksums(self) -> Mapping[str, int]:
+        """CRC-32C of whole tensors by name, where the format itself stores them."""
+        return {}
 
     def read_into(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
         """Fills `buffer` with the bytes of a tensor from its byte `start` on.
@@ -97,11 +140,15 @@ class CheckpointReader(ABC):
         Raises:
             IntegrityError: the file ends before the tensor does, or cannot be read.
         """
+        if tensor.extent is None:
+            self._decode(tensor, start, buffer)
+            return
+        descriptor = self._descriptors[tensor.extent.file]
         offset = tensor.extent.offset + start
         filled = 0
         while filled < len(buffer):
             try:
-                count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
+                count = os.preadv(descriptor, [buffer[filled:]], offset + filled)
             except OSError as error:
                 raise IntegrityError(
                     f"cannot read '{tensor.name}' in {self.path}: {error.strerror}"
@@ -114,35 +161,28 @@ class CheckpointReader(ABC):
             filled += count
 
     def layout(self) -> Layout | None:
-        """What a file that resembles this one is recognized by; None where that is much to hold."""
-        outside = self.size - sum(t.extent.nbytes for t in self.structure.tensors.values())
-        if outside > _OUTSIDE_LIMIT:
+        """What a checkpoint that resembles this one is recognized by; None where it is large."""
+        stored = sum(t.extent.nbytes for t in self.structure.tensors.values() if t.extent)
+        if self.size - stored > _OUTSIDE_LIMIT:
             return None
-        return Layout(self.structure, self.size, self._outside(self.structure))
+        return Layout(self.structure, self._sizes, self._outside(self.structure))
 
-    def _resembles(self, like: Layout) -> bool:
-        return self.size == like.size and self._outside(like.structure) == like.outside
-
-    def _outside(self, structure: Structure) -> bytes:
-        parts, position = [], 0
-        extents = sorted((t.extent.offset, t.extent.nbytes) for t in structure.tensors.values())
-        for offset, nbytes in (*extents, (self.size, 0)):
-            if offset > position:
-                parts.append(os.pread(self._descriptor, offset - position, position))
-            position = max(position, offset + nbytes)
-        return b"".join(parts)
-
-    def check_unchanged(self, stamp: tuple[int, ...]) -> None:
-        """Makes sure that the file is the one, and as it was, when `stamp` was taken.
+    def check_unchanged(self, stamps: Sequence[Stamp]) -> None:
+        """Makes sure that the files are those, and as they were, when `stamps` were taken.
 
         Raises:
-            IntegrityError: it was changed, replaced or removed since.
+            IntegrityError: one was changed, replaced or removed since.
         """
-        if self._current_stamp() != stamp or not self._still_named():
+        found = tuple(_stamp(descriptor) for descriptor in self._descriptors)
+        if found != tuple(stamps):
             raise IntegrityError(f"{self.path} was changed while it was read: average it again")
+        for file, stamp in zip(self.files, found, strict=True):
+            if not _is_named(file, stamp):
+                raise IntegrityError(f"{file} was changed while it was read: average it again")
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def __enter__(self) -> Self:
         return self
@@ -150,54 +190,83 @@ class CheckpointReader(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _current_stamp(self) -> tuple[int, ...]:
-        status = os.fstat(self._descriptor)
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(stamp[2] for stamp in self.stamps)
 
-    def _still_named(self) -> bool:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return False
-        return (status.st_dev, status.st_ino) == self.stamp[:2]
+    def _open(self, files: Iterable[Path]) -> None:
+        for file in files:
+            try:
+                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            except (OSError, ValueError) as error:  # a name may hold a null byte
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise FormatError(f"cannot open {file}: {reason}") from error
+            self._descriptors.append(descriptor)
+            self.files = (*self.files, file)
+
+    def _read_file(self, file: int, limit: int) -> bytes:
+        """The whole of a small file, such as an index.
+
+        Raises:
+            FormatError: it is larger than `limit` bytes.
+        """
+        size = os.fstat(self._descriptors[file]).st_size
+        if size > limit:
+            raise FormatError(
+                f"refusing {self.files[file]}: it has {size:,} bytes, more than the {limit:,} "
+                "that such a file may have"
+            )
+        return os.pread(self._descriptors[file], size, 0)
+
+    def _resembles(self, like: Layout) -> bool:
+        return self._sizes == like.sizes and self._outside(like.structure) == like.outside
+
+    def _outside(self, structure: Structure) -> tuple[bytes, ...]:
+        extents = [tensor.extent for tensor in structure.tensors.values()]
+        return tuple(
+            bytes_outside(descriptor, [e for e in extents if e and e.file == number])
+            for number, descriptor in enumerate(self._descriptors)
+        )
 
 
-class CheckpointWriter(ABC):
-    """A checkpoint being written beside its target, safe to write from several threads.
+def bytes_outside(descriptor: int, extents: Iterable[Extent]) -> bytes:
+    """The bytes of a file that lie in none of the extents, in order."""
+    parts, position = [], 0
+    end = Extent(os.fstat(descriptor).st_size, 0)
+    for extent in (*sorted(extents, key=lambda extent: extent.offset), end):
+        if extent.offset > position:
+            parts.append(os.pread(descriptor, extent.offset - position, position))
+        position = max(position, extent.offset + extent.nbytes)
+    return b"".join(parts)
 
-    It is used in a `with`: leaving it without `commit()` removes all that was written.
+
+def check_disjoint(path: Path, tensors: Iterable[TensorInfo], sizes: Sequence[int]) -> None:
+    """Makes sure that extents lie within their files, and that no two share a byte.
+
+    Raises:
+        FormatError: they do not.
     """
-
-    path: Path
-
-    @abstractmethod
-    def write(self, name: str, start: int, data: memoryview) -> None:
-        """Writes bytes of the tensor `name`, from its byte `start` on."""
-
-    @abstractmethod
-    def finish(self) -> int:
-        """Completes the file under its temporary name; returns its size in bytes."""
-
-    @abstractmethod
-    def commit(self) -> None:
-        """Makes the finished file durable and gives it its name."""
-
-    @abstractmethod
-    def discard(self) -> None:
-        """Removes everything that was not committed."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.discard()
+    ends = [0] * len(sizes)
+    stored = [tensor for tensor in tensors if tensor.extent is not None and tensor.extent.nbytes]
+    for tensor in sorted(stored, key=lambda tensor: (tensor.extent.file, tensor.extent.offset)):
+        extent = tensor.extent
+        if extent.offset < ends[extent.file]:
+            raise FormatError(f"refusing {path}: '{tensor.name}' overlaps another tensor")
+        ends[extent.file] = extent.offset + extent.nbytes
+        if ends[extent.file] > sizes[extent.file]:
+            raise FormatError(
+                f"refusing {path}: '{tensor.name}' reaches beyond the end of the file"
+            )
 
 
-def is_optimizer(name: str) -> bool:
-    """Whether a tensor or folder is optimizer state, which an average does not keep."""
-    return name == "optimizer" or name.startswith("optimizer/")
+def _stamp(descriptor: int) -> Stamp:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_named(file: Path, stamp: Stamp) -> bool:
+    try:
+        status = file.stat()
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == stamp[:2]

@@ -1,19 +1,21 @@
 """Keras 3 `.keras` files without Keras: an uncompressed zip of configuration and weights."""
 
-import io
 import json
 import os
 import shutil
 import struct
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from ckptavg.errors import FormatError
-from ckptavg.files import commit, temporary_sibling
-from ckptavg.formats.interface import CheckpointWriter, Structure
+from ckptavg.files import partial
+from ckptavg.formats.hdf5 import Place
+from ckptavg.formats.interface import Structure, check_disjoint
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
+from ckptavg.tensors import TensorInfo
 
 _METADATA = "metadata.json"
 _CONFIG = "config.json"
@@ -87,22 +89,24 @@ class KerasArchiveReader(WeightsH5Reader):
     """Reads the weights of a `.keras` file in place; its configuration is not looked at."""
 
     def _read_structure(self) -> Structure:
-        with self.path.open("rb") as file:
-            base, size = self._find_weights(file)
-            window = _Window(file, base, size)
-            return self._walk(window, base, size)
+        found = self._search(self._weights)
+        check_disjoint(self.path, found.tensors.values(), self._sizes)
+        return found
 
-    def _find_weights(self, file: BinaryIO) -> tuple[int, int]:
-        """Offset and size of the member that holds the weights."""
+    def _place_of(self, tensor: TensorInfo) -> Place:
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> Place:
+        """Where the member lies that holds the weights."""
         try:
-            with zipfile.ZipFile(file) as archive:
+            with self.path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 member = archive.getinfo(_WEIGHTS)
                 if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                     raise FormatError(
                         f"refusing {self.path}: its {_WEIGHTS} is compressed or encrypted"
                     )
-            file.seek(member.header_offset)
-            header = file.read(_LOCAL_HEADER.size)
+            header = os.pread(self._descriptors[0], _LOCAL_HEADER.size, member.header_offset)
             signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         except FormatError:
             raise
@@ -111,76 +115,41 @@ class KerasArchiveReader(WeightsH5Reader):
         base = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         if signature != b"PK\3\4" or base + member.file_size > self.size:
             raise FormatError(f"{self.path} is not an intact .keras file: it is truncated")
-        return base, member.file_size
+        return Place(0, base, member.file_size)
 
 
-class KerasArchiveWriter(CheckpointWriter):
+class KerasArchiveWriter(WeightsH5Writer):
     """Writes a `.keras` file: the weights beside it first, then the archive around them."""
 
-    def __init__(self, path: Path, structure: Structure, model_config: ModelConfig) -> None:
+    def __init__(
+        self,
+        path: Path,
+        structure: Structure,
+        *,
+        model_config: ModelConfig,
+        resume: bool = False,
+    ) -> None:
         if model_config.has_assets:
             raise FormatError(
                 f"cannot write {path}: the model keeps files of its own (such as a vocabulary), "
                 "which its configuration lacks. Pass --model file.py:callable"
             )
-        self.path = path
         self._config = model_config
-        self._temporary = temporary_sibling(path)
-        self._inner = temporary_sibling(path.with_name(_WEIGHTS))
-        self._weights = WeightsH5Writer(self._inner, structure)
-
-    def write(self, name: str, start: int, data: memoryview) -> None:
-        self._weights.write(name, start, data)
+        super().__init__(path, structure, resume=resume)
 
     def finish(self) -> int:
-        self._weights.finish()
-        self._weights.commit()
-        with zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED) as archive:
+        weights = self._partial[0]
+        whole = partial(weights)
+        self._moves = [(whole, self.path)]
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
             # ZipInfo's fixed date keeps the bytes of equal models equal.
             archive.writestr(zipfile.ZipInfo(_METADATA), self._config.metadata)
             archive.writestr(zipfile.ZipInfo(_CONFIG), self._config.config)
             member = zipfile.ZipInfo(_WEIGHTS)
-            member.file_size = self._inner.stat().st_size
-            with self._inner.open("rb") as weights, archive.open(member, "w") as stored:
-                shutil.copyfileobj(weights, stored, 1024 * 1024)
-        self._inner.unlink()
-        return self._temporary.stat().st_size
-
-    def commit(self) -> None:
-        commit(self._temporary, self.path)
-
-    def discard(self) -> None:
-        self._weights.discard()
-        self._inner.unlink(missing_ok=True)
-        self._temporary.unlink(missing_ok=True)
-
-
-class _Window(io.RawIOBase):
-    """A part of a file, as a file."""
-
-    def __init__(self, file: BinaryIO, base: int, size: int) -> None:
-        self._file = file
-        self._base = base
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:
-        count = max(0, min(len(buffer), self._size - self._position))
-        data = os.pread(self._file.fileno(), count, self._base + self._position)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+            member.file_size = weights.stat().st_size
+            with weights.open("rb") as source, archive.open(member, "w") as stored:
+                shutil.copyfileobj(source, stored, 1024 * 1024)
+        return whole.stat().st_size
 
 
 def _small_member(archive: zipfile.ZipFile, name: str) -> str:

@@ -1,0 +1,381 @@
+"""HDF5 files of any dialect of Keras: searched with distrust, laid out to be filled."""
+
+import math
+import os
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ckptavg.errors import FormatError, IntegrityError, first_line
+from ckptavg.formats.interface import (
+    Attributes,
+    CheckpointReader,
+    Structure,
+    bytes_outside,
+)
+from ckptavg.tensors import Extent, TensorInfo, is_opaque, is_void
+
+_DTYPE_ATTRIBUTE = "dtype"
+"""Keras stores what HDF5 has no type for, such as bfloat16, as opaque bytes with this attribute."""
+
+_NAME_ATTRIBUTE = "name"
+"""Keras notes the user's name of a layer in this attribute of the folder of its variables."""
+
+_TEXT_LIMIT = 64 * 1024
+_CHUNK_LIMIT = 16 * 1024 * 1024
+_EXPANSION_LIMIT = 1100
+"""More than deflate can compress, 1,032 to 1: a file that declares more does not hold it."""
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, 32000}
+"""What HDF5 and h5py (LZF, 32000) decode themselves."""
+
+_HEAP_SIGNATURE = b"GCOL"
+_HEAP_HEADER = struct.Struct("<4xB3xQ")
+"""Version and size of a global heap."""
+_HEAP_OBJECT = struct.Struct("<H6xQ")
+"""Index and size of an object in it; index 0 is its free space, whose size counts this header."""
+
+
+_DECODING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An HDF5 file inside a checkpoint: which of its files, and the bytes that it spans there."""
+
+    file: int
+    base: int
+    size: int
+
+
+class Hdf5Reader(CheckpointReader):
+    """Reads checkpoints that consist of HDF5 files.
+
+    HDF5 is only asked where the tensors lie. Links that lead out of the tree (soft, external),
+    tensors stored elsewhere (virtual, external) and sizes beyond the file are refused.
+    """
+
+    def _tree(self, place: Place) -> h5py.File:
+        """An HDF5 file of the checkpoint, opened by h5py; the caller closes it."""
+        return h5py.File(Window(self._descriptors[place.file], place.base, place.size), "r")
+
+    def close(self) -> None:
+        for tree in getattr(self, "_open_trees", {}).values():
+            tree.close()
+        super().close()
+
+    def _place_of(self, tensor: TensorInfo) -> Place:
+        """The HDF5 file that holds a tensor without an extent."""
+        return Place(0, 0, self._sizes[0])
+
+    def _search(self, place: Place) -> Structure:
+        """Finds the tensors of one HDF5 file, and the texts that its folders carry."""
+        path = self.files[place.file]
+        try:
+            with self._tree(place) as tree:
+                walk = _Walk(path, place)
+                bare = walk.structure(tree)
+                extents = [t.extent for t in bare.tensors.values() if t.extent]
+                outside = bytes_outside(self._descriptors[place.file], extents)
+                sound = _heaps_are_sound(outside)
+                found = walk.with_texts(tree, bare) if sound else walk.without_texts(bare)
+                return self._interpret(tree, found, sound)
+        except FormatError:
+            raise
+        except Exception as error:  # h5py raises nearly anything on a damaged file
+            raise FormatError(f"{path} is not an intact HDF5 file: {first_line(error)}") from error
+
+    def _interpret(self, tree: h5py.File, found: Structure, sound: bool) -> Structure:
+        """What the dialect makes of the tensors and folders; texts are there if `sound`."""
+        return found
+
+    def _decode(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
+        itemsize = tensor.numpy_dtype.itemsize
+        values = np.frombuffer(buffer, tensor.numpy_dtype)
+        position = 0
+        try:
+            dataset = self._tree_to_decode(self._place_of(tensor))[self._stored_name(tensor)]
+            for box in boxes(tensor.shape, start // itemsize, len(values)):
+                part = np.asarray(dataset[box])
+                part = part.view(tensor.numpy_dtype) if is_opaque(tensor.dtype) else part
+                values[position : position + part.size] = part.ravel()
+                position += part.size
+        except Exception as error:
+            raise IntegrityError(
+                f"cannot read '{tensor.name}' in {self.path}: {first_line(error)}"
+            ) from error
+
+    def _tree_to_decode(self, place: Place) -> h5py.File:
+        with _DECODING:
+            trees = self.__dict__.setdefault("_open_trees", {})
+            if place not in trees:
+                trees[place] = self._tree(place)
+            return trees[place]
+
+    def _stored_name(self, tensor: TensorInfo) -> str:
+        return tensor.name
+
+
+class Window:
+    """A part of an open file, as a file for h5py."""
+
+    def __init__(self, descriptor: int, base: int, size: int) -> None:
+        self._descriptor = descriptor
+        self._base = base
+        self._size = size
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = origin + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        count = left if size < 0 else min(size, left)
+        data = os.pread(self._descriptor, count, self._base + self._position)
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Walk:
+    """One walk over the tree of an HDF5 file that may be hostile."""
+
+    def __init__(self, path: Path, place: Place) -> None:
+        self._path = path
+        self._place = place
+        self._seen: set[int] = set()
+        self._tensors: dict[str, TensorInfo] = {}
+        self._groups: dict[str, Attributes] = {}
+        self._decoded = 0
+
+    def structure(self, file: h5py.File) -> Structure:
+        self._visit(file, "")
+        return Structure(self._tensors, self._groups)
+
+    def with_texts(self, file: h5py.File, bare: Structure) -> Structure:
+        """The structure with the texts among the attributes: names of layers, types of tensors."""
+        tensors = {
+            name: replace(tensor, dtype=self._opaque_dtype(file[name], tensor))
+            if is_void(tensor.dtype)
+            else tensor
+            for name, tensor in bare.tensors.items()
+        }
+        groups: dict[str, Attributes] = {}
+        for name in bare.groups:
+            label = _text_attribute(file[name], _NAME_ATTRIBUTE)
+            groups[name] = {} if label is None else {_NAME_ATTRIBUTE: label}
+        return replace(bare, tensors=tensors, groups=groups)
+
+    def without_texts(self, bare: Structure) -> Structure:
+        """The structure of a file whose texts cannot be read: names of layers can be missed."""
+        for tensor in bare.tensors.values():
+            if is_void(tensor.dtype):
+                raise self._refusal(tensor.name, "has a type whose name is damaged")
+        return bare
+
+    def _opaque_dtype(self, dataset: h5py.Dataset, tensor: TensorInfo) -> str:
+        stored = _text_attribute(dataset, _DTYPE_ATTRIBUTE)
+        if stored and is_opaque(stored) and np.dtype(stored).itemsize == dataset.dtype.itemsize:
+            return stored
+        raise self._refusal(tensor.name, f"holds bytes of the unknown type {stored!r}")
+
+    def _visit(self, group: h5py.Group, prefix: str) -> None:
+        self._enter(group, prefix or "/")
+        for key in group:
+            if not isinstance(key, str):
+                raise self._refusal(f"{prefix}/{key!r}", "is not a name in UTF-8")
+            name = f"{prefix}/{key}" if prefix else key
+            link = group.id.links.get_info(key.encode())
+            if link.type != h5py.h5l.TYPE_HARD:
+                raise self._refusal(name, "is a link to another place")
+            found = group[key]
+            if isinstance(found, h5py.Group):
+                self._groups[name] = {}
+                self._visit(found, name)
+            elif isinstance(found, h5py.Dataset):
+                self._enter(found, name)
+                self._tensors[name] = self._tensor(found, name)
+            else:
+                raise self._refusal(name, "is neither a folder nor a tensor")
+
+    def _enter(self, found: h5py.Group | h5py.Dataset, name: str) -> None:
+        address = h5py.h5o.get_info(found.id).addr
+        if address in self._seen:
+            raise self._refusal(name, "is linked from two places")
+        self._seen.add(address)
+
+    def _tensor(self, dataset: h5py.Dataset, name: str) -> TensorInfo:
+        properties = dataset.id.get_create_plist()
+        if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
+            raise self._refusal(name, "is stored in another file")
+        if dataset.shape is None:
+            raise self._refusal(name, "has no shape")
+        dtype = self._dtype(dataset, name)
+        nowhere = Extent(0, 0, self._place.file)
+        tensor = TensorInfo(name, tuple(dataset.shape), dtype, nowhere)
+        if tensor.nbytes == 0:
+            return tensor
+        if properties.get_layout() != h5py.h5d.CONTIGUOUS:
+            self._check_decodable(dataset, properties, tensor)
+            return replace(tensor, extent=None)
+        offset = dataset.id.get_offset()
+        if offset is None:
+            raise self._refusal(name, "was never written")
+        if offset + tensor.nbytes > self._place.size:
+            raise self._refusal(name, "reaches beyond the end of the file")
+        if dataset.dtype.byteorder == ">":
+            self._decoded += tensor.nbytes
+            return replace(tensor, extent=None)
+        extent = Extent(self._place.base + offset, tensor.nbytes, self._place.file)
+        return replace(tensor, extent=extent)
+
+    def _check_decodable(
+        self, dataset: h5py.Dataset, properties: h5py.h5p.PropDCID, tensor: TensorInfo
+    ) -> None:
+        """Refuses what declares more than it stores, or needs more memory than it is worth."""
+        stored = dataset.id.get_storage_size()
+        self._decoded += stored
+        if tensor.nbytes > stored * _EXPANSION_LIMIT or self._decoded > self._place.size:
+            raise self._refusal(tensor.name, "declares more bytes than the file can hold")
+        filters = [properties.get_filter(n) for n in range(properties.get_nfilters())]
+        for code, *_, label in filters:
+            if code not in _FILTERS:
+                raise self._refusal(tensor.name, f"is compressed by {label!r:.40}, unknown here")
+        if properties.get_layout() != h5py.h5d.CHUNKED:
+            return
+        chunk = properties.get_chunk()
+        if math.prod(chunk) * dataset.dtype.itemsize > _CHUNK_LIMIT:
+            raise self._refusal(tensor.name, f"has chunks of more than {_CHUNK_LIMIT} bytes")
+        wanted = math.prod(-(-n // c) for n, c in zip(tensor.shape, chunk, strict=True))
+        if wanted > self._place.size or dataset.id.get_num_chunks() != wanted:
+            raise self._refusal(tensor.name, "lacks some of its chunks")
+
+    def _dtype(self, dataset: h5py.Dataset, name: str) -> str:
+        dtype = dataset.dtype
+        if dtype.kind == "V" and dtype.fields is None and 0 < dtype.itemsize <= 8:
+            return f"V{dtype.itemsize}"  # until the texts are read
+        if dtype.kind == "S" and 0 < dtype.itemsize <= _TEXT_LIMIT:
+            return f"S{dtype.itemsize}"
+        if dtype.kind not in "fiub" or dtype.itemsize > 8:
+            raise self._refusal(
+                name, f"has the type {dtype}, which is not a number of up to 8 bytes"
+            )
+        if dataset.id.get_type() != h5py.h5t.py_create(dtype, logical=True):
+            raise self._refusal(name, f"has a type of its own that is only like {dtype}")
+        return dtype.name
+
+    def _refusal(self, name: str, why: str) -> FormatError:
+        return FormatError(f"refusing {self._path}: '{name}' {why}")
+
+
+def lay_out(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    groups: Mapping[str, Attributes],
+    number: int = 0,
+) -> dict[str, Extent]:
+    """Makes an HDF5 file, number `number` of its checkpoint, with its tensors unwritten.
+
+    Returns:
+        Where each tensor is to lie.
+    """
+    extents = {}
+    with h5py.File(path, "w-") as file:
+        for name, attributes in groups.items():
+            (file.require_group(name) if name else file).attrs.update(attributes)
+        for name, tensor in tensors.items():
+            offset = _allocate(file, name, tensor).id.get_offset()
+            assert offset is not None or tensor.nbytes == 0, name
+            extents[name] = Extent(offset or 0, tensor.nbytes, number)  # an empty one has no place
+    return extents
+
+
+def _allocate(file: h5py.File, name: str, tensor: TensorInfo) -> h5py.Dataset:
+    opaque = is_opaque(tensor.dtype)
+    dtype = np.dtype(f"V{tensor.numpy_dtype.itemsize}") if opaque else tensor.numpy_dtype
+    if tensor.shape:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        dataset = file.create_dataset(name, tensor.shape, dtype, dcpl=properties)
+    else:  # h5py forgets the properties of scalars: writing one gives it its place
+        dataset = file.create_dataset(name, data=np.zeros((), dtype))
+    if opaque:
+        dataset.attrs[_DTYPE_ATTRIBUTE] = tensor.dtype
+    return dataset
+
+
+def _heaps_are_sound(outside: bytes) -> bool:
+    """Whether every global heap, where HDF5 keeps texts, can be read to its end.
+
+    HDF5 itself runs in circles at an object of size 0 (HDF5 file format specification 3.0, III.E).
+    The texts are names that only people read, so that a file with unsound heaps does without.
+    """
+    start = outside.find(_HEAP_SIGNATURE)
+    while start >= 0:
+        if start + _HEAP_HEADER.size > len(outside):
+            return False
+        version, size = _HEAP_HEADER.unpack_from(outside, start)
+        end = start + size
+        if version != 1 or size < _HEAP_HEADER.size or end > len(outside):
+            return False
+        position = start + _HEAP_HEADER.size
+        while position + _HEAP_OBJECT.size <= end:
+            index, length = _HEAP_OBJECT.unpack_from(outside, position)
+            step = _HEAP_OBJECT.size + -(-length // 8) * 8 if index else length
+            if step < _HEAP_OBJECT.size or position + step > end:
+                return False
+            position += step
+        start = outside.find(_HEAP_SIGNATURE, end)
+    return True
+
+
+def _text_attribute(found: h5py.Group | h5py.Dataset, name: str) -> str | None:
+    """A short text among the attributes; None if it is missing or anything else.
+
+    Attributes are not listed and not read unseen: a damaged size would fill the memory.
+    """
+    if not h5py.h5a.exists(found.id, name.encode()):
+        return None
+    attribute = h5py.h5a.open(found.id, name.encode())
+    if attribute.shape != () or attribute.get_storage_size() > _TEXT_LIMIT:
+        return None
+    value = found.attrs[name]
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        text.encode()
+    except (AttributeError, UnicodeError):
+        return None
+    return text
+
+
+def boxes(shape: tuple[int, ...], start: int, count: int) -> Iterator[tuple[slice, ...]]:
+    """Splits a range of an array's elements, counted in C order, into boxes of the array."""
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    while count:
+        row, first = divmod(start, inner)
+        if first == 0 and count >= inner:
+            rows = count // inner
+            yield (slice(row, row + rows), *(slice(0, n) for n in shape[1:]))
+            taken = rows * inner
+        else:
+            taken = min(inner - first, count)
+            for box in boxes(shape[1:], first, taken):
+                yield (slice(row, row + 1), *box)
+        start, count = start + taken, count - taken

@@ -1,0 +1,159 @@
+"""What every format that can be written provides: a writer that commits or leaves nothing."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ckptavg.files import commit, partial
+from ckptavg.formats.interface import Structure, bytes_outside
+from ckptavg.tensors import Extent
+
+
+class CheckpointWriter(ABC):
+    """A checkpoint being written beside its target, safe to write from several threads.
+
+    Each file is written under a name of its own and takes its true one at `commit()`, the index of
+    several files last. It is used in a `with`: leaving it without `commit()` removes all that
+    was written, unless `keep_partial` is set.
+
+    Attributes:
+        path: what will name the checkpoint: its file, or the index of its shards.
+        resumed: whether an earlier writer's partial files, of the same layout, are gone on with.
+        keep_partial: whether to leave the partial files for a later writer.
+    """
+
+    path: Path
+    resumed: bool
+    keep_partial: bool
+
+    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
+        """Lays out the files, their tensors unwritten.
+
+        Args:
+            path: what will name the checkpoint.
+            structure: its tensors (extents are only hints) and folders.
+            resume: whether to look for an earlier writer's partial files.
+
+        Raises:
+            FormatError: the format cannot hold these tensors.
+        """
+        self.path = path
+        self.structure = structure
+        self.resumed = self.keep_partial = False
+        self._targets = self._data_files(path, structure)
+        self._partial = [partial(target) for target in self._targets]
+        self._descriptors: list[int] = []
+        self._moves: list[tuple[Path, Path]] = []
+        try:
+            self._begin(resume and all(file.is_file() for file in self._partial))
+        except BaseException:
+            self.discard()
+            raise
+
+    @classmethod
+    def output_files(cls, path: Path, structure: Structure) -> list[Path]:
+        """Every file that writing `structure` to `path` will make."""
+        return list(dict.fromkeys([*cls._data_files(path, structure), path]))
+
+    @classmethod
+    def _data_files(cls, path: Path, structure: Structure) -> list[Path]:
+        """The files that hold tensors, in the order in which an `Extent` numbers them."""
+        return [path]
+
+    @abstractmethod
+    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
+        """Makes the data files under these names; returns where each tensor is to lie.
+
+        Equal structures must give equal bytes, so that interrupted work can be gone on with.
+        """
+
+    def _complete(self) -> Sequence[tuple[Path, Path]]:
+        """Writes what only the finished tensors allow, such as an index.
+
+        Returns:
+            Further files: name now and name to be. The last one makes the checkpoint count.
+        """
+        return ()
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """Writes bytes of the tensor `name`, from its byte `start` on."""
+        extent = self._extents[name]
+        written = 0
+        while written < len(data):
+            written += os.pwrite(
+                self._descriptors[extent.file], data[written:], extent.offset + start + written
+            )
+
+    def read(self, name: str, start: int, nbytes: int) -> bytes:
+        """Bytes of the tensor `name` as they were written; fewer if the file ends before."""
+        extent = self._extents[name]
+        return os.pread(self._descriptors[extent.file], nbytes, extent.offset + start)
+
+    def finish(self) -> int:
+        """Completes all files under their partial names; returns their size in bytes."""
+        self._moves = [*zip(self._partial, self._targets, strict=True), *self._complete()]
+        return sum(file.stat().st_size for file, _ in self._moves)
+
+    def commit(self) -> None:
+        """Makes the finished files durable and gives them their names.
+
+        Of a checkpoint of several files the former index is removed first: a crash on the way may
+        leave no checkpoint of that name, but never one of old and new files.
+        """
+        *others, (last, index) = self._moves
+        if others:
+            index.unlink(missing_ok=True)
+        for now, target in (*others, (last, index)):
+            commit(now, target)
+
+    def discard(self) -> None:
+        """Removes everything that was not committed."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+        if not self.keep_partial:
+            for file in (*self._partial, *(now for now, _ in self._moves)):
+                file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+    def _begin(self, resume: bool) -> None:
+        """Lays out the files, or finds that the partial ones have the very same layout."""
+        fresh = [partial(file) for file in self._partial] if resume else self._partial
+        for file in fresh:
+            file.unlink(missing_ok=True)
+        try:
+            self._extents = self._lay_out(fresh)
+            self._descriptors = [os.open(f, os.O_RDWR | os.O_CLOEXEC) for f in self._partial]
+            if resume and self._outside(fresh) == self._outside(self._partial):
+                self.resumed = True
+            elif resume:
+                for new, old in zip(fresh, self._partial, strict=True):
+                    new.replace(old)
+                while self._descriptors:
+                    os.close(self._descriptors.pop())
+                self._descriptors = [os.open(f, os.O_RDWR | os.O_CLOEXEC) for f in self._partial]
+        finally:
+            if resume:
+                for file in fresh:
+                    file.unlink(missing_ok=True)
+
+    def _outside(self, files: Sequence[Path]) -> list[tuple[int, bytes]]:
+        found = []
+        for number, file in enumerate(files):
+            with file.open("rb") as opened:
+                extents = [e for e in self._extents.values() if e.file == number]
+                outside = bytes_outside(opened.fileno(), extents)
+            found.append((file.stat().st_size, outside))
+        return found
