@@ -1,0 +1,65 @@
+"""The files of Keras 3, `.weights.h5` and `.keras`, held against the contracts."""
+
+from pathlib import Path
+
+import h5py
+import keras
+
+from ckptavg.formats import ModelConfig, open_writer
+from tests.conftest import randomize, tiny_model
+from tests.formats.contract import ReaderContract, WriterContract
+
+
+def arrays(path: Path) -> dict:
+    """What h5py finds in a `.weights.h5` file, without optimizer state."""
+    found = {}
+
+    def visit(name, entry):
+        if isinstance(entry, h5py.Dataset) and not name.startswith("optimizer"):
+            found[name] = entry[()]
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return found
+
+
+class TestWeightsH5(ReaderContract, WriterContract):
+    suffix = ".weights.h5"
+
+    def make(self, folder, seed, name="ckpt"):
+        path = folder / f"{name}{self.suffix}"
+        randomize(tiny_model(), seed).save_weights(path)
+        return path, arrays(path)
+
+    def load(self, path):
+        model = tiny_model()
+        model.load_weights(path)
+        copy = path.with_name("loaded.weights.h5")
+        keras.saving.save_weights(model, copy, objects_to_skip=[model.optimizer])
+        found = arrays(copy)
+        copy.unlink()
+        return found
+
+
+class TestKerasArchive(ReaderContract, WriterContract):
+    suffix = ".keras"
+
+    def make(self, folder, seed, name="ckpt"):
+        path = folder / f"{name}{self.suffix}"
+        model = randomize(tiny_model(), seed)
+        model.save(path)
+        self.config = ModelConfig.read(path)
+        return path, self._arrays_of(model, folder)
+
+    def load(self, path):
+        return self._arrays_of(keras.saving.load_model(path), path.parent)
+
+    def open_writer(self, path, structure, **options):
+        return open_writer(path, structure, self.config, **options)
+
+    def _arrays_of(self, model, folder):
+        copy = folder / "loaded.weights.h5"
+        model.save_weights(copy)
+        found = arrays(copy)
+        copy.unlink()
+        return found
