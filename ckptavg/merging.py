@@ -20,7 +20,7 @@ from ckptavg.record import (
     now,
     versions,
 )
-from ckptavg.run import Sources
+from ckptavg.sources import Sources
 from ckptavg.streaming import Progress, stream
 
 

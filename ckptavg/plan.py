@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.accumulate import PIECE
+from ckptavg.checkpoints import Checkpoint, main_file
 from ckptavg.errors import FormatError, IntegrityError, MismatchError, OutputError, ResourceError
 from ckptavg.formats import (
     CheckpointReader,
@@ -21,7 +22,7 @@ from ckptavg.outputs import check_output
 from ckptavg.proof import Proof
 from ckptavg.recipes import check_coefficients, uniform
 from ckptavg.record import BatchNormRecord, Record
-from ckptavg.run import Checkpoint, Sources, resolve
+from ckptavg.sources import Sources, resolve
 from ckptavg.tensors import BLOCK_SIZE, TensorInfo
 
 AVERAGE, EQUAL, LAST, DROP = "average", "equal", "last", "drop"
@@ -221,7 +222,7 @@ def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
 def _check_distinct(checkpoints: Sequence[Checkpoint], output: Path) -> None:
     seen = set()
     for checkpoint in checkpoints:
-        if not checkpoint.path.is_file():
+        if not main_file(checkpoint.path).is_file():
             raise IntegrityError(f"there is a record but no file {checkpoint.path}")
         place = checkpoint.path.resolve()
         if place == output.resolve():

@@ -359,9 +359,11 @@ def test_outputs_that_cannot_be(checkpoints, tmp_path, output, error, message):
 
 def test_sources_that_cannot_be(checkpoints, tmp_path):
     out = tmp_path / "o.weights.h5"
+    (tmp_path / "empty").mkdir()
     for sources, error, message in (
         ([], RunError, "no checkpoint to average"),
-        (tmp_path, RunError, "is not a run"),
+        (tmp_path / "empty", RunError, "holds no checkpoints"),
+        (tmp_path / "*.keras", RunError, "no checkpoint matches"),
         (tmp_path / "nowhere", RunError, "there is no checkpoint"),
         ([checkpoints[0], checkpoints[0]], MismatchError, "named twice"),
     ):

@@ -17,8 +17,11 @@ _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".weights.h5": WeightsH5Writer,
     ".keras": KerasArchiveWriter,
 }
+READ_SUFFIXES = tuple(_READERS)
+"""Of the files that `open_reader` can read."""
 
 __all__ = [
+    "READ_SUFFIXES",
     "CheckpointReader",
     "CheckpointWriter",
     "Layout",
