@@ -156,7 +156,8 @@ class CheckpointSaver(keras.callbacks.Callback):
         if run.records[-1].epoch > first_epoch:
             raise SaverError(
                 f"{self.directory} holds {describe_epochs(run.checkpoints)}, but training begins "
-                f"with epoch {first_epoch + 1}: choose an empty directory, or go on with initial_epoch"
+                f"with epoch {first_epoch + 1}: choose an empty directory, or go on with "
+                "initial_epoch"
             )
         if self.schedule.sets_rate:
             # The optimizer of a training that goes on may hold a rate that was lowered before.

@@ -21,6 +21,7 @@ from ckptavg.errors import (
     IntegrityError,
     MismatchError,
     OutputError,
+    RecipeError,
     ResourceError,
     RunError,
 )
@@ -380,7 +381,7 @@ def test_sources_that_cannot_be(checkpoints, tmp_path):
     ],
 )
 def test_coefficients_that_cannot_be(checkpoints, tmp_path, coefficients, message):
-    with pytest.raises(MismatchError, match=message):
+    with pytest.raises(RecipeError, match=message):
         ckptavg.merge(checkpoints, tmp_path / "o.weights.h5", coefficients=coefficients)
 
 
