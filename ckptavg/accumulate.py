@@ -8,7 +8,7 @@ import numpy as np
 
 from ckptavg.tensors import is_opaque
 
-_ROUNDING = 1e-9
+_ROUNDING = 1e-13
 """How far a sum of normalized coefficients may be from 1."""
 
 PIECE = 64 * 1024

@@ -34,9 +34,7 @@ def check_coefficients(
     try:
         values = tuple(float(value) for value in coefficients)
     except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"coefficients must be numbers, but are {coefficients!r:.80}"
-        ) from error
+        raise RecipeError(f"coefficients must be numbers, but are {coefficients!r:.80}") from error
     if len(values) != count:
         raise RecipeError(f"there are {len(values)} coefficients for {count} checkpoints")
     if not all(math.isfinite(value) for value in values):

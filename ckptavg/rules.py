@@ -113,5 +113,3 @@ def _quantized(path: Path, what: str) -> MismatchError:
         f"{path} is a quantized model ('{what}'): its integers are codes, which have no mean. "
         "Average the checkpoints from before quantization, then quantize the average"
     )
-
-
