@@ -19,6 +19,7 @@ from ckptavg.version import __version__
 if TYPE_CHECKING:
     from ckptavg.batch_norm import BatchNormReport, update_batch_norm
     from ckptavg.checkpoints import Checkpoint
+    from ckptavg.conversion import convert
     from ckptavg.errors import CkptavgError
     from ckptavg.evaluation import evaluate
     from ckptavg.merging import MergeReport, merge, run_plan
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ckptavg.refresh import RefreshReport, merge_into_model, refresh_batch_norm
     from ckptavg.run import Run, open_run
     from ckptavg.saver import CheckpointSaver
+    from ckptavg.verification import Verification, verify
 
 _HOMES = {
     "BatchNormReport": "batch_norm",
@@ -38,6 +40,8 @@ _HOMES = {
     "Record": "record",
     "RefreshReport": "refresh",
     "Run": "run",
+    "Verification": "verification",
+    "convert": "conversion",
     "evaluate": "evaluation",
     "merge": "merging",
     "merge_into_model": "refresh",
@@ -46,6 +50,7 @@ _HOMES = {
     "refresh_batch_norm": "refresh",
     "run_plan": "merging",
     "update_batch_norm": "batch_norm",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -58,7 +63,9 @@ __all__ = [
     "Record",
     "RefreshReport",
     "Run",
+    "Verification",
     "__version__",
+    "convert",
     "evaluate",
     "merge",
     "merge_into_model",
@@ -67,6 +74,7 @@ __all__ = [
     "refresh_batch_norm",
     "run_plan",
     "update_batch_norm",
+    "verify",
 ]
 
 

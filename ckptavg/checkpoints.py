@@ -35,6 +35,11 @@ class Checkpoint:
         known = self.record is not None and self.record.epoch is not None
         return self.record.epoch if known else self.named_epoch
 
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether there is a checkpoint of this name."""
+        return main_file(path).is_file()
+
     @classmethod
     def open(cls, path: str | Path, named_epoch: int | None = None) -> "Checkpoint":
         """Finds the record of a checkpoint.
@@ -46,7 +51,7 @@ class Checkpoint:
         path = Path(path)
         if path.name.endswith(INDEX_SUFFIX):
             path = path.with_name(path.name.removesuffix(INDEX_SUFFIX))
-        if not main_file(path).is_file():
+        if not cls.exists(path):
             raise RunError(f"there is no checkpoint {path}")
         return cls(path, find_record(path), named_epoch)
 

@@ -32,14 +32,15 @@ class Digests:
             here = slice(segment.number * DIGEST_SIZE, (segment.number + 1) * DIGEST_SIZE)
             self._written[here] = found.written[place * DIGEST_SIZE : (place + 1) * DIGEST_SIZE]
             for index in self._chosen[segment.item.action]:
-                self._read[index][here] = found.read[position : position + DIGEST_SIZE]
+                if segment.item.action == AVERAGE or index == len(self._read) - 1:
+                    self._read[index][here] = found.read[position : position + DIGEST_SIZE]
                 position += DIGEST_SIZE
 
     def source(self, index: int) -> str | None:
-        """One digest of all that was read from a source; None if nothing was.
+        """One digest of all that went into the output from a source; None if nothing did.
 
         It is the xxh3-128 of the digests of all regions in the order of the plan, zeros for those
-        that were not read.
+        that came from other sources alone.
         """
         return digest(self._read[index]).hex() if any(self._read[index]) else None
 

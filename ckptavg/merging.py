@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ckptavg.digests import Digests, fingerprint, recall
 from ckptavg.errors import ResourceError
@@ -197,6 +198,17 @@ def _allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+def _facts_of_one(plan: MergePlan) -> dict[str, Any]:
+    """What stays true of a checkpoint that is not averaged with others."""
+    if len(plan.sources) > 1:
+        return {}
+    known = plan.sources[0].record
+    if known is None:
+        return {"epoch": plan.sources[0].epoch}
+    names = ("epoch", "step", "learning_rate", "initial_learning_rate", "metrics")
+    return {name: getattr(known, name) for name in names}
+
+
 def _record(plan: MergePlan, size: int, digests: Digests) -> Record:
     folder = plan.output.parent.resolve()
     return Record(
@@ -204,7 +216,7 @@ def _record(plan: MergePlan, size: int, digests: Digests) -> Record:
         size=size,
         time=now(),
         versions=versions(),
-        epoch=plan.sources[0].epoch if len(plan.sources) == 1 else None,
+        **_facts_of_one(plan),
         batch_norm=plan.batch_norm,
         model=os.path.relpath(plan.model_file, folder) if plan.model_file else None,
         recipe=plan.recipe,

@@ -23,6 +23,8 @@ def epochs_in(names: Sequence[str]) -> list[int] | None:
     Returns:
         One epoch for each name; None if the names do not tell.
     """
+    if not names:
+        return None
     worded = [_EPOCH.search(name) for name in names]
     if all(worded):
         found = [int(match[1]) for match in worded]

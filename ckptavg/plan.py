@@ -2,25 +2,23 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptavg.accumulate import PIECE
 from ckptavg.checkpoints import Checkpoint, main_file
-from ckptavg.errors import FormatError, IntegrityError, MismatchError, OutputError, ResourceError
+from ckptavg.errors import FormatError, OutputError, ResourceError
 from ckptavg.formats import (
-    CheckpointReader,
     ModelConfig,
-    Stamp,
     Structure,
     open_reader,
+    output_files,
     output_suffix,
 )
 from ckptavg.outputs import check_output
-from ckptavg.proof import Proof
 from ckptavg.recipes import check_coefficients, uniform
-from ckptavg.record import DIGEST_SIZE, BatchNormRecord, Record
+from ckptavg.record import DIGEST_SIZE, BatchNormRecord
 from ckptavg.rules import (
     AVERAGE,
     DROP,
@@ -28,10 +26,10 @@ from ckptavg.rules import (
     LAST,
     PlanItem,
     check_config_not_quantized,
-    check_not_quantized,
     count_batch_norm,
     decide,
 )
+from ckptavg.source_plan import SourcePlan, check_same_model, plan_sources
 from ckptavg.sources import Sources, resolve
 from ckptavg.strips import count_regions
 from ckptavg.tensors import BLOCK_SIZE
@@ -45,24 +43,6 @@ _TENSOR_MEMORY = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class SourcePlan:
-    """A checkpoint to read: as it was when the plan was made, and its share in the average."""
-
-    path: Path
-    coefficient: float
-    stamps: tuple[Stamp, ...]
-    structure: Structure
-    record: Record | None
-    proof: Proof | None
-    epoch: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Of its files, in bytes."""
-        return sum(stamp[2] for stamp in self.stamps)
-
-
-@dataclass(frozen=True, slots=True)
 class MergePlan:
     """All that a merge will do. It is plain data: it can be printed, compared and pickled.
 
@@ -71,13 +51,14 @@ class MergePlan:
         overwrite: whether a file of that name may be replaced.
         sources: in the order in which they were named.
         items: what becomes of every tensor of the checkpoints.
-        recipe: how the coefficients came about: `uniform` or `coefficients`.
+        recipe: how the coefficients came about: `uniform`, `coefficients`, or `copy` of one.
         jobs: threads.
         batch_norm: what the BatchNorm statistics of the output will be worth.
         model_file: the model's configuration, if there is one.
         model_config: its content, if the output needs it.
         bytes_read: from all sources.
         bytes_written: of tensors.
+        disk: bytes that the folder of the output must have free.
         memory: projected working memory in bytes, beyond the interpreter and its libraries.
     """
 
@@ -92,6 +73,7 @@ class MergePlan:
     model_config: ModelConfig | None
     bytes_read: int
     bytes_written: int
+    disk: int
     memory: int
 
     @property
@@ -117,86 +99,89 @@ def plan_merge(
     jobs: int | None = None,
     overwrite: bool = False,
     live_model: bool = False,
+    copy: bool = False,
 ) -> MergePlan:
     """Plans a merge from metadata alone; arguments and errors are those of `merge`.
 
     With `live_model` a `.keras` output needs no configuration from a file: `merge_into_model` will
-    take it from the model that it is given.
+    take it from the model that it is given. With `copy` every tensor is that of the last
+    checkpoint, to the bit, as `convert` wants it.
     """
     output = Path(output)
     suffix = output_suffix(output)
     check_output(output, overwrite)
     checkpoints = resolve(sources)
-    _check_distinct(checkpoints, output)
-    recipe = "uniform" if coefficients is None else "coefficients"
-    coefficients = (
-        uniform(len(checkpoints))
-        if coefficients is None
-        else check_coefficients(coefficients, len(checkpoints), normalize=normalize)
+    plan = plan_average(
+        checkpoints,
+        output,
+        recipe="copy" if copy else "uniform" if coefficients is None else "coefficients",
+        coefficients=(
+            uniform(len(checkpoints))
+            if coefficients is None
+            else check_coefficients(coefficients, len(checkpoints), normalize=normalize)
+        ),
+        non_float=non_float,
+        copy=copy,
+        max_memory=max_memory,
+        jobs=jobs,
     )
-    planned = _open_all(checkpoints, coefficients)
-    reference = planned[0]
-    for source in planned[1:]:
-        _check_same_model(reference, source)
-    last = planned[-1].structure
-    check_not_quantized(planned[-1].path, last)
-    items = decide(last, len(planned), non_float)
-    if all(item.action == DROP for item in items):
-        raise FormatError(f"{reference.path} holds no weights")
+    _check_files(plan, overwrite)
+    twice = suffix == ".keras" or live_model  # the weights first, then the file around them
+    plan = replace(plan, overwrite=overwrite, disk=plan.bytes_written * (1 + twice))
+    _check_disk(output, plan.disk)
     model_file = Path(model) if model is not None else _model_file(checkpoints)
-    written = sum(item.tensor.nbytes for item in items if item.action != DROP)
-    _check_disk(output, written * (2 if suffix == ".keras" or live_model else 1))
-    jobs, memory = _fit_memory(jobs, max_memory, planned, items)
+    config = None
+    if suffix == ".keras" and not live_model:
+        config = _model_config(model_file, output, plan.sources[0])
+    return replace(plan, model_file=model_file, model_config=config)
+
+
+def plan_average(
+    checkpoints: Sequence[Checkpoint],
+    output: Path,
+    *,
+    recipe: str,
+    coefficients: Sequence[float],
+    non_float: str = EQUAL,
+    copy: bool = False,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+    jobs: int | None = None,
+) -> MergePlan:
+    """Plans an average, without a look at where it is to go.
+
+    Args:
+        checkpoints: to be averaged.
+        output: what the plan will say that it is written to.
+        recipe: what the plan will say that the coefficients are from.
+        coefficients: one for each checkpoint.
+        non_float: as in `merge`.
+        copy: whether all tensors are to be those of the last checkpoint, to the bit.
+        max_memory: as in `merge`.
+        jobs: as in `merge`.
+
+    Raises:
+        CkptavgError: as `merge` does.
+    """
+    sources = plan_sources(checkpoints, coefficients)
+    items = decide(sources[-1].structure, len(sources), non_float, copy=copy)
+    if all(item.action == DROP for item in items):
+        raise FormatError(f"{sources[0].path} holds no weights")
+    jobs, memory = _fit_memory(jobs, max_memory, sources, items)
     return MergePlan(
         output=output,
-        overwrite=overwrite,
-        sources=planned,
+        overwrite=False,
+        sources=sources,
         items=items,
         recipe=recipe,
         jobs=jobs,
-        batch_norm=_batch_norm(planned),
-        model_file=model_file,
-        model_config=(
-            _model_config(model_file, output, reference)
-            if suffix == ".keras" and not live_model
-            else None
-        ),
+        batch_norm=_batch_norm(sources),
+        model_file=None,
+        model_config=None,
         bytes_read=sum(_bytes_read(item, coefficients) for item in items),
-        bytes_written=written,
+        bytes_written=sum(item.tensor.nbytes for item in items if item.action != DROP),
+        disk=0,
         memory=memory,
     )
-
-
-def _open_all(
-    checkpoints: Sequence[Checkpoint], coefficients: Sequence[float]
-) -> tuple[SourcePlan, ...]:
-    planned: list[SourcePlan] = []
-    layout = None
-    firsts: dict[int, Mapping[str, int]] = {}
-    for checkpoint, coefficient in zip(checkpoints, coefficients, strict=True):
-        with open_reader(checkpoint.path, like=layout) as reader:
-            structure = reader.structure
-            if layout is None:
-                layout = reader.layout()
-            elif structure == layout.structure:
-                structure = layout.structure
-            proof = None
-            if checkpoint.record is not None:
-                shared = firsts.get(id(structure))
-                proof = Proof.of(checkpoint.record, reader, shared)
-                firsts[id(structure)] = proof.first
-            planned.append(
-                SourcePlan(
-                    checkpoint.path,
-                    coefficient,
-                    reader.stamps,
-                    structure,
-                    checkpoint.record,
-                    proof,
-                    checkpoint.epoch,
-                )
-            )
-    return tuple(planned)
 
 
 def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
@@ -209,37 +194,21 @@ def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
     return item.tensor.nbytes * files[item.action]
 
 
-def _check_distinct(checkpoints: Sequence[Checkpoint], output: Path) -> None:
-    seen = set()
-    for checkpoint in checkpoints:
-        if not main_file(checkpoint.path).is_file():
-            raise IntegrityError(f"there is a record but no file {checkpoint.path}")
-        place = checkpoint.path.resolve()
-        if place == output.resolve():
-            raise OutputError(f"{output} is also one of the checkpoints: choose another name")
-        if place in seen:
-            raise MismatchError(f"{checkpoint.path} is named twice: name every checkpoint once")
-        seen.add(place)
-
-
-def _check_same_model(one: SourcePlan, other: SourcePlan | CheckpointReader) -> None:
-    if one.structure is other.structure:
-        return
-    a, b = one.structure.model_tensors, other.structure.model_tensors
-    for name in sorted({*a, *b}):
-        if name not in a or name not in b:
-            holder, lacking = (one, other) if name in a else (other, one)
-            raise MismatchError(
-                f"'{name}' is in {holder.path} but not in {lacking.path}: "
-                "checkpoints must come from the same model"
+def _check_files(plan: MergePlan, overwrite: bool) -> None:
+    """Makes sure that none of the output's files is one that is read, or somebody else's."""
+    read = {
+        main_file(source.path).with_name(file).resolve()
+        for source in plan.sources
+        for file in source.files
+    }
+    for file in output_files(plan.output, plan.structure):
+        if file.resolve() in read:
+            raise OutputError(f"{file} is also one of the checkpoints: choose another name")
+        if file != plan.output and os.path.lexists(file) and not overwrite:
+            raise OutputError(
+                f"{file} exists already: {plan.output.name} would replace it. Choose another name "
+                "or overwrite it (--overwrite, in Python overwrite=True)"
             )
-        for what in ("shape", "dtype"):
-            left, right = getattr(a[name], what), getattr(b[name], what)
-            if left != right:
-                raise MismatchError(
-                    f"'{name}' has {what} {left} in {one.path} but {right} in {other.path}: "
-                    "checkpoints must come from the same model"
-                )
 
 
 def _check_disk(output: Path, needed: int) -> None:
@@ -306,7 +275,7 @@ def _model_config(model_file: Path | None, output: Path, source: SourcePlan) -> 
         )
     if model_file.suffix == ".keras":
         with open_reader(model_file) as reader:
-            _check_same_model(source, reader)
+            check_same_model(source, reader)
     config = ModelConfig.read(model_file)
     check_config_not_quantized(model_file, config)
     return config

@@ -52,8 +52,8 @@ class SourceRecord:
         coefficient: its share in the average.
         epoch: the epoch it was saved at, where known.
         verified: whether its bytes were proven by its own record while they were read.
-        digest: of all bytes that were read: the xxh3-128 of the digests of all 8 MiB regions, in
-            order, zeros for those that were not read.
+        digest: of all bytes that went into the average: the xxh3-128 of the digests of all 8 MiB
+            regions of all tensors, in order, zeros for those that came from other sources alone.
     """
 
     path: str

@@ -10,7 +10,7 @@ import keras
 from ckptavg.batch_norm import BatchNormReport, update_batch_norm
 from ckptavg.batches import Progress as BatchProgress
 from ckptavg.errors import FormatError
-from ckptavg.files import commit, temporary_sibling
+from ckptavg.files import commit, partial, temporary_sibling
 from ckptavg.formats import output_suffix
 from ckptavg.keras_models import build, load_weights, save_model
 from ckptavg.merging import MergeReport, run_plan
@@ -95,6 +95,7 @@ def merge_into_model(
     data: Any = None,
     data_name: str | None = None,
     steps: int | None = None,
+    resume: bool = False,
     bytes_progress: BytesProgress | None = None,
     batch_progress: BatchProgress | None = None,
 ) -> RefreshReport:
@@ -106,6 +107,7 @@ def merge_into_model(
         data: as in `update_batch_norm`; without, statistics stay the stale mean.
         data_name: what the record is to call the data.
         steps: number of batches to see; all by default.
+        resume: as in `merge`, for the part that merges.
         bytes_progress: called with numbers of bytes as the merge has read them.
         batch_progress: called with numbers of batches as the pass has seen them.
 
@@ -114,9 +116,13 @@ def merge_into_model(
     """
     data = build(model, data)
     # The mean goes to a file first, so that it takes the merge's own path, proofs included.
-    mean = temporary_sibling(plan.output.with_name("mean.weights.h5"))
+    mean = partial(plan.output.with_name(f"{plan.output.name}.mean.weights.h5"))
     try:
-        merged = run_plan(replace(plan, output=mean, model_config=None), bytes_progress)
+        merged = run_plan(
+            replace(plan, output=mean, overwrite=True, model_config=None),
+            bytes_progress,
+            resume=resume,
+        )
         load_weights(model, mean)
         report, state = None, merged.record.batch_norm
         if data is not None:

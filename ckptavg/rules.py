@@ -35,7 +35,9 @@ class PlanItem:
     reason: str
 
 
-def decide(structure: Structure, count: int, non_float: str = EQUAL) -> tuple[PlanItem, ...]:
+def decide(
+    structure: Structure, count: int, non_float: str = EQUAL, *, copy: bool = False
+) -> tuple[PlanItem, ...]:
     """Decides on every tensor of `count` checkpoints of one structure.
 
     Args:
@@ -43,6 +45,7 @@ def decide(structure: Structure, count: int, non_float: str = EQUAL) -> tuple[Pl
         count: number of checkpoints.
         non_float: what to do with integers, booleans and texts, which have no mean: `equal`: all
             must agree; `last`: take the last checkpoint's.
+        copy: whether every tensor is to be the last checkpoint's, to the bit.
 
     Raises:
         RecipeError: `non_float` is something else.
@@ -50,14 +53,16 @@ def decide(structure: Structure, count: int, non_float: str = EQUAL) -> tuple[Pl
     if non_float not in NON_FLOAT:
         raise RecipeError(f"non_float is {non_float!r:.40}, but must be 'equal' or 'last'")
     return tuple(
-        PlanItem(tensor, *_decide(tensor, count, name in structure.optimizer, non_float))
+        PlanItem(tensor, DROP, "optimizer state")
+        if name in structure.optimizer
+        else PlanItem(tensor, LAST, "copied")
+        if copy
+        else PlanItem(tensor, *_decide(tensor, count, non_float))
         for name, tensor in structure.tensors.items()
     )
 
 
-def _decide(tensor: TensorInfo, count: int, optimizer: bool, non_float: str) -> tuple[str, str]:
-    if optimizer:
-        return DROP, "optimizer state"
+def _decide(tensor: TensorInfo, count: int, non_float: str) -> tuple[str, str]:
     if tensor.is_float:
         return AVERAGE, f"mean of {count}" if count > 1 else "the only one"
     if _GENERATOR.search(tensor.name):

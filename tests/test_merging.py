@@ -27,6 +27,7 @@ from ckptavg.errors import (
 )
 from ckptavg.plan import plan_merge
 from ckptavg.record import Record, record_path
+from ckptavg.tensors import is_opaque
 from tests.conftest import flip_bit, leftovers, randomize, read_tensors, tiny_model
 
 
@@ -61,6 +62,8 @@ def write_h5(path: Path, values: dict[str, np.ndarray]) -> Path:
     with h5py.File(path, "w") as file:
         for name, value in values.items():
             file[name] = value
+            if is_opaque(np.asarray(value).dtype.name):
+                file[name].attrs["dtype"] = value.dtype.name  # as Keras does
     return path
 
 

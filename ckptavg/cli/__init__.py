@@ -5,11 +5,13 @@ import sys
 
 import typer
 
+from ckptavg.cli.convert import convert
 from ckptavg.cli.demo import demo
 from ckptavg.cli.evaluate import evaluate
 from ckptavg.cli.inspect import inspect
 from ckptavg.cli.merge import merge
 from ckptavg.cli.update_bn import update_bn
+from ckptavg.cli.verify import verify
 from ckptavg.errors import CkptavgError
 from ckptavg.version import __version__
 
@@ -27,6 +29,8 @@ app.command("merge")(merge)
 app.command("update-bn")(update_bn)
 app.command("evaluate")(evaluate)
 app.command("inspect")(inspect)
+app.command("verify")(verify)
+app.command("convert")(convert)
 
 
 def _print_version(wanted: bool) -> None:

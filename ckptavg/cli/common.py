@@ -8,13 +8,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ckptavg.errors import SpecError
 from ckptavg.record import find_record
 from ckptavg.run import CHECKPOINT_FOLDER, open_run
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Model = Annotated[
     str | None,
@@ -77,9 +80,22 @@ def human_size(nbytes: float) -> str:
     return f"{nbytes:.1f} TB"
 
 
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def print_json(content: dict[str, Any]) -> None:
     """Prints a report for machines on stdout; numbers that are none become null."""
     typer.echo(json.dumps(_finite(content), indent=2, default=str))
+
+
+def print_table(table: "Table") -> None:
+    """Prints a table to fit the terminal."""
+    from rich.console import Console
+
+    Console().print(table)
 
 
 def model_spec(given: str | None, checkpoint: Path) -> str:

@@ -22,7 +22,9 @@ from ckptavg.cli.common import (
     parse_size,
     print_json,
     progress_bars,
+    resident,
 )
+from ckptavg.cli.plan_table import plan_content, print_plan
 from ckptavg.errors import ResourceError, SpecError
 from ckptavg.merging import MergeReport, run_plan
 from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
@@ -32,9 +34,11 @@ from ckptavg.sources import resolve
 
 def merge(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="RUN|FILE...", help="A run, or checkpoint files.", show_default=False
+            metavar="SOURCE...",
+            help="A run, checkpoint files, a quoted pattern, or a folder of checkpoints.",
+            show_default=False,
         ),
     ],
     output: Output,
@@ -64,6 +68,16 @@ def merge(
             show_default=False,
         ),
     ] = None,
+    no_normalize: Annotated[
+        bool, typer.Option("--no-normalize", help="Let --coefficients have any sum.")
+    ] = False,
+    non_float: Annotated[
+        str,
+        typer.Option(
+            metavar="RULE",
+            help="Integers and texts, which have no mean: equal (all must agree) or last.",
+        ),
+    ] = "equal",
     model: Model = None,
     data: Annotated[
         str | None,
@@ -89,6 +103,15 @@ def merge(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a merge that was stopped; keep what is done if stopped."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, and write nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Average checkpoints into one file, with a record beside it.
@@ -110,17 +133,22 @@ def merge(
         chosen,
         output,
         coefficients=_numbers(coefficients),
+        normalize=not no_normalize,
+        non_float=non_float,
         model=model if configured else None,
         max_memory=_working_memory(max_memory),
         jobs=jobs,
         overwrite=overwrite,
         live_model=live,
     )
+    if dry_run:
+        print_json(plan_content(plan)) if json else print_plan(plan)
+        return
     if live:
-        _merge_into_model(plan, model, data, steps, json)
+        _merge_into_model(plan, model, data, steps, resume, json)
         return
     with progress_bars() as bar:
-        report = run_plan(plan, bar("merging", plan.bytes_read))
+        report = run_plan(plan, bar("merging", plan.bytes_read), resume=resume)
     if json:
         print_json(_report(report))
         return
@@ -129,7 +157,12 @@ def merge(
 
 
 def _merge_into_model(
-    plan: MergePlan, model: str | None, data: str | None, steps: int | None, json: bool
+    plan: MergePlan,
+    model: str | None,
+    data: str | None,
+    steps: int | None,
+    resume: bool,
+    json: bool,
 ) -> None:
     spec = model or (plan.model_file and str(plan.model_file))
     if spec is None:
@@ -148,6 +181,7 @@ def _merge_into_model(
             data=loaded,
             data_name=data,
             steps=steps,
+            resume=resume,
             bytes_progress=bar("merging", plan.bytes_read),
             batch_progress=bar("BatchNorm pass", batches),
         )
@@ -161,7 +195,7 @@ def _merge_into_model(
 
 
 def _choose(
-    sources: list[Path],
+    sources: list[str],
     epochs: str | None,
     last: int | None,
     best: int | None,
@@ -185,12 +219,11 @@ def _working_memory(limit: str | None) -> int:
     """What a limit of the whole process leaves to the merge."""
     if limit is None:
         return DEFAULT_MAX_MEMORY
-    page = 4096
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-    working = parse_size(limit) - resident
+    held = resident()
+    working = parse_size(limit) - held
     if working <= 0:
         raise ResourceError(
-            f"--max-memory {limit} is too low: the program itself holds {human_size(resident)}"
+            f"--max-memory {limit} is too low: the program itself holds {human_size(held)}"
         )
     return working
 
@@ -214,10 +247,12 @@ def _print_merged(report: MergeReport, output: Path | None = None) -> None:
     if unverified:
         proof = f"{unverified} of {len(plan.sources)} checkpoints unverified: they have no record"
     typer.echo(f"  proof       {proof}")
+    if report.resumed:
+        typer.echo(f"  resumed     {report.resumed:.0%} were done before, and proven again")
 
 
 def _described(plan: MergePlan) -> str:
-    epochs = [s.record.epoch for s in plan.sources if s.record and s.record.epoch is not None]
+    epochs = [source.epoch for source in plan.sources if source.epoch is not None]
     count = f"{len(plan.sources)} checkpoint" + ("s" if len(plan.sources) != 1 else "")
     mean = "mean" if plan.recipe == "uniform" else "weighted mean"
     return f"the {mean} of {count}" + (f" (epochs {list_epochs(epochs)})" if epochs else "")
@@ -252,6 +287,7 @@ def _report(report: MergeReport) -> dict[str, Any]:
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "seconds": report.seconds,
+        "resumed": report.resumed,
         "jobs": plan.jobs,
         "unverified": [str(path) for path in report.unverified],
         "batch_norm": _batch_norm(report.record.batch_norm),

@@ -30,6 +30,7 @@ __all__ = [
     "Structure",
     "open_reader",
     "open_writer",
+    "output_files",
     "output_suffix",
 ]
 
@@ -58,6 +59,11 @@ def output_suffix(path: Path) -> str:
         if path.name.endswith(suffix) and path.name != suffix:
             return suffix
     raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_WRITERS)}")
+
+
+def output_files(path: Path, structure: Structure) -> list[Path]:
+    """Every file that an output will consist of."""
+    return _WRITERS[output_suffix(path)].output_files(path, structure)
 
 
 def open_writer(
