@@ -17,7 +17,8 @@ import ckptavg
 from ckptavg.errors import OutputError
 from ckptavg.files import partial
 from ckptavg.journal import Journal
-from ckptavg.record import record_path
+from ckptavg.record import Record, record_path
+from ckptavg.streaming import divide_plan
 from tests.conftest import flip_bit, leftovers, randomize, tiny_model
 from tests.test_merging import write_h5
 
@@ -65,6 +66,10 @@ def entries(output: Path) -> int:
     return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 
 
+def digests_of_sources(output: Path) -> list[str | None]:
+    return [source.digest for source in Record.read(record_path(output)).sources]
+
+
 def wait_for_entries(process: subprocess.Popen, output: Path, count: int) -> None:
     deadline = time.monotonic() + 60
     while entries(output) < count:
@@ -80,20 +85,15 @@ def test_a_killed_merge_leaves_no_output_and_is_gone_on_with(large, tmp_path):
         process = slowly(out, paths, resume=True)
         wait_for_entries(process, out, done)
         process.kill()
-        process.wait()
+        process.communicate()
         assert not out.exists()
         assert not record_path(out).exists()
     process = slowly(out, paths, resume=True, pause=0)
     resumed = float(process.communicate()[0])
     assert process.returncode == 0
-    assert resumed >= 4 / 9
+    assert resumed >= 4 / 6
     assert out.read_bytes() == whole
-    assert [source.digest for source in ckptavg.Record.read(record_path(out)).sources] == [
-        source.digest
-        for source in ckptavg.Record.read(
-            record_path(paths[0].with_name("whole.weights.h5"))
-        ).sources
-    ]
+    assert digests_of_sources(out) == digests_of_sources(paths[0].with_name("whole.weights.h5"))
     assert not leftovers(tmp_path)
     assert [found.average for found in ckptavg.verify(out)] == ["reproduced"]
 
@@ -152,7 +152,7 @@ def test_what_is_not_as_it_was_written_is_averaged_again(large, tmp_path):
     assert done >= 3
     flip_bit(partial(out), 9 * 2**20)
     report = ckptavg.merge(paths, out, resume=True)
-    assert report.resumed == pytest.approx((done - 1) / 9)
+    assert report.resumed == pytest.approx((done - 1) / len(divide_plan(report.plan)))
     assert out.read_bytes() == whole
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import FormatError, IntegrityError, RunError
+from ckptavg.formats import open_reader
 from ckptavg.record import Record, record_path
 from tests.conftest import flip_bit, randomize, read_tensors, tiny_model
 from tests.test_merging import write_h5
@@ -26,7 +27,8 @@ def test_files_without_record_prove_nothing(checkpoints):
 
 def test_a_flipped_bit_is_named(trained_run):
     victim = trained_run / "checkpoints" / "epoch-0004.weights.h5"
-    flip_bit(victim, 5000)
+    with open_reader(victim) as reader:
+        flip_bit(victim, reader.structure.tensors["layers/dense/vars/0"].extent.offset)
     with pytest.raises(IntegrityError, match=r"epoch-0004.weights.h5 is damaged: block 0 of"):
         ckptavg.verify(trained_run)
 
