@@ -1,6 +1,7 @@
 """JSON from files that may be hostile: one object, no key twice, only text that can be written."""
 
 import json
+import math
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +22,9 @@ def parse_object(path: Path, what: str, data: bytes) -> dict[str, object]:
     """
     try:
         text = data.decode("utf-8")
-        found = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_refuse)
+        found = json.loads(
+            text, object_pairs_hook=_without_twins, parse_constant=_refuse, parse_float=_finite
+        )
         if "\\u" in text:
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
@@ -42,5 +45,9 @@ def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+def _finite(number: str) -> float:
+    return float(number) if math.isfinite(float(number)) else _refuse(number)
+
+
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number of JSON")
+    raise ValueError(f"{constant:.40} is not a number of JSON")
