@@ -27,8 +27,11 @@ _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".safetensors": SafetensorsWriter,
     ".safetensors.index.json": ShardedSafetensorsWriter,
 }
+READ_SUFFIXES = tuple(_READERS)
+"""Of the files that `open_reader` can read."""
 
 __all__ = [
+    "READ_SUFFIXES",
     "CheckpointReader",
     "CheckpointWriter",
     "Layout",
