@@ -39,6 +39,7 @@ _DTYPES = {
 """The format's names of types, by rising alignment. F4, F6 and F8_E8M0 are missing, the values and
 scales of quantized blocks, which have no mean of their own, and C64, which is no weight."""
 CODES = {dtype: code for code, dtype in _DTYPES.items()}
+"""The format's name of each type that it and we know."""
 _RANKS = {dtype: rank for rank, dtype in enumerate(_DTYPES.values())}
 
 _PREFIX = 8
@@ -51,7 +52,21 @@ _ELEMENTS_LIMIT = 2**63
 def read_header(
     path: Path, descriptor: int, size: int, file: int
 ) -> tuple[list[TensorInfo], dict[str, str]]:
-    """The tensors of one file, as they lie in it, and its texts."""
+    """The tensors of one file and its texts.
+
+    Args:
+        path: the file, for messages.
+        descriptor: the file, opened.
+        size: its size in bytes.
+        file: its number among those of its checkpoint.
+
+    Returns:
+        The tensors in the order in which they lie in the file, and the texts by key.
+
+    Raises:
+        FormatError: the header is damaged, or the tensors do not fill the file one after another,
+            which is the format's rule: no gap, no overlap, nothing behind the last one.
+    """
     prefix = os.pread(descriptor, _PREFIX, 0)
     length = int.from_bytes(prefix, "little")
     base = _PREFIX + length
@@ -111,7 +126,22 @@ def _tensor(path: Path, name: str, entry: object, base: int, file: int) -> Tenso
 def lay_out(
     path: Path, number: int, tensors: Iterable[TensorInfo], texts: Mapping[str, str]
 ) -> dict[str, Extent]:
-    """Makes a file with its tensors unwritten: a header, and a hole."""
+    """Makes a file with its tensors unwritten: a header, and a hole.
+
+    Tensors are ordered as the format's own library does, by falling alignment and then by name.
+
+    Args:
+        path: the file to make; it must not exist.
+        number: its number among those of its checkpoint.
+        tensors: what it is to hold, of types in `CODES`.
+        texts: what it is to say about itself.
+
+    Returns:
+        Where each tensor is to lie.
+
+    Raises:
+        FormatError: the names of all tensors together are too long.
+    """
     header: dict[str, object] = {TEXTS: texts} if texts else {}
     ordered = sorted(tensors, key=lambda tensor: (-_RANKS[tensor.dtype], tensor.name))
     end = 0
@@ -137,6 +167,7 @@ def lay_out(
 
 
 def is_texts(found: object) -> bool:
+    """Whether this is a dictionary of texts."""
     return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
 
 
@@ -145,4 +176,5 @@ def _is_naturals(found: object) -> bool:
 
 
 def refusal(path: Path, name: str, why: str) -> FormatError:
+    """The error for an entry of a file; its name, which may be of any length, is cut."""
     return FormatError(f"refusing {path}: {name!r:.80} {why}")
