@@ -157,17 +157,18 @@ def _structure(path: Path, tensors: Sequence[TensorInfo], texts: Mapping[str, st
     """The checkpoint of these tensors; its folders, if a Keras checkpoint was its source."""
     by_name = {tensor.name: tensor for tensor in tensors}
     own = {key: text for key, text in texts.items() if key != _GROUPS_TEXT}
-    groups: dict[str, Attributes] = {"": own} if own else {}
     if _INDEX_TEXT in own:
         parse_object(path, _INDEX_TEXT, own[_INDEX_TEXT].encode("utf-8"))
     if _GROUPS_TEXT not in texts:
-        return Structure(by_name, groups, FLAT)
+        return Structure(by_name, {"": own} if own else {}, FLAT)
     encoded = texts[_GROUPS_TEXT].encode()
     if len(encoded) > _GROUPS_LIMIT:
         raise FormatError(f"refusing {path}: its {_GROUPS_TEXT} has {len(encoded):,} bytes")
     found = parse_object(path, _GROUPS_TEXT, encoded)
     _check_folders(path, found)
-    structure = Structure(by_name, {**groups, **found}, KERAS)
+    groups: dict[str, Attributes] = {"": own} if own or "" in found else {}
+    groups |= {name: attributes for name, attributes in found.items() if name}
+    structure = Structure(by_name, groups, KERAS)
     check_tree(path, structure)
     return structure
 
@@ -178,7 +179,7 @@ def _texts(path: Path, structure: Structure) -> dict[str, str]:
     if not is_texts(texts):
         raise FormatError(f"cannot write {path}: the format holds no attributes but texts")
     if structure.naming == KERAS:
-        folders = {name: dict(found) for name, found in structure.groups.items() if name}
+        folders = {n: dict(found) if n else {} for n, found in structure.groups.items()}
         _check_folders(path, folders)
         texts[_GROUPS_TEXT] = json.dumps(folders)
         if len(texts[_GROUPS_TEXT]) > _GROUPS_LIMIT:
@@ -187,10 +188,11 @@ def _texts(path: Path, structure: Structure) -> dict[str, str]:
 
 
 def _check_folders(path: Path, folders: Mapping[str, object]) -> None:
+    """Folders have short texts, and the checkpoint itself none: its texts are beside them."""
     for name, attributes in folders.items():
         if (
-            not name
-            or not is_texts(attributes)
+            not is_texts(attributes)
+            or (attributes and not name)
             or not all(
                 0 < len(key) <= _LABEL_LIMIT
                 and len(text) <= _ATTRIBUTE_LIMIT

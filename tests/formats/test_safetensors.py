@@ -442,6 +442,18 @@ def test_a_keras_checkpoint_survives_the_way_there_and_back(tmp_path, suffix):
         assert one.numpy().tobytes() == two.numpy().tobytes()
 
 
+@pytest.mark.parametrize("texts", [{}, {"by": "any program"}])
+@pytest.mark.parametrize("suffix", [".safetensors", INDEX])
+def test_the_checkpoint_itself_is_a_folder_too(tmp_path, suffix, texts):
+    tensors = {"a/vars/0": TensorInfo("a/vars/0", (0,), "uint8", Extent(0, 0))}
+    structure = Structure(tensors, {"": texts, "a": {"name": "x"}, "b": {}}, KERAS)
+    path = tmp_path / f"o{suffix}"
+    with open_writer(path, structure) as writer:
+        writer.finish()
+        writer.commit()
+    assert list(structure_of(path).groups.items()) == list(structure.groups.items())
+
+
 @pytest.mark.parametrize(
     ("name", "groups", "reason"),
     [
@@ -449,7 +461,7 @@ def test_a_keras_checkpoint_survives_the_way_there_and_back(tmp_path, suffix):
         ("a", b"[" * 100_000, "its ckptavg.groups is nested too deeply"),
         ("a", b'{"b":{},"b":{}}', "the key 'b' is there twice"),
         ("a", b'{"b":1}', "'b' is not a folder with short texts"),
-        ("a", b'{"":{}}', "'' is not a folder with short texts"),
+        ("a", b'{"":{"name":"x"}}', "'' is not a folder with short texts"),
         ("a", b'{"b":{"name":1}}', "'b' is not a folder with short texts"),
         ("a", b'{"b":{"":"x"}}', "'b' is not a folder with short texts"),
         ("a", b'{"b":{"name":"\\u0000"}}', "'b' is not a folder with short texts"),
