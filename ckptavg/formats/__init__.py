@@ -6,16 +6,26 @@ from pathlib import Path
 from ckptavg.errors import FormatError
 from ckptavg.formats.interface import CheckpointReader, Layout, Stamp, Structure
 from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
+from ckptavg.formats.safetensors import (
+    SafetensorsReader,
+    SafetensorsWriter,
+    ShardedSafetensorsReader,
+    ShardedSafetensorsWriter,
+)
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.formats.writing import CheckpointWriter
 
 _READERS: dict[str, type[CheckpointReader]] = {
     ".weights.h5": WeightsH5Reader,
     ".keras": KerasArchiveReader,
+    ".safetensors": SafetensorsReader,
+    ".safetensors.index.json": ShardedSafetensorsReader,
 }
 _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".weights.h5": WeightsH5Writer,
     ".keras": KerasArchiveWriter,
+    ".safetensors": SafetensorsWriter,
+    ".safetensors.index.json": ShardedSafetensorsWriter,
 }
 READ_SUFFIXES = tuple(_READERS)
 """Of the files that `open_reader` can read."""

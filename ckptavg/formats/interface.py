@@ -1,6 +1,7 @@
 """What every checkpoint format provides: a reader of regions of tensors."""
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -205,12 +206,15 @@ class CheckpointReader(ABC):
     def _open(self, files: Iterable[Path]) -> None:
         for file in files:
             try:
-                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                # Without O_NONBLOCK a named pipe would be waited for, for ever.
+                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except (OSError, ValueError) as error:  # a name may hold a null byte
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise FormatError(f"cannot open {file}: {reason}") from error
             self._descriptors.append(descriptor)
             self.files = (*self.files, file)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FormatError(f"cannot open {file}: it is not a file")
 
     def _read_file(self, file: int, limit: int) -> bytes:
         """The whole of a small file, such as an index.

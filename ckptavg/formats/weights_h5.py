@@ -9,6 +9,7 @@ import h5py
 from ckptavg.errors import FormatError
 from ckptavg.formats.hdf5 import Hdf5Reader, Place, lay_out
 from ckptavg.formats.interface import FLAT, KERAS, Structure, check_disjoint
+from ckptavg.formats.tree import check_tree
 from ckptavg.formats.writing import CheckpointWriter
 from ckptavg.tensors import Extent
 
@@ -36,7 +37,9 @@ class WeightsH5Writer(CheckpointWriter):
         super().__init__(path, structure, resume=resume)
 
     def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        return lay_out(files[0], self.structure.tensors, self.structure.groups)
+        # Keras says nothing of the file itself, and texts of other formats may not fit into HDF5.
+        folders = {name: found for name, found in self.structure.groups.items() if name}
+        return lay_out(files[0], self.structure.tensors, folders)
 
 
 def without_keras_optimizer(found: Structure) -> Structure:
@@ -61,6 +64,7 @@ def check_keras_names(path: Path, structure: Structure) -> None:
             f"'{strange or next(iter(structure.tensors), '')}', where Keras would not find them. "
             "Write the format that the checkpoints have"
         )
+    check_tree(path, structure)
 
 
 def _strange_names(structure: Structure) -> Iterable[str]:
