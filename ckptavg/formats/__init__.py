@@ -6,16 +6,20 @@ from pathlib import Path
 from ckptavg.errors import FormatError
 from ckptavg.formats.interface import CheckpointReader, Layout, Stamp, Structure
 from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
+from ckptavg.formats.tf_checkpoint import TensorFlowReader, TensorFlowWriter
+from ckptavg.formats.tf_files import INDEX_SUFFIX, has_index
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.formats.writing import CheckpointWriter
 
 _READERS: dict[str, type[CheckpointReader]] = {
     ".weights.h5": WeightsH5Reader,
     ".keras": KerasArchiveReader,
+    INDEX_SUFFIX: TensorFlowReader,
 }
 _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".weights.h5": WeightsH5Writer,
     ".keras": KerasArchiveWriter,
+    INDEX_SUFFIX: TensorFlowWriter,
 }
 
 __all__ = [
@@ -39,6 +43,8 @@ def open_reader(
     Raises:
         FormatError: the suffix is of no known format, or the file is damaged.
     """
+    if has_index(path) and not path.is_file():  # a prefix, whatever it ends in
+        return TensorFlowReader(path, structure, like)
     for suffix, reader in _READERS.items():
         if path.name.endswith(suffix):
             return reader(path, structure, like)
