@@ -21,8 +21,11 @@ _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".keras": KerasArchiveWriter,
     INDEX_SUFFIX: TensorFlowWriter,
 }
+READ_SUFFIXES = tuple(_READERS)
+"""Of the files that `open_reader` can read."""
 
 __all__ = [
+    "READ_SUFFIXES",
     "CheckpointReader",
     "CheckpointWriter",
     "Layout",
