@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from ckptavg.checkpoints import INDEX_SUFFIX
 from ckptavg.errors import FormatError
 from ckptavg.formats.interface import CheckpointReader, Layout, Stamp, Structure
 from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
 from ckptavg.formats.tf_checkpoint import TensorFlowReader, TensorFlowWriter
-from ckptavg.formats.tf_files import INDEX_SUFFIX, has_index
+from ckptavg.formats.tf_files import has_index
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.formats.writing import CheckpointWriter
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-INDEX_SUFFIX = ".index"
+from ckptavg.checkpoints import INDEX_SUFFIX
 
 
 def index_file(path: Path) -> Path:

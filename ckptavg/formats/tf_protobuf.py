@@ -159,6 +159,8 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
     Raises:
         Refused: it is cut off or too large.
     """
+    if position < len(data) and data[position] < 0x80:  # nearly always
+        return data[position], position + 1
     value = shift = 0
     while position < len(data) and shift < 70:
         byte = data[position]
