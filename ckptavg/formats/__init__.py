@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from ckptavg.checkpoints import INDEX_SUFFIX
 from ckptavg.errors import FormatError
 from ckptavg.formats.interface import CheckpointReader, Layout, Stamp, Structure
 from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
@@ -12,6 +13,8 @@ from ckptavg.formats.safetensors import (
     ShardedSafetensorsReader,
     ShardedSafetensorsWriter,
 )
+from ckptavg.formats.tf_checkpoint import TensorFlowReader, TensorFlowWriter
+from ckptavg.formats.tf_files import has_index
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.formats.writing import CheckpointWriter
 
@@ -20,12 +23,14 @@ _READERS: dict[str, type[CheckpointReader]] = {
     ".keras": KerasArchiveReader,
     ".safetensors": SafetensorsReader,
     ".safetensors.index.json": ShardedSafetensorsReader,
+    INDEX_SUFFIX: TensorFlowReader,
 }
 _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".weights.h5": WeightsH5Writer,
     ".keras": KerasArchiveWriter,
     ".safetensors": SafetensorsWriter,
     ".safetensors.index.json": ShardedSafetensorsWriter,
+    INDEX_SUFFIX: TensorFlowWriter,
 }
 READ_SUFFIXES = tuple(_READERS)
 """Of the files that `open_reader` can read."""
@@ -53,6 +58,8 @@ def open_reader(
     Raises:
         FormatError: the suffix is of no known format, or the file is damaged.
     """
+    if has_index(path) and not path.is_file():  # a prefix, whatever it ends in
+        return TensorFlowReader(path, structure, like)
     for suffix, reader in _READERS.items():
         if path.name.endswith(suffix):
             return reader(path, structure, like)
