@@ -132,7 +132,7 @@ class Texts:
             return b""
         if heap not in self._heaps:
             self._heaps[heap] = self._objects(heap)
-        found = self._heaps[heap][index]
+        found = self._heaps[heap].pop(index)  # a text belongs to one attribute
         if len(found) != length:
             raise ValueError("a text has another length than its attribute states")
         return found

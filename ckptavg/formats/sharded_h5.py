@@ -70,10 +70,11 @@ class ShardedH5Reader(Hdf5Reader):
 
     def _check_index(self, places: set[tuple[str, str]], total: float) -> None:
         for folder, shard in sorted(places ^ self._stated):
-            names, holds = ("names", "lacks") if shard in self._stated else ("lacks", "holds")
+            named = (folder, shard) in self._stated
             raise FormatError(
-                f"refusing {self.path}: it {names} '{folder}' in {shard}, which {holds} it. Saving "
-                "was interrupted, or files were mixed up: save the checkpoint again"
+                f"refusing {self.path}: '{folder}' is {'' if named else 'not '}said to lie in "
+                f"{shard}, which {'lacks' if named else 'holds'} it. Saving was interrupted, or "
+                "files were mixed up: save the checkpoint again"
             )
         if self._total != total:
             raise FormatError(
