@@ -18,18 +18,19 @@ from ckptavg.version import __version__
 
 if TYPE_CHECKING:
     from ckptavg.batch_norm import BatchNormReport, update_batch_norm
+    from ckptavg.checkpoints import Checkpoint
     from ckptavg.errors import CkptavgError
     from ckptavg.evaluation import evaluate
     from ckptavg.merging import MergeReport, merge, run_plan
     from ckptavg.plan import MergePlan, plan_merge
     from ckptavg.record import Record
     from ckptavg.refresh import RefreshReport, merge_into_model, refresh_batch_norm
-    from ckptavg.run import Checkpoint, Run, open_run
+    from ckptavg.run import Run, open_run
     from ckptavg.saver import CheckpointSaver
 
 _HOMES = {
     "BatchNormReport": "batch_norm",
-    "Checkpoint": "run",
+    "Checkpoint": "checkpoints",
     "CheckpointSaver": "saver",
     "CkptavgError": "errors",
     "MergePlan": "plan",

@@ -8,6 +8,9 @@ import numpy as np
 
 from ckptavg.tensors import is_opaque
 
+_ROUNDING = 1e-13
+"""How far a sum of normalized coefficients may be from 1."""
+
 PIECE = 64 * 1024
 """Elements that are summed at once: their float64 sum stays in a core's L2 cache."""
 
@@ -25,10 +28,13 @@ class Terms:
 
     @classmethod
     def of(cls, coefficients: Sequence[float]) -> "Terms":
-        """Terms of coefficients that sum to 1 within rounding."""
+        """Terms of coefficients that sum to 1 within rounding, or to anything else on purpose."""
+        total = math.fsum(coefficients)
+        if abs(total - 1.0) > _ROUNDING:
+            return cls(tuple(coefficients), 1.0)
         if len(set(coefficients)) == 1:
             return cls((1.0,) * len(coefficients), float(len(coefficients)))
-        return cls(tuple(coefficients), math.fsum(coefficients))
+        return cls(tuple(coefficients), total)
 
 
 class WeightedMean:

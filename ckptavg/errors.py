@@ -25,6 +25,10 @@ class MismatchError(CkptavgError, ValueError):
     """Checkpoints do not belong to the same model."""
 
 
+class RecipeError(CkptavgError, ValueError):
+    """Coefficients or rules do not describe an average of the checkpoints."""
+
+
 class IntegrityError(CkptavgError, ValueError):
     """The bytes of a checkpoint are not those that were saved, or cannot be averaged."""
 

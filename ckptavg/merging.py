@@ -8,20 +8,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckptavg.digests import Digests, fingerprint, recall
 from ckptavg.errors import ResourceError
 from ckptavg.formats import CheckpointReader, open_reader, open_writer
+from ckptavg.journal import Journal
 from ckptavg.outputs import check_output
-from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, SourcePlan, plan_merge
+from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
 from ckptavg.record import (
     Record,
     SourceRecord,
-    TensorRecord,
     commit_with_record,
     now,
     versions,
 )
-from ckptavg.run import Sources
-from ckptavg.streaming import Progress, stream
+from ckptavg.rules import EQUAL
+from ckptavg.sources import Sources
+from ckptavg.streaming import GroupDigests, Progress, divide_plan, stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class MergeReport:
         record: the record beside it.
         plan: what was planned and done; left out of the `repr`, like the record.
         unverified: sources that have no record to prove their bytes.
+        resumed: share of the work, from 0 to 1, that an interrupted merge had done before.
         seconds: from opening the checkpoints to the record; planning is not in it.
     """
 
@@ -40,6 +43,7 @@ class MergeReport:
     record: Record = field(repr=False)
     plan: MergePlan = field(repr=False)
     unverified: tuple[Path, ...]
+    resumed: float
     seconds: float
 
 
@@ -48,10 +52,13 @@ def merge(
     output: str | Path,
     *,
     coefficients: Sequence[float] | None = None,
+    normalize: bool = True,
+    non_float: str = EQUAL,
     model: str | Path | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
     jobs: int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> MergeReport:
     """Averages checkpoints into one file, streaming, in fixed memory.
@@ -92,41 +99,88 @@ def merge(
         sources,
         output,
         coefficients=coefficients,
+        normalize=normalize,
+        non_float=non_float,
         model=model,
         max_memory=max_memory,
         jobs=jobs,
         overwrite=overwrite,
     )
-    return run_plan(plan, progress)
+    return run_plan(plan, progress, resume=resume)
 
 
-def run_plan(plan: MergePlan, progress: Progress | None = None) -> MergeReport:
+def run_plan(
+    plan: MergePlan, progress: Progress | None = None, *, resume: bool = False
+) -> MergeReport:
     """Does what a plan says; see `merge`."""
     started = time.perf_counter()
-    _allow_open_files(len(plan.sources))
+    groups = divide_plan(plan)
+    digests = Digests(plan, groups)
+    resumed = 0
     with ExitStack() as stack:
-        readers = [
-            stack.enter_context(open_reader(source.path, source.structure))
-            for source in plan.sources
-        ]
-        _check_unchanged(plan.sources, readers)
-        writer = stack.enter_context(open_writer(plan.output, plan.structure, plan.model_config))
-        digests = stream(plan, readers, writer, progress or (lambda _: None))
-        _check_unchanged(plan.sources, readers)
-        tensors = {
-            name: TensorRecord(tensor.shape, tensor.dtype, tuple(digests[name]))
-            for name, tensor in plan.structure.tensors.items()
-        }
-        record = _record(plan, writer.finish())
+        readers = open_sources(plan, stack)
+        journal = stack.enter_context(Journal(plan.output, fingerprint(plan), resume=resume))
+        writer = stack.enter_context(
+            open_writer(
+                plan.output, plan.structure, plan.model_config, resume=bool(journal.entries)
+            )
+        )
+        if not writer.resumed:
+            journal.restart()
+
+        def done(number: int) -> GroupDigests | None:
+            nonlocal resumed
+            found = recall(journal, writer, plan, number, groups[number])
+            resumed += found is not None
+            return found
+
+        def finished(number: int, found: GroupDigests) -> None:
+            digests.add(number, found)
+            journal.add(number, found.written, found.read)
+
+        try:
+            stream(plan, readers, groups, writer.write, finished, done, progress)
+        except (KeyboardInterrupt, SystemExit):
+            # Stopped, not failed: with `resume` what is done waits for the next merge.
+            journal.keep = writer.keep_partial = resume
+            raise
+        check_unchanged(plan, readers)
+        record = _record(plan, writer.finish(), digests)
         check_output(plan.output, plan.overwrite)
-        record = commit_with_record(writer.commit, record, tensors, plan.output)
+        record = commit_with_record(writer.commit, record, digests.tensor_records(), plan.output)
     return MergeReport(
         output=plan.output,
         record=record,
         plan=plan,
         unverified=tuple(source.path for source in plan.sources if source.record is None),
+        resumed=resumed / max(1, len(groups)),
         seconds=time.perf_counter() - started,
     )
+
+
+def open_sources(plan: MergePlan, stack: ExitStack) -> list[CheckpointReader]:
+    """Opens all sources of a plan, as they were when it was made; the stack closes them.
+
+    Raises:
+        IntegrityError: one has changed since.
+        ResourceError: they are more files than a process may open.
+    """
+    _allow_open_files(sum(len(source.stamps) for source in plan.sources))
+    readers = [
+        stack.enter_context(open_reader(source.path, source.structure)) for source in plan.sources
+    ]
+    check_unchanged(plan, readers)
+    return readers
+
+
+def check_unchanged(plan: MergePlan, readers: Sequence[CheckpointReader]) -> None:
+    """Makes sure that no source has changed since the plan was made.
+
+    Raises:
+        IntegrityError: one has.
+    """
+    for source, reader in zip(plan.sources, readers, strict=True):
+        reader.check_unchanged(source.stamps)
 
 
 def _allow_open_files(count: int) -> None:
@@ -137,26 +191,20 @@ def _allow_open_files(count: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise ResourceError(
-            f"{count} checkpoints need {needed} open files, but the system allows {hard}: "
+            f"{count} files of checkpoints must be open at once, but the system allows {hard}: "
             "average groups of them, then the averages"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _check_unchanged(sources: Sequence[SourcePlan], readers: Sequence[CheckpointReader]) -> None:
-    for source, reader in zip(sources, readers, strict=True):
-        reader.check_unchanged(source.stamps)
-
-
-def _record(plan: MergePlan, size: int) -> Record:
+def _record(plan: MergePlan, size: int, digests: Digests) -> Record:
     folder = plan.output.parent.resolve()
-    last = plan.sources[-1].record
     return Record(
         file=plan.output.name,
         size=size,
         time=now(),
         versions=versions(),
-        epoch=last.epoch if last and len(plan.sources) == 1 else None,
+        epoch=plan.sources[0].epoch if len(plan.sources) == 1 else None,
         batch_norm=plan.batch_norm,
         model=os.path.relpath(plan.model_file, folder) if plan.model_file else None,
         recipe=plan.recipe,
@@ -165,9 +213,10 @@ def _record(plan: MergePlan, size: int) -> Record:
                 path=os.path.relpath(source.path.resolve(), folder),
                 size=source.size,
                 coefficient=source.coefficient,
-                epoch=source.record.epoch if source.record else None,
-                verified=source.record is not None and source.coefficient != 0.0,
+                epoch=source.epoch,
+                verified=source.proof is not None and source.coefficient != 0.0,
+                digest=digests.source(index),
             )
-            for source in plan.sources
+            for index, source in enumerate(plan.sources)
         ),
     )

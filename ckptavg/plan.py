@@ -1,13 +1,13 @@
 """The plan of a merge: everything checked and decided before a byte is written."""
 
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.accumulate import PIECE
+from ckptavg.checkpoints import Checkpoint, main_file
 from ckptavg.errors import FormatError, IntegrityError, MismatchError, OutputError, ResourceError
 from ckptavg.formats import (
     CheckpointReader,
@@ -20,12 +20,21 @@ from ckptavg.formats import (
 from ckptavg.outputs import check_output
 from ckptavg.proof import Proof
 from ckptavg.recipes import check_coefficients, uniform
-from ckptavg.record import BatchNormRecord, Record
-from ckptavg.run import Checkpoint, Sources, resolve
-from ckptavg.tensors import BLOCK_SIZE, TensorInfo
-
-AVERAGE, EQUAL, LAST, DROP = "average", "equal", "last", "drop"
-"""What becomes of a tensor: the mean of all; a copy, if all agree; the last one's; nothing."""
+from ckptavg.record import DIGEST_SIZE, BatchNormRecord, Record
+from ckptavg.rules import (
+    AVERAGE,
+    DROP,
+    EQUAL,
+    LAST,
+    PlanItem,
+    check_config_not_quantized,
+    check_not_quantized,
+    count_batch_norm,
+    decide,
+)
+from ckptavg.sources import Sources, resolve
+from ckptavg.strips import count_regions
+from ckptavg.tensors import BLOCK_SIZE
 
 DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
 DEFAULT_JOBS = 4
@@ -33,16 +42,6 @@ DEFAULT_JOBS = 4
 _JOB_MEMORY = 14 * 8 * PIECE
 """Of one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic takes beside."""
 _TENSOR_MEMORY = 1024
-_BATCH_NORM = re.compile(r"(^|/)batch_normalization(_\d+)?/vars/")
-
-
-@dataclass(frozen=True, slots=True)
-class PlanItem:
-    """What becomes of one tensor, and why."""
-
-    tensor: TensorInfo
-    action: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,7 @@ class SourcePlan:
     structure: Structure
     record: Record | None
     proof: Proof | None
+    epoch: int | None = None
 
     @property
     def size(self) -> int:
@@ -110,6 +110,8 @@ def plan_merge(
     output: str | Path,
     *,
     coefficients: Sequence[float] | None = None,
+    normalize: bool = True,
+    non_float: str = EQUAL,
     model: str | Path | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
     jobs: int | None = None,
@@ -130,23 +132,21 @@ def plan_merge(
     coefficients = (
         uniform(len(checkpoints))
         if coefficients is None
-        else check_coefficients(coefficients, len(checkpoints))
+        else check_coefficients(coefficients, len(checkpoints), normalize=normalize)
     )
     planned = _open_all(checkpoints, coefficients)
     reference = planned[0]
     for source in planned[1:]:
         _check_same_model(reference, source)
     last = planned[-1].structure
-    items = tuple(
-        _decide(tensor, len(planned), name in last.optimizer)
-        for name, tensor in last.tensors.items()
-    )
+    check_not_quantized(planned[-1].path, last)
+    items = decide(last, len(planned), non_float)
     if all(item.action == DROP for item in items):
         raise FormatError(f"{reference.path} holds no weights")
     model_file = Path(model) if model is not None else _model_file(checkpoints)
     written = sum(item.tensor.nbytes for item in items if item.action != DROP)
     _check_disk(output, written * (2 if suffix == ".keras" or live_model else 1))
-    jobs, memory = _fit_memory(jobs, max_memory, planned, written)
+    jobs, memory = _fit_memory(jobs, max_memory, planned, items)
     return MergePlan(
         output=output,
         overwrite=overwrite,
@@ -165,11 +165,6 @@ def plan_merge(
         bytes_written=written,
         memory=memory,
     )
-
-
-def count_batch_norm(names: object) -> int:
-    """How many BatchNormalization layers the stored names of tensors tell of."""
-    return len({m.string[: m.end()] for m in map(_BATCH_NORM.search, names) if m})
 
 
 def _open_all(
@@ -192,20 +187,16 @@ def _open_all(
                 firsts[id(structure)] = proof.first
             planned.append(
                 SourcePlan(
-                    checkpoint.path, coefficient, reader.stamps, structure, checkpoint.record, proof
+                    checkpoint.path,
+                    coefficient,
+                    reader.stamps,
+                    structure,
+                    checkpoint.record,
+                    proof,
+                    checkpoint.epoch,
                 )
             )
     return tuple(planned)
-
-
-def _decide(tensor: TensorInfo, count: int, optimizer: bool) -> PlanItem:
-    if optimizer:
-        return PlanItem(tensor, DROP, "optimizer state")
-    if tensor.is_float:
-        return PlanItem(tensor, AVERAGE, f"mean of {count}" if count > 1 else "the only one")
-    if "seed_generator" in tensor.name:
-        return PlanItem(tensor, LAST, "state of a random generator, from the last checkpoint")
-    return PlanItem(tensor, EQUAL, f"{tensor.dtype} has no mean, all must agree")
 
 
 def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
@@ -221,7 +212,7 @@ def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
 def _check_distinct(checkpoints: Sequence[Checkpoint], output: Path) -> None:
     seen = set()
     for checkpoint in checkpoints:
-        if not checkpoint.path.is_file():
+        if not main_file(checkpoint.path).is_file():
             raise IntegrityError(f"there is a record but no file {checkpoint.path}")
         place = checkpoint.path.resolve()
         if place == output.resolve():
@@ -260,16 +251,21 @@ def _check_disk(output: Path, needed: int) -> None:
 
 
 def _fit_memory(
-    jobs: int | None, max_memory: int, sources: Sequence[SourcePlan], written: int
+    jobs: int | None,
+    max_memory: int,
+    sources: Sequence[SourcePlan],
+    items: Sequence[PlanItem],
 ) -> tuple[int, int]:
     """As many threads as asked for, or as there is work and memory for."""
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise ResourceError(f"jobs is {jobs!r}, but must be a whole number, at least 1")
     wanted = jobs or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+    written = sum(item.tensor.nbytes for item in items if item.action != DROP)
     wanted = min(wanted, -(-written // BLOCK_SIZE) or 1)
     structures = {id(source.structure): source.structure for source in sources}
     index = sum(len(structure.tensors) for structure in structures.values()) * _TENSOR_MEMORY
     index += sum(len(source.proof.digests) for source in sources if source.proof is not None)
+    index += count_regions(items) * DIGEST_SIZE * (len(sources) + 1)
     least = index + _JOB_MEMORY
     if least > max_memory:
         raise ResourceError(
@@ -311,4 +307,6 @@ def _model_config(model_file: Path | None, output: Path, source: SourcePlan) -> 
     if model_file.suffix == ".keras":
         with open_reader(model_file) as reader:
             _check_same_model(source, reader)
-    return ModelConfig.read(model_file)
+    config = ModelConfig.read(model_file)
+    check_config_not_quantized(model_file, config)
+    return config

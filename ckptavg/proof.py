@@ -21,13 +21,15 @@ def tensor_records(path: Path) -> dict[str, TensorRecord]:
             name: TensorRecord(
                 tensor.shape,
                 tensor.dtype,
-                tuple(region_digest(reader, tensor, region) for region in regions(tensor.nbytes)),
+                tuple(
+                    region_digest(reader, tensor, region).hex() for region in regions(tensor.nbytes)
+                ),
             )
             for name, tensor in reader.structure.model_tensors.items()
         }
 
 
-def region_digest(reader: CheckpointReader, tensor: TensorInfo, region: Region) -> str:
+def region_digest(reader: CheckpointReader, tensor: TensorInfo, region: Region) -> bytes:
     """The digest of a region's bytes, read afresh."""
     buffer = bytearray(region.nbytes)
     reader.read_into(tensor, region.start, memoryview(buffer))
@@ -97,14 +99,14 @@ class Proof:
             number += len(found)
         return cls(bytes.fromhex("".join(parts)), numbers if first is None else first)
 
-    def check(self, path: Path, tensor: TensorInfo, region: Region, found: str) -> None:
+    def check(self, path: Path, tensor: TensorInfo, region: Region, found: bytes) -> None:
         """Makes sure that a region of a tensor has the digest that was recorded.
 
         Raises:
             IntegrityError: it has another; the message names file, tensor and block.
         """
         start = (self.first[tensor.name] + region.block) * DIGEST_SIZE
-        if self.digests[start : start + DIGEST_SIZE] != bytes.fromhex(found):
+        if self.digests[start : start + DIGEST_SIZE] != found:
             raise IntegrityError(
                 f"{path} is damaged: block {region.block} of '{tensor.name}' (its bytes from "
                 f"{region.start:,} on) is not what was saved, by the digest in its record"

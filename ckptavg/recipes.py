@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ckptavg.errors import MismatchError
+from ckptavg.errors import RecipeError
 
 _SUM_TOLERANCE = 1e-6
 
@@ -13,27 +13,38 @@ def uniform(count: int) -> tuple[float, ...]:
     return (1.0 / count,) * count
 
 
-def check_coefficients(coefficients: Sequence[float], count: int) -> tuple[float, ...]:
+def check_coefficients(
+    coefficients: Sequence[float], count: int, *, normalize: bool = True
+) -> tuple[float, ...]:
     """Makes sure that coefficients describe an average of `count` checkpoints.
 
+    Args:
+        coefficients: one for each checkpoint; they may be negative.
+        count: number of checkpoints.
+        normalize: whether they must sum to 1, as those of an average do; sums of task vectors
+            (Ilharco et al., arXiv 2212.04089) do not.
+
     Returns:
-        The coefficients, divided by their sum, which is 1 but for rounding.
+        The coefficients; if they must sum to 1, divided by their sum, which is 1 but for rounding.
 
     Raises:
-        MismatchError: they are not numbers, there are more or fewer than checkpoints, one is not
-            finite, or they do not sum to 1 within 1e-6.
+        RecipeError: they are not numbers, there are more or fewer than checkpoints, one is not
+            finite, or they do not sum to 1 within 1e-6 though they must.
     """
     try:
         values = tuple(float(value) for value in coefficients)
     except (TypeError, ValueError) as error:
-        raise MismatchError(
-            f"coefficients must be numbers, but are {coefficients!r:.80}"
-        ) from error
+        raise RecipeError(f"coefficients must be numbers, but are {coefficients!r:.80}") from error
     if len(values) != count:
-        raise MismatchError(f"there are {len(values)} coefficients for {count} checkpoints")
+        raise RecipeError(f"there are {len(values)} coefficients for {count} checkpoints")
     if not all(math.isfinite(value) for value in values):
-        raise MismatchError(f"coefficients must be finite numbers, but are {list(values)}")
+        raise RecipeError(f"coefficients must be finite numbers, but are {list(values)}")
+    if not normalize:
+        return values
     total = math.fsum(values)
     if abs(total - 1) > _SUM_TOLERANCE:
-        raise MismatchError(f"coefficients must sum to 1, but sum to {total:.9g}")
+        raise RecipeError(
+            f"coefficients must sum to 1, but sum to {total:.9g}: change them, or keep their sum "
+            "(--no-normalize, in Python normalize=False)"
+        )
     return tuple(value / total for value in values)

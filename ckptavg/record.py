@@ -52,6 +52,8 @@ class SourceRecord:
         coefficient: its share in the average.
         epoch: the epoch it was saved at, where known.
         verified: whether its bytes were proven by its own record while they were read.
+        digest: of all bytes that were read: the xxh3-128 of the digests of all 8 MiB regions, in
+            order, zeros for those that were not read.
     """
 
     path: str
@@ -59,6 +61,7 @@ class SourceRecord:
     coefficient: float
     epoch: int | None = None
     verified: bool = False
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +222,9 @@ def is_record(path: Path) -> bool:
         return FORMAT.encode() in file.read(256)
 
 
-def digest(data: bytes | bytearray) -> str:
-    """The xxh3-128 digest of bytes, 32 hexadecimal digits."""
-    return xxhash.xxh3_128_hexdigest(data)
+def digest(data: bytes | bytearray) -> bytes:
+    """The xxh3-128 digest of bytes: 16 bytes, written as 32 hexadecimal digits."""
+    return xxhash.xxh3_128_digest(data)
 
 
 def now() -> str:
@@ -301,6 +304,7 @@ def _read_source(content: dict[str, Any]) -> SourceRecord:
         coefficient=float(content["coefficient"]),
         epoch=_optional(_whole, content["epoch"]),
         verified=bool(content["verified"]),
+        digest=_optional(_digest, content.get("digest")),
     )
 
 

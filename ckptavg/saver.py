@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from ckptavg.checkpoints import describe_epochs
 from ckptavg.errors import ModelError, RunError, SaverError
 from ckptavg.files import TEMPORARY_PREFIX, commit, temporary_sibling, write_text
 from ckptavg.keras_models import batch_norm_layers, model_config, save_weights
@@ -16,7 +17,6 @@ from ckptavg.run import (
     MODEL_FILE,
     RECORD_PATTERN,
     WEIGHTS_SUFFIX,
-    describe_epochs,
     open_run,
 )
 from ckptavg.schedule import Schedule
@@ -155,8 +155,9 @@ class CheckpointSaver(keras.callbacks.Callback):
             return
         if run.records[-1].epoch > first_epoch:
             raise SaverError(
-                f"{self.directory} holds {describe_epochs(run.records)}, but training begins with "
-                f"epoch {first_epoch + 1}: choose an empty directory, or go on with initial_epoch"
+                f"{self.directory} holds {describe_epochs(run.checkpoints)}, but training begins "
+                f"with epoch {first_epoch + 1}: choose an empty directory, or go on with "
+                "initial_epoch"
             )
         if self.schedule.sets_rate:
             # The optimizer of a training that goes on may hold a rate that was lowered before.

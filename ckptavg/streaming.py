@@ -1,167 +1,274 @@
 """Streams the regions of checkpoints through their mean into an output, in several threads."""
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xxhash
 
 from ckptavg.accumulate import PIECE, Terms, WeightedMean
 from ckptavg.errors import IntegrityError, MismatchError
-from ckptavg.formats import CheckpointReader, CheckpointWriter
-from ckptavg.plan import AVERAGE, DROP, LAST, MergePlan, PlanItem
+from ckptavg.formats import CheckpointReader
+from ckptavg.plan import MergePlan
 from ckptavg.proof import region_digest
-from ckptavg.tensors import BLOCK_SIZE, Region, TensorInfo, regions
+from ckptavg.rules import AVERAGE, EQUAL, LAST
+from ckptavg.strips import Segment, Strip, divide
 
 Progress = Callable[[int], None]
 """Is told of bytes that were read, from any thread."""
+
+Write = Callable[[str, int, memoryview], None]
+"""Takes the bytes of a tensor: its name, the first byte's place in it, the bytes."""
+
+BUFFER = PIECE * 8
+"""Bytes of the buffer of one thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDigests:
+    """Digests of a group of regions, packed in the order of its segments.
+
+    Attributes:
+        written: of the output.
+        read: of the sources that were read for each segment, one after the other.
+    """
+
+    written: bytes
+    read: bytes
+
+
+Finished = Callable[[int, GroupDigests], None]
+"""Is told of groups in order, from the thread that called `stream`."""
 
 
 def stream(
     plan: MergePlan,
     readers: Sequence[CheckpointReader],
-    writer: CheckpointWriter,
-    progress: Progress,
-) -> dict[str, list[str]]:
-    """Averages every region; returns the digests of the output by tensor, in order."""
-    groups = list(_groups(plan.items))
-    workers = [_Worker(plan, readers, writer, progress) for _ in range(plan.jobs)]
-    digests: dict[str, list[str]] = {
-        item.tensor.name: [] for item in plan.items if item.action != DROP
-    }
+    groups: Sequence[Sequence[Strip]],
+    write: Write,
+    finished: Finished,
+    done: Callable[[int], GroupDigests | None] = lambda _: None,
+    progress: Progress | None = None,
+) -> None:
+    """Averages every region.
 
-    def run(group: list[_Work]) -> list[str]:
+    Args:
+        plan: of the merge.
+        readers: of its sources.
+        groups: its work, as `divide_plan` gives it.
+        write: takes the averages.
+        finished: is told of every group when its bytes are written.
+        done: gives the digests of a group that an earlier merge finished, so that it is skipped.
+        progress: is told of bytes that were read, or need not be.
+    """
+    progress = progress or (lambda _: None)
+    workers = [_Worker(plan, readers, write, progress) for _ in range(plan.jobs)]
+
+    def run(number: int) -> GroupDigests:
         worker = workers.pop()
         try:
+            if number + plan.jobs < len(groups):
+                worker.expect(groups[number + plan.jobs])
             # What overflows or is invalid is found in the results, and reported by name.
             with np.errstate(all="ignore"):
-                return [worker.run(work) for work in group]
+                return worker.run(groups[number])
         finally:
             workers.append(worker)
 
     with ThreadPoolExecutor(plan.jobs) as pool:
-        futures = [pool.submit(run, group) for group in groups]
+        waiting: deque[tuple[int, Future[GroupDigests] | GroupDigests]] = deque()
         try:
-            for group, future in zip(groups, futures, strict=True):
-                for work, digest in zip(group, future.result(), strict=True):
-                    digests[work.item.tensor.name].append(digest)
+            for number, group in enumerate(groups):
+                known = done(number)
+                if known is not None:
+                    progress(_bytes_read(plan, group))
+                waiting.append((number, known or pool.submit(run, number)))
+                if len(waiting) > 4 * plan.jobs:
+                    _finish(waiting.popleft(), finished)
+            while waiting:
+                _finish(waiting.popleft(), finished)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return digests
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """One region of one tensor: independent of every other."""
+def divide_plan(plan: MergePlan) -> list[list[Strip]]:
+    """The work of a plan in groups, which are independent of each other."""
+    return divide(plan.items, [source.structure for source in plan.sources])
 
-    item: PlanItem
-    region: Region
+
+def chosen_sources(plan: MergePlan, action: str) -> list[int]:
+    """Which sources are read for a tensor."""
+    factors = Terms.of(plan.coefficients).factors
+    if action == LAST:
+        return [len(factors) - 1]
+    if action == AVERAGE:
+        return [n for n, factor in enumerate(factors) if factor != 0.0] or [len(factors) - 1]
+    return list(range(len(factors)))
+
+
+def _bytes_read(plan: MergePlan, group: Sequence[Strip]) -> int:
+    segments = [segment for strip in group for segment in strip.segments]
+    return sum(s.region.nbytes * len(chosen_sources(plan, s.item.action)) for s in segments)
+
+
+def _finish(entry: tuple[int, Future[GroupDigests] | GroupDigests], finished: Finished) -> None:
+    number, result = entry
+    finished(number, result.result() if isinstance(result, Future) else result)
 
 
 class _Worker:
-    """Averages regions with the buffers of one thread."""
+    """Averages strips with the buffers of one thread."""
 
     def __init__(
         self,
         plan: MergePlan,
         readers: Sequence[CheckpointReader],
-        writer: CheckpointWriter,
+        write: Write,
         progress: Progress,
     ) -> None:
         self._plan = plan
         self._readers = readers
-        self._writer = writer
+        self._write = write
         self._progress = progress
         self._terms = Terms.of(plan.coefficients)
-        self._buffer = memoryview(bytearray(PIECE * 8))
+        self._chosen = {a: chosen_sources(plan, a) for a in (AVERAGE, EQUAL, LAST)}
+        self._buffer = memoryview(bytearray(BUFFER))
         self._mean = WeightedMean()
 
-    def run(self, work: _Work) -> str:
-        """Writes one region of the output; returns its digest."""
-        tensor, action = work.item.tensor, work.item.action
-        chosen = [
-            index
-            for index, factor in enumerate(self._terms.factors)
-            if (factor != 0.0 if action == AVERAGE else action != LAST)
-        ] or [len(self._readers) - 1]
-        proofs = {index: xxhash.xxh3_128() for index in chosen}
-        written = xxhash.xxh3_128()
-        step = PIECE * tensor.numpy_dtype.itemsize
-        for start in range(work.region.start, work.region.start + work.region.nbytes, step):
-            nbytes = min(step, work.region.start + work.region.nbytes - start)
-            if action == AVERAGE:
-                result = self._average(tensor, start, nbytes, proofs)
-                if not _all_finite(result):
-                    self._explain_not_finite(work, start, nbytes, chosen)
-                result = result.view(np.uint8).data
-            else:
-                result = self._copy(work, start, nbytes, proofs)
-            written.update(result)
-            self._writer.write(tensor.name, start, result)
-            self._progress(nbytes * len(chosen))
-        for index, proof in proofs.items():
-            source = self._plan.sources[index]
-            if source.proof is not None:
-                source.proof.check(source.path, tensor, work.region, proof.hexdigest())
-        return written.hexdigest()
+    def expect(self, group: Sequence[Strip]) -> None:
+        """Lets the system read ahead what will be needed soon."""
+        for strip in group:
+            tensor = strip.segments[0].item.tensor
+            for index in self._chosen[strip.segments[0].item.action]:
+                if strip.extent is not None:
+                    self._readers[index].expect(strip.extent)
+                    continue
+                extent = self._plan.sources[index].structure.tensors[tensor.name].extent
+                if extent is not None:
+                    start = extent.offset + strip.segments[0].region.start
+                    self._readers[index].expect(replace(extent, offset=start, nbytes=strip.nbytes))
+
+    def run(self, group: Sequence[Strip]) -> GroupDigests:
+        digests = [self._run(strip) for strip in group]
+        return GroupDigests(
+            b"".join(found.written for found in digests), b"".join(found.read for found in digests)
+        )
+
+    def _run(self, strip: Strip) -> GroupDigests:
+        """Writes the segments of a strip."""
+        tensor, action = strip.segments[0].item.tensor, strip.segments[0].item.action
+        chosen = self._chosen[action]
+        read = {index: _Digests(len(strip.segments)) for index in chosen}
+        written = _Digests(len(strip.segments))
+        itemsize = tensor.numpy_dtype.itemsize
+        step = min(PIECE * itemsize, BUFFER // itemsize * itemsize)
+        for start in range(0, strip.nbytes, step):
+            nbytes = min(step, strip.nbytes - start)
+            parts = list(strip.parts(start, nbytes))
+            result = (
+                self._average(strip, start, nbytes, parts, read)
+                if action == AVERAGE
+                else self._copy(strip, start, nbytes, read)
+            )
+            for index, first, last in parts:
+                segment = strip.segments[index]
+                place = segment.region.start + start + first - strip.offsets[index]
+                written.update(index, result[first:last])
+                self._write(segment.item.tensor.name, place, result[first:last])
+            useful = sum(last - first for _, first, last in parts)
+            self._progress(useful * len(chosen))
+        for index, digests in read.items():
+            self._check(index, strip, digests.packed())
+        order = [digests.packed() for digests in read.values()]
+        return GroupDigests(
+            b"".join(written.packed()),
+            b"".join(b"".join(each) for each in zip(*order, strict=True)),
+        )
+
+    def _check(self, index: int, strip: Strip, found: Sequence[bytes]) -> None:
+        source = self._plan.sources[index]
+        if source.proof is not None:
+            for segment, digest in zip(strip.segments, found, strict=True):
+                source.proof.check(source.path, segment.item.tensor, segment.region, digest)
 
     def _average(
-        self, tensor: TensorInfo, start: int, nbytes: int, proofs: dict[int, xxhash.xxh3_128]
-    ) -> np.ndarray:
-        for index, proof in proofs.items():
-            data = self._read(index, tensor, start, nbytes)
-            proof.update(data)
-            self._mean.add(np.frombuffer(data, tensor.numpy_dtype), self._terms.factors[index])
-        return self._mean.result(self._terms.divisor)
+        self,
+        strip: Strip,
+        start: int,
+        nbytes: int,
+        parts: Sequence[tuple[int, int, int]],
+        read: Mapping[int, "_Digests"],
+    ) -> memoryview:
+        dtype = strip.segments[0].item.tensor.numpy_dtype
+        for index, digests in read.items():
+            data = self._read(index, strip, start, nbytes)
+            for part, first, last in parts:
+                digests.update(part, data[first:last])
+            self._mean.add(np.frombuffer(data, dtype), self._terms.factors[index])
+        result = self._mean.result(self._terms.divisor)
+        size = dtype.itemsize
+        for part, first, last in parts:
+            if not _all_finite(result[first // size : last // size]):
+                place = strip.segments[part].region.start + start + first - strip.offsets[part]
+                self._explain_not_finite(strip.segments[part], place, last - first, read)
+        return result.view(np.uint8).data
 
     def _copy(
-        self, work: _Work, start: int, nbytes: int, proofs: dict[int, xxhash.xxh3_128]
+        self, strip: Strip, start: int, nbytes: int, read: Mapping[int, "_Digests"]
     ) -> memoryview:
-        tensor = work.item.tensor
+        segment = strip.segments[0]
+        tensor = segment.item.tensor
         first: bytes | None = None
-        for index, proof in proofs.items():
-            data = self._read(index, tensor, start, nbytes)
-            proof.update(data)
+        for index, digests in read.items():
+            data = self._read(index, strip, start, nbytes)
+            digests.update(0, data)
             if first is None:
                 first, origin = bytes(data), index
             elif first != data:
-                self._check_damage(origin, work)
-                self._check_damage(index, work)
+                self._check_damage(origin, segment)
+                self._check_damage(index, segment)
                 raise MismatchError(
                     f"'{tensor.name}' ({tensor.dtype}) differs between "
                     f"{self._readers[origin].path} and {self._readers[index].path}: values of this "
-                    "type have no mean, so all checkpoints must agree. Leave those that do not out"
+                    "type have no mean, so all checkpoints must agree. Leave out those that do "
+                    "not, or take the last one's (--non-float last, in Python non_float='last')"
                 )
         return memoryview(first)
 
-    def _read(self, index: int, tensor: TensorInfo, start: int, nbytes: int) -> memoryview:
+    def _read(self, index: int, strip: Strip, start: int, nbytes: int) -> memoryview:
         buffer = self._buffer[:nbytes]
         assert len(buffer) == nbytes
-        source = self._plan.sources[index].structure.tensors[tensor.name]
-        self._readers[index].read_into(source, start, buffer)
+        name = strip.segments[0].item.tensor.name
+        tensor = self._plan.sources[index].structure.tensors[name]
+        if strip.extent is not None:
+            tensor = replace(tensor, extent=strip.extent)
+        self._readers[index].read_into(tensor, strip.segments[0].region.start + start, buffer)
         return buffer
 
-    def _check_damage(self, index: int, work: _Work) -> None:
-        source, name = self._plan.sources[index], work.item.tensor.name
+    def _check_damage(self, index: int, segment: Segment) -> None:
+        source, name = self._plan.sources[index], segment.item.tensor.name
         if source.proof is not None:
             stored = source.structure.tensors[name]
-            found = region_digest(self._readers[index], stored, work.region)
-            source.proof.check(source.path, stored, work.region, found)
+            found = region_digest(self._readers[index], stored, segment.region)
+            source.proof.check(source.path, stored, segment.region, found)
 
     def _explain_not_finite(
-        self, work: _Work, start: int, nbytes: int, chosen: Iterable[int]
+        self, segment: Segment, start: int, nbytes: int, chosen: Iterable[int]
     ) -> None:
         """Raises the error that names the culprit: damage first, which may look like NaN."""
-        tensor = work.item.tensor
+        tensor = segment.item.tensor
         for index in chosen:
             source = self._plan.sources[index]
-            values = np.frombuffer(self._read(index, tensor, start, nbytes), tensor.numpy_dtype)
-            values = values.astype(np.float64)
+            data = bytearray(nbytes)
+            stored = source.structure.tensors[tensor.name]
+            self._readers[index].read_into(stored, start, memoryview(data))
+            values = np.frombuffer(data, tensor.numpy_dtype).astype(np.float64)
             if np.isfinite(values).all():
                 continue
-            self._check_damage(index, work)
+            self._check_damage(index, segment)
             kind = "NaN" if np.isnan(values).any() else "infinity"
             raise IntegrityError(
                 f"'{tensor.name}' in {source.path} holds {kind}: leave this checkpoint out"
@@ -169,21 +276,17 @@ class _Worker:
         raise IntegrityError(f"the mean of '{tensor.name}' overflows {tensor.dtype}")
 
 
-def _groups(items: Iterable[PlanItem]) -> Iterable[list[_Work]]:
-    """Regions in order, small ones together: a thread takes on about one block at a time."""
-    group: list[_Work] = []
-    nbytes = 0
-    for item in items:
-        if item.action == DROP:
-            continue
-        for region in regions(item.tensor.nbytes):
-            group.append(_Work(item, region))
-            nbytes += region.nbytes
-            if nbytes >= BLOCK_SIZE:
-                yield group
-                group, nbytes = [], 0
-    if group:
-        yield group
+class _Digests:
+    """Digests of the segments of a strip, as their bytes come by in order."""
+
+    def __init__(self, count: int) -> None:
+        self._hashers = [xxhash.xxh3_128() for _ in range(count)]
+
+    def update(self, index: int, data: memoryview) -> None:
+        self._hashers[index].update(data)
+
+    def packed(self) -> list[bytes]:
+        return [hasher.digest() for hasher in self._hashers]
 
 
 def _all_finite(values: np.ndarray) -> bool:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg import merging, streaming, tensors
+from ckptavg import merging, streaming, strips, tensors
 from ckptavg.errors import (
     FormatError,
     IntegrityError,
     MismatchError,
     OutputError,
+    RecipeError,
     ResourceError,
     RunError,
 )
@@ -133,7 +134,7 @@ def test_bytes_do_not_depend_on_jobs_memory_or_regions(tmp_path, monkeypatch):
         ]
     ):
         monkeypatch.setattr(tensors, "BLOCK_SIZE", block)
-        monkeypatch.setattr(streaming, "BLOCK_SIZE", block)
+        monkeypatch.setattr(strips, "BLOCK_SIZE", block)
         monkeypatch.setattr(streaming, "PIECE", piece)
         out = tmp_path / f"out{number}.weights.h5"
         ckptavg.merge(paths, out, jobs=jobs, max_memory=memory)
@@ -359,9 +360,11 @@ def test_outputs_that_cannot_be(checkpoints, tmp_path, output, error, message):
 
 def test_sources_that_cannot_be(checkpoints, tmp_path):
     out = tmp_path / "o.weights.h5"
+    (tmp_path / "empty").mkdir()
     for sources, error, message in (
         ([], RunError, "no checkpoint to average"),
-        (tmp_path, RunError, "is not a run"),
+        (tmp_path / "empty", RunError, "holds no checkpoints"),
+        (tmp_path / "*.keras", RunError, "no checkpoint matches"),
         (tmp_path / "nowhere", RunError, "there is no checkpoint"),
         ([checkpoints[0], checkpoints[0]], MismatchError, "named twice"),
     ):
@@ -378,7 +381,7 @@ def test_sources_that_cannot_be(checkpoints, tmp_path):
     ],
 )
 def test_coefficients_that_cannot_be(checkpoints, tmp_path, coefficients, message):
-    with pytest.raises(MismatchError, match=message):
+    with pytest.raises(RecipeError, match=message):
         ckptavg.merge(checkpoints, tmp_path / "o.weights.h5", coefficients=coefficients)
 
 
@@ -550,7 +553,7 @@ def test_more_checkpoints_than_files_may_be_open(tmp_path):
         "try: ckptavg.merge(sys.argv[4:], sys.argv[3])\n"
         "except ckptavg.CkptavgError as error: print(error)\n"
     )
-    for soft, hard, said in ((128, 4096, ""), (128, 256, "300 checkpoints need 364 open files")):
+    for soft, hard, said in ((128, 4096, ""), (128, 256, "300 files of checkpoints must be open")):
         out = tmp_path / "o.weights.h5"
         result = subprocess.run(
             [sys.executable, "-c", code, str(soft), str(hard), str(out), *map(str, paths)],

@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ckptavg.checkpoints import Checkpoint, describe_epochs, list_epochs
 from ckptavg.cli.common import Json, human_size, print_json
 from ckptavg.formats import open_reader
 from ckptavg.record import Record
-from ckptavg.run import Checkpoint, Run, describe_epochs, list_epochs, open_run
+from ckptavg.run import Run, open_run
 
 _STATISTICS = {
     "running": "statistics as training left them",
@@ -48,7 +49,7 @@ def _print_run(run: Run) -> None:
         row = (str(record.epoch), _number(record.step), _number(record.learning_rate), size)
         table.add_row(*row, *values)
     total = human_size(sum(record.size for record in records))
-    typer.echo(f"{run.directory}: {describe_epochs(records)}, {total}")
+    typer.echo(f"{run.directory}: {describe_epochs(run.checkpoints)}, {total}")
     _describe(records[-1])
     typer.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
     if run.uncommitted:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ckptavg.checkpoints import Checkpoint, list_epochs, select
 from ckptavg.cli.common import (
     DATA_HELP,
     Json,
@@ -22,11 +23,11 @@ from ckptavg.cli.common import (
     print_json,
     progress_bars,
 )
-from ckptavg.errors import ResourceError, RunError, SpecError
+from ckptavg.errors import ResourceError, SpecError
 from ckptavg.merging import MergeReport, run_plan
 from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
 from ckptavg.record import BatchNormRecord
-from ckptavg.run import Checkpoint, list_epochs, open_run
+from ckptavg.sources import resolve
 
 
 def merge(
@@ -166,18 +167,9 @@ def _choose(
     best: int | None,
     monitor: str,
     mode: str,
-) -> list[Path] | tuple[Checkpoint, ...]:
-    if epochs is None and last is None and best is None:
-        return sources
-    if len(sources) != 1 or sources[0].is_file():
-        raise RunError(
-            "--epochs, --last and --best choose from one run, but "
-            + ("a file was named" if len(sources) == 1 else f"{len(sources)} sources were named")
-        )
+) -> tuple[Checkpoint, ...]:
     wanted = None if epochs is None else parse_epochs(epochs)
-    return open_run(sources[0]).select(
-        epochs=wanted, last=last, best=best, monitor=monitor, mode=mode
-    )
+    return select(resolve(sources), epochs=wanted, last=last, best=best, monitor=monitor, mode=mode)
 
 
 def _numbers(text: str | None) -> list[float] | None:

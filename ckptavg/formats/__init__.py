@@ -25,8 +25,11 @@ _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".hdf5": LegacyH5Writer,
     ".keras": KerasArchiveWriter,
 }
+READ_SUFFIXES = tuple(_READERS)
+"""Of the files that `open_reader` can read."""
 
 __all__ = [
+    "READ_SUFFIXES",
     "CheckpointReader",
     "CheckpointWriter",
     "Layout",

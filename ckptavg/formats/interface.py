@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -159,6 +160,13 @@ class CheckpointReader(ABC):
                     "it was truncated while it was read"
                 )
             filled += count
+
+    def expect(self, extent: Extent) -> None:
+        """Lets the system read bytes ahead that will be asked for soon."""
+        with suppress(OSError):  # it is a hint, which not every file system takes
+            os.posix_fadvise(
+                self._descriptors[extent.file], extent.offset, extent.nbytes, os.POSIX_FADV_WILLNEED
+            )
 
     def layout(self) -> Layout | None:
         """What a checkpoint that resembles this one is recognized by; None where it is large."""

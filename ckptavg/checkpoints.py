@@ -1,0 +1,186 @@
+"""Checkpoints and the choice among them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptavg.errors import RunError
+from ckptavg.record import Record, find_record
+
+INDEX_SUFFIX = ".index"
+"""Of the main file of a TensorFlow checkpoint, which is named by what stands before it."""
+
+_MAXIMIZED = ("accuracy", "acc", "auc", "precision", "recall", "f1", "iou")
+_MINIMIZED = ("loss", "error", "mse", "mae", "rmse", "mape")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint with its record, if it has one.
+
+    Attributes:
+        path: its file, the index of its shards, or the prefix of a TensorFlow checkpoint.
+        record: what `CheckpointSaver` or `merge` noted of it.
+        named_epoch: the epoch that its name tells of.
+    """
+
+    path: Path
+    record: Record | None = None
+    named_epoch: int | None = None
+
+    @property
+    def epoch(self) -> int | None:
+        """1-based epoch of the record, else of the name; None if neither tells."""
+        known = self.record is not None and self.record.epoch is not None
+        return self.record.epoch if known else self.named_epoch
+
+    @classmethod
+    def open(cls, path: str | Path, named_epoch: int | None = None) -> "Checkpoint":
+        """Finds the record of a checkpoint.
+
+        Raises:
+            RunError: there is no such file.
+            RecordError: its record cannot be read.
+        """
+        path = Path(path)
+        if path.name.endswith(INDEX_SUFFIX):
+            path = path.with_name(path.name.removesuffix(INDEX_SUFFIX))
+        if not main_file(path).is_file():
+            raise RunError(f"there is no checkpoint {path}")
+        return cls(path, find_record(path), named_epoch)
+
+
+def main_file(path: Path) -> Path:
+    """The file that must exist for a checkpoint to exist."""
+    index = path.with_name(path.name + INDEX_SUFFIX)
+    return index if index.is_file() and not path.is_file() else path
+
+
+def select(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    epochs: Iterable[int] | None = None,
+    last: int | None = None,
+    best: int | None = None,
+    monitor: str = "val_loss",
+    mode: str = "auto",
+) -> tuple[Checkpoint, ...]:
+    """Chooses among checkpoints; conditions apply one after the other.
+
+    Args:
+        checkpoints: in the order of training.
+        epochs: 1-based epochs, each of which must be there.
+        last: number of checkpoints to keep, counted from the end.
+        best: number of checkpoints to keep, those with the best `monitor`.
+        monitor: metric in the records that `best` goes by.
+        mode: `min`, `max`, or `auto`: by the name of the metric.
+
+    Returns:
+        The chosen checkpoints, in the same order.
+
+    Raises:
+        RunError: an epoch is missing, there are fewer checkpoints than asked for, their order is
+            not that of their epochs, a record lacks the metric, or the direction of the metric is
+            not known.
+    """
+    chosen = tuple(checkpoints)
+    if epochs is not None:
+        chosen = _at_epochs(chosen, epochs)
+    if last is not None:
+        _check_order(chosen)
+        chosen = _count(chosen, last, "last")[-last:]
+    if best is not None:
+        chosen = _best(_count(chosen, best, "best"), best, monitor, mode)
+    if not chosen:
+        raise RunError("no checkpoint was selected")
+    return chosen
+
+
+def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:
+    """Epochs in a few words, such as `15 checkpoints of epochs 16-30`."""
+    epochs = [checkpoint.epoch for checkpoint in checkpoints]
+    known = [epoch for epoch in epochs if epoch is not None]
+    count = f"{len(epochs)} checkpoint" + ("s" if len(epochs) != 1 else "")
+    if not known:
+        return f"{count} of unknown epochs"
+    return f"{count} of epoch" + ("s" if len(known) > 1 else "") + f" {list_epochs(known)}"
+
+
+def list_epochs(epochs: Iterable[int]) -> str:
+    """Epochs with those in a row drawn together, such as `16-20, 25`."""
+    rows: list[list[int]] = []
+    for epoch in sorted(set(epochs)):
+        if rows and epoch == rows[-1][1] + 1:
+            rows[-1][1] = epoch
+        else:
+            rows.append([epoch, epoch])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in rows)
+
+
+def _at_epochs(checkpoints: Sequence[Checkpoint], epochs: Iterable[int]) -> tuple[Checkpoint, ...]:
+    wanted = set(epochs)
+    missing = sorted(wanted - {checkpoint.epoch for checkpoint in checkpoints})
+    if missing:
+        raise RunError(
+            f"there is no checkpoint of epoch {missing[0]}, only {describe_epochs(checkpoints)}"
+        )
+    return tuple(checkpoint for checkpoint in checkpoints if checkpoint.epoch in wanted)
+
+
+def _check_order(checkpoints: Sequence[Checkpoint]) -> None:
+    epochs = [checkpoint.epoch for checkpoint in checkpoints]
+    known = [epoch for epoch in epochs if epoch is not None]
+    if known != sorted(known):
+        raise RunError(
+            f"the last of epochs {', '.join(map(str, known))} are meant? Name the checkpoints in "
+            "the order of training, their folder, or a quoted pattern"
+        )
+
+
+def _count(checkpoints: tuple[Checkpoint, ...], number: int, word: str) -> tuple[Checkpoint, ...]:
+    if not 1 <= number <= len(checkpoints):
+        raise RunError(
+            f"cannot choose the {word} {number!r} of the {len(checkpoints)} checkpoints selected: "
+            f"ask for 1 to {len(checkpoints)}"
+        )
+    return checkpoints
+
+
+def _best(
+    checkpoints: tuple[Checkpoint, ...], number: int, monitor: str, mode: str
+) -> tuple[Checkpoint, ...]:
+    for checkpoint in checkpoints:
+        if checkpoint.record is None:
+            raise RunError(
+                f"{checkpoint.path} has no record, so that its '{monitor}' is not known: name the "
+                "checkpoints yourself"
+            )
+        if monitor not in checkpoint.record.metrics:
+            known = ", ".join(sorted(checkpoint.record.metrics)) or "none"
+            raise RunError(
+                f"the record of {checkpoint.path} has no metric '{monitor}', it has: {known}"
+            )
+
+    sign = _sign(monitor, mode)
+
+    def rank(checkpoint: Checkpoint) -> tuple[bool, float]:
+        value = checkpoint.record.metrics[monitor]
+        return (math.isnan(value), sign * value)
+
+    best = sorted(checkpoints, key=rank)[:number]
+    return tuple(checkpoint for checkpoint in checkpoints if checkpoint in best)
+
+
+def _sign(monitor: str, mode: str) -> int:
+    """+1 if the metric is to be small, -1 if it is to be large."""
+    if mode in ("min", "max"):
+        return 1 if mode == "min" else -1
+    if mode != "auto":
+        raise RunError(f"mode is '{mode}', but must be 'min', 'max' or 'auto'")
+    words = monitor.lower().split("_")
+    if any(word in _MINIMIZED for word in words):
+        return 1
+    if any(word in _MAXIMIZED for word in words):
+        return -1
+    raise RunError(f"'{monitor}' may be better small or large: say which, with mode 'min' or 'max'")

@@ -1,0 +1,115 @@
+"""What becomes of each tensor in an average, and why (pure)."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptavg.errors import MismatchError, RecipeError
+from ckptavg.formats import ModelConfig, Structure
+from ckptavg.tensors import TensorInfo
+
+AVERAGE, EQUAL, LAST, DROP = "average", "equal", "last", "drop"
+"""The mean of all; a copy, if all agree; the last one's; nothing."""
+
+NON_FLOAT = (EQUAL, LAST)
+"""What may become of integers, booleans and texts: see `decide`."""
+
+_COUNTERS = re.compile(r"(^|/)(save_counter(/|$)|global_step$)")
+_GENERATOR = re.compile(r"seed_generator|random_generator")
+_BATCH_NORM = re.compile(r"(^|/)batch_normalization(_\d+)?/vars/|.+(?=/moving_variance)")
+_QUANTIZED = re.compile(r"(^|[._/])(qweight|qzeros|SCB|quant_state|quantized_kernel)\b")
+_QUANTIZED_POLICY = re.compile(
+    r'"class_name":\s*"(Quantized\w*Policy|GPTQ\w*|AWQ\w*)"|"(int[48]|float8)_from_'
+)
+_CODES = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanItem:
+    """What becomes of one tensor, and why."""
+
+    tensor: TensorInfo
+    action: str
+    reason: str
+
+
+def decide(structure: Structure, count: int, non_float: str = EQUAL) -> tuple[PlanItem, ...]:
+    """Decides on every tensor of `count` checkpoints of one structure.
+
+    Args:
+        structure: of the last checkpoint.
+        count: number of checkpoints.
+        non_float: what to do with integers, booleans and texts, which have no mean: `equal`: all
+            must agree; `last`: take the last checkpoint's.
+
+    Raises:
+        RecipeError: `non_float` is something else.
+    """
+    if non_float not in NON_FLOAT:
+        raise RecipeError(f"non_float is {non_float!r:.40}, but must be 'equal' or 'last'")
+    return tuple(
+        PlanItem(tensor, *_decide(tensor, count, name in structure.optimizer, non_float))
+        for name, tensor in structure.tensors.items()
+    )
+
+
+def _decide(tensor: TensorInfo, count: int, optimizer: bool, non_float: str) -> tuple[str, str]:
+    if optimizer:
+        return DROP, "optimizer state"
+    if tensor.is_float:
+        return AVERAGE, f"mean of {count}" if count > 1 else "the only one"
+    if _GENERATOR.search(tensor.name):
+        return LAST, "state of a random generator, from the last checkpoint"
+    if _COUNTERS.search(tensor.name):
+        return LAST, "counts saves or steps, from the last checkpoint"
+    if non_float == LAST:
+        return LAST, f"{tensor.dtype} has no mean, from the last checkpoint"
+    return EQUAL, f"{tensor.dtype} has no mean, all must agree"
+
+
+def check_not_quantized(path: Path, structure: Structure) -> None:
+    """Refuses quantized models: codes have no mean, nor do scales that belong to other codes.
+
+    Told by 8-bit or smaller integers of two or more dimensions beside a floating-point tensor of
+    the same layer, by float8 tensors beside a scale, and by names that quantizers give.
+
+    Raises:
+        MismatchError: the model is quantized.
+    """
+    layers: dict[str, list[TensorInfo]] = defaultdict(list)
+    for name, tensor in structure.model_tensors.items():
+        if _QUANTIZED.search(name):
+            raise _quantized(path, name)
+        layers[re.sub(r"[^/.]*$", "", name)].append(tensor)
+    for tensors in layers.values():
+        floats = [tensor for tensor in tensors if tensor.is_float]
+        scaled = any("scale" in tensor.name.rpartition("/")[2] for tensor in floats)
+        for tensor in tensors:
+            codes = tensor.dtype in _CODES and len(tensor.shape) > 1 and floats
+            if codes or (tensor.dtype.startswith("float8") and scaled):
+                raise _quantized(path, tensor.name)
+
+
+def check_config_not_quantized(path: Path, config: ModelConfig) -> None:
+    """Refuses the configuration of a quantized model; it is searched, never run.
+
+    Raises:
+        MismatchError: the model is quantized.
+    """
+    found = _QUANTIZED_POLICY.search(config.config)
+    if found:
+        raise _quantized(path, found[0])
+
+
+def count_batch_norm(names: Iterable[str]) -> int:
+    """How many BatchNormalization layers the stored names of tensors tell of."""
+    return len({m.string[: m.end()] for m in map(_BATCH_NORM.search, names) if m})
+
+
+def _quantized(path: Path, what: str) -> MismatchError:
+    return MismatchError(
+        f"{path} is a quantized model ('{what}'): its integers are codes, which have no mean. "
+        "Average the checkpoints from before quantization, then quantize the average"
+    )

@@ -1,0 +1,138 @@
+"""What can be averaged: runs, files, patterns and folders, resolved to checkpoints."""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ckptavg.checkpoints import INDEX_SUFFIX, Checkpoint
+from ckptavg.errors import RunError
+from ckptavg.files import TEMPORARY_PREFIX
+from ckptavg.formats import READ_SUFFIXES
+from ckptavg.numbering import epochs_in, natural_key
+from ckptavg.run import CHECKPOINT_FOLDER, Run, open_run
+
+Sources = Run | Checkpoint | str | Path | Iterable["Run | Checkpoint | str | Path"]
+"""What can be averaged: a run or its directory, a checkpoint or its file, a pattern such as
+`ckpt/*.weights.h5`, a folder of checkpoints, or several of these."""
+
+_SHARDS = (
+    (re.compile(r"(.+)_\d{5}\.weights\.h5"), ".weights.json"),
+    (re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors"), ".safetensors.index.json"),
+)
+"""Names of shards, and the suffix of the index that belongs to them."""
+
+
+def resolve(sources: Sources) -> tuple[Checkpoint, ...]:
+    """The checkpoints that a caller means, those of a folder or a pattern in natural order.
+
+    Raises:
+        RunError: a directory holds no checkpoints, or files that do not belong together; a file is
+            missing; or nothing was named.
+        RecordError: a record is damaged.
+    """
+    if isinstance(sources, Run):
+        return sources.checkpoints
+    if isinstance(sources, Checkpoint):
+        return (sources,)
+    if isinstance(sources, str | Path):
+        return _resolve_path(Path(sources))
+    if not isinstance(sources, Iterable) or isinstance(sources, bytes):
+        raise RunError(
+            f"expected a run, a checkpoint file or several, but got {type(sources).__name__}"
+        )
+    named = list(sources)
+    if len(named) > 1 and all(isinstance(s, str | Path) and Path(s).is_file() for s in named):
+        return _opened([Path(source) for source in named])
+    found = tuple(checkpoint for source in named for checkpoint in resolve(source))
+    if not found:
+        raise RunError("there is no checkpoint to average: name a run or checkpoint files")
+    return found
+
+
+def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:
+    if path.is_dir():
+        if (path / CHECKPOINT_FOLDER).is_dir():
+            return open_run(path).checkpoints
+        return _in_folder(path)
+    if glob.has_magic(str(path)) and not path.exists():
+        return _matching(str(path))
+    return (Checkpoint.open(path),)
+
+
+def _matching(pattern: str) -> tuple[Checkpoint, ...]:
+    names = glob.glob(pattern)  # noqa: PTH207 (Path.glob knows no absolute patterns)
+    found = _checkpoints_among(map(Path, names))
+    if not found:
+        raise RunError(f"no checkpoint matches {pattern}")
+    return _in_order(found)
+
+
+def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
+    """A folder that Keras' `ModelCheckpoint` filled, without averages that were written there."""
+    paths = _checkpoints_among(folder.iterdir())
+    if not paths:
+        raise RunError(
+            f"{folder} holds no checkpoints: expected a run of CheckpointSaver, or files that end "
+            f"in {', '.join(READ_SUFFIXES)}"
+        )
+    kinds = Counter(map(_suffix, paths))
+    if len(kinds) > 1:
+        listed = ", ".join(f"{count} of {kind or 'TensorFlow'}" for kind, count in kinds.items())
+        raise RunError(
+            f"{folder} holds checkpoints of several formats ({listed}): choose by a pattern such "
+            f"as '{folder}/*{paths[0].suffix}'"
+        )
+    found = tuple(c for c in _in_order(paths) if c.record is None or not c.record.sources)
+    if not found:
+        raise RunError(f"{folder} holds averages only, no checkpoints of a training")
+    numbered = [c for c in found if re.search(r"\d", _stem(c.path))]
+    if numbered and len(numbered) < len(found):
+        odd = next(c for c in found if c not in numbered)
+        raise RunError(
+            f"{folder} holds {odd.path.name} beside numbered checkpoints, which it may be a copy "
+            f"of: choose by a pattern such as '{folder}/*[0-9]*'"
+        )
+    return found
+
+
+def _in_order(paths: Iterable[Path]) -> tuple[Checkpoint, ...]:
+    """Checkpoints by epoch where all are known, else by the numbers in their names."""
+    found = _opened(sorted(paths, key=lambda path: natural_key(str(path))))
+    if any(checkpoint.epoch is None for checkpoint in found):
+        return found
+    return tuple(sorted(found, key=lambda checkpoint: checkpoint.epoch))
+
+
+def _opened(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
+    """Checkpoints, in this order, with the epochs that their names tell of."""
+    epochs = epochs_in([_stem(path) for path in paths])
+    if epochs is None:
+        return tuple(map(Checkpoint.open, paths))
+    return tuple(map(Checkpoint.open, paths, epochs))
+
+
+def _checkpoints_among(paths: Iterable[Path]) -> list[Path]:
+    found = {path.name: path for path in paths if not path.name.startswith(TEMPORARY_PREFIX)}
+    return [
+        path.with_name(name.removesuffix(INDEX_SUFFIX))
+        for name, path in found.items()
+        if (name.endswith(INDEX_SUFFIX) or _suffix(path)) and not _is_shard(path) and path.is_file()
+    ]
+
+
+def _is_shard(path: Path) -> bool:
+    for pattern, index in _SHARDS:
+        match = pattern.fullmatch(path.name)
+        if match and path.with_name(match[1] + index).is_file():
+            return True
+    return False
+
+
+def _suffix(path: Path) -> str:
+    return next((suffix for suffix in READ_SUFFIXES if path.name.endswith(suffix)), "")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(_suffix(path))
