@@ -91,11 +91,6 @@ def is_opaque(dtype: str) -> bool:
     return dtype in _ML_DTYPES
 
 
-def is_void(dtype: str) -> bool:
-    """Whether this names bytes of which nothing but their number is known, such as `V2`."""
-    return dtype.startswith("V")
-
-
 def is_float(dtype: str) -> bool:
     """Whether values of this type have a mean: numpy's floats, bfloat16 and the float8 types."""
     return is_opaque(dtype) or (dtype != STRING and np.issubdtype(np.dtype(dtype), np.floating))

@@ -153,7 +153,7 @@ def test_files_that_are_something_else_are_refused(tmp_path):
         (tmp_path / name).write_text("not a checkpoint")
         with pytest.raises(FormatError, match="not an intact"):
             open_reader(tmp_path / name)
-    with pytest.raises(FormatError, match=r"ends in .weights.h5 or .keras"):
+    with pytest.raises(FormatError, match=r"ends in .weights.h5 or "):
         open_reader(tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:
         archive.writestr("config.json", "{}")
@@ -239,6 +239,7 @@ def test_a_heap_that_hdf5_would_never_finish_reading(tmp_path):
     # A free object of size 0 in the heap of names: HDF5 runs in circles there.
     path = tmp_path / "h.weights.h5"
     tiny_model().save_weights(path)
+    whole = open_reader(path).structure
     data = bytearray(path.read_bytes())
     heap = data.index(b"GCOL")
     position, end = heap + 16, heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
@@ -249,8 +250,7 @@ def test_a_heap_that_hdf5_would_never_finish_reading(tmp_path):
     data[position + 8 : position + 16] = bytes(8)
     path.write_bytes(data)
     with open_reader(path) as reader:
-        assert len(reader.structure.tensors) == 16
-        assert not any(reader.structure.groups.values())  # tensors are whole, names are missed
+        assert reader.structure == whole  # the damage is behind the last name
 
 
 def test_extents_that_overlap_or_reach_beyond_the_file_are_refused(tmp_path):

@@ -347,8 +347,8 @@ def test_a_failed_overwrite_leaves_the_old_output_and_its_record(checkpoints, tm
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
-        ("o.pt", FormatError, "ends in .weights.h5 or .keras"),
-        ("o.h5", FormatError, "ends in .weights.h5 or .keras"),
+        ("o.pt", FormatError, "ends in .weights.h5"),
+        ("o.h5", FormatError, "ends in .weights.h5"),
         (".keras", FormatError, "ends in"),
         ("missing/o.weights.h5", OutputError, "does not exist"),
         ("ckpt-0.weights.h5", OutputError, "also one of the checkpoints"),

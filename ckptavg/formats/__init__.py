@@ -5,14 +5,16 @@ from pathlib import Path
 
 from ckptavg.checkpoints import INDEX_SUFFIX
 from ckptavg.errors import FormatError
-from ckptavg.formats.interface import CheckpointReader, Layout, Stamp, Structure
+from ckptavg.formats.interface import LEGACY, CheckpointReader, Layout, Stamp, Structure
 from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
+from ckptavg.formats.legacy_h5 import LegacyH5Writer
 from ckptavg.formats.safetensors import (
     SafetensorsReader,
     SafetensorsWriter,
     ShardedSafetensorsReader,
     ShardedSafetensorsWriter,
 )
+from ckptavg.formats.sharded_h5 import ShardedH5Reader, ShardedH5Writer
 from ckptavg.formats.tf_checkpoint import TensorFlowReader, TensorFlowWriter
 from ckptavg.formats.tf_files import has_index
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
@@ -20,6 +22,9 @@ from ckptavg.formats.writing import CheckpointWriter
 
 _READERS: dict[str, type[CheckpointReader]] = {
     ".weights.h5": WeightsH5Reader,
+    ".weights.json": ShardedH5Reader,
+    ".h5": WeightsH5Reader,
+    ".hdf5": WeightsH5Reader,
     ".keras": KerasArchiveReader,
     ".safetensors": SafetensorsReader,
     ".safetensors.index.json": ShardedSafetensorsReader,
@@ -27,6 +32,9 @@ _READERS: dict[str, type[CheckpointReader]] = {
 }
 _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".weights.h5": WeightsH5Writer,
+    ".weights.json": ShardedH5Writer,
+    ".h5": LegacyH5Writer,
+    ".hdf5": LegacyH5Writer,
     ".keras": KerasArchiveWriter,
     ".safetensors": SafetensorsWriter,
     ".safetensors.index.json": ShardedSafetensorsWriter,
@@ -105,6 +113,8 @@ def open_writer(
     if writer is KerasArchiveWriter:
         assert model_config is not None, "the plan makes sure of a configuration"
         return KerasArchiveWriter(path, structure, model_config=model_config, resume=resume)
+    if writer is WeightsH5Writer and structure.naming == LEGACY:  # as Keras did up to 2.12
+        writer = LegacyH5Writer
     return writer(path, structure, resume=resume)
 
 

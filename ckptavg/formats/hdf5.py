@@ -2,29 +2,21 @@
 
 import math
 import os
-import struct
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from ckptavg.errors import FormatError, IntegrityError, first_line
-from ckptavg.formats.interface import (
-    Attributes,
-    CheckpointReader,
-    Structure,
-    bytes_outside,
-)
-from ckptavg.tensors import Extent, TensorInfo, is_opaque, is_void
+from ckptavg.formats.hdf5_texts import Place, Texts
+from ckptavg.formats.interface import Attributes, CheckpointReader, Structure
+from ckptavg.tensors import Extent, TensorInfo, is_opaque
 
 _DTYPE_ATTRIBUTE = "dtype"
 """Keras stores what HDF5 has no type for, such as bfloat16, as opaque bytes with this attribute."""
-
-_NAME_ATTRIBUTE = "name"
-"""Keras notes the user's name of a layer in this attribute of the folder of its variables."""
 
 _TEXT_LIMIT = 64 * 1024
 _CHUNK_LIMIT = 16 * 1024 * 1024
@@ -33,23 +25,7 @@ _EXPANSION_LIMIT = 1100
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, 32000}
 """What HDF5 and h5py (LZF, 32000) decode themselves."""
 
-_HEAP_SIGNATURE = b"GCOL"
-_HEAP_HEADER = struct.Struct("<4xB3xQ")
-"""Version and size of a global heap."""
-_HEAP_OBJECT = struct.Struct("<H6xQ")
-"""Index and size of an object in it; index 0 is its free space, whose size counts this header."""
-
-
 _DECODING = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An HDF5 file inside a checkpoint: which of its files, and the bytes that it spans there."""
-
-    file: int
-    base: int
-    size: int
 
 
 class Hdf5Reader(CheckpointReader):
@@ -77,20 +53,15 @@ class Hdf5Reader(CheckpointReader):
         path = self.files[place.file]
         try:
             with self._tree(place) as tree:
-                walk = _Walk(path, place)
-                bare = walk.structure(tree)
-                extents = [t.extent for t in bare.tensors.values() if t.extent]
-                outside = bytes_outside(self._descriptors[place.file], extents)
-                sound = _heaps_are_sound(outside)
-                found = walk.with_texts(tree, bare) if sound else walk.without_texts(bare)
-                return self._interpret(tree, found, sound)
+                texts = Texts(self._descriptors[place.file], place)
+                return self._interpret(_Walk(path, place, texts).structure(tree))
         except FormatError:
             raise
         except Exception as error:  # h5py raises nearly anything on a damaged file
             raise FormatError(f"{path} is not an intact HDF5 file: {first_line(error)}") from error
 
-    def _interpret(self, tree: h5py.File, found: Structure, sound: bool) -> Structure:
-        """What the dialect makes of the tensors and folders; texts are there if `sound`."""
+    def _interpret(self, found: Structure) -> Structure:
+        """What the dialect makes of tensors and folders; attributes that are no text are None."""
         return found
 
     def _decode(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
@@ -153,9 +124,10 @@ class Window:
 class _Walk:
     """One walk over the tree of an HDF5 file that may be hostile."""
 
-    def __init__(self, path: Path, place: Place) -> None:
+    def __init__(self, path: Path, place: Place, texts: Texts) -> None:
         self._path = path
         self._place = place
+        self._texts = texts
         self._seen: set[int] = set()
         self._tensors: dict[str, TensorInfo] = {}
         self._groups: dict[str, Attributes] = {}
@@ -165,35 +137,8 @@ class _Walk:
         self._visit(file, "")
         return Structure(self._tensors, self._groups)
 
-    def with_texts(self, file: h5py.File, bare: Structure) -> Structure:
-        """The structure with the texts among the attributes: names of layers, types of tensors."""
-        tensors = {
-            name: replace(tensor, dtype=self._opaque_dtype(file[name], tensor))
-            if is_void(tensor.dtype)
-            else tensor
-            for name, tensor in bare.tensors.items()
-        }
-        groups: dict[str, Attributes] = {}
-        for name in bare.groups:
-            label = _text_attribute(file[name], _NAME_ATTRIBUTE)
-            groups[name] = {} if label is None else {_NAME_ATTRIBUTE: label}
-        return replace(bare, tensors=tensors, groups=groups)
-
-    def without_texts(self, bare: Structure) -> Structure:
-        """The structure of a file whose texts cannot be read: names of layers can be missed."""
-        for tensor in bare.tensors.values():
-            if is_void(tensor.dtype):
-                raise self._refusal(tensor.name, "has a type whose name is damaged")
-        return bare
-
-    def _opaque_dtype(self, dataset: h5py.Dataset, tensor: TensorInfo) -> str:
-        stored = _text_attribute(dataset, _DTYPE_ATTRIBUTE)
-        if stored and is_opaque(stored) and np.dtype(stored).itemsize == dataset.dtype.itemsize:
-            return stored
-        raise self._refusal(tensor.name, f"holds bytes of the unknown type {stored!r}")
-
     def _visit(self, group: h5py.Group, prefix: str) -> None:
-        self._enter(group, prefix or "/")
+        self._groups[prefix] = self._texts.of(self._enter(group, prefix or "/"))
         for key in group:
             if not isinstance(key, str):
                 raise self._refusal(f"{prefix}/{key!r}", "is not a name in UTF-8")
@@ -203,27 +148,27 @@ class _Walk:
                 raise self._refusal(name, "is a link to another place")
             found = group[key]
             if isinstance(found, h5py.Group):
-                self._groups[name] = {}
                 self._visit(found, name)
             elif isinstance(found, h5py.Dataset):
-                self._enter(found, name)
-                self._tensors[name] = self._tensor(found, name)
+                self._tensors[name] = self._tensor(found, name, self._enter(found, name))
             else:
                 raise self._refusal(name, "is neither a folder nor a tensor")
 
-    def _enter(self, found: h5py.Group | h5py.Dataset, name: str) -> None:
+    def _enter(self, found: h5py.Group | h5py.Dataset, name: str) -> int:
+        """The address of a folder or tensor, which must be a new one."""
         address = h5py.h5o.get_info(found.id).addr
         if address in self._seen:
             raise self._refusal(name, "is linked from two places")
         self._seen.add(address)
+        return address
 
-    def _tensor(self, dataset: h5py.Dataset, name: str) -> TensorInfo:
+    def _tensor(self, dataset: h5py.Dataset, name: str, address: int) -> TensorInfo:
         properties = dataset.id.get_create_plist()
         if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
             raise self._refusal(name, "is stored in another file")
         if dataset.shape is None:
             raise self._refusal(name, "has no shape")
-        dtype = self._dtype(dataset, name)
+        dtype = self._dtype(dataset, name, address)
         nowhere = Extent(0, 0, self._place.file)
         tensor = TensorInfo(name, tuple(dataset.shape), dtype, nowhere)
         if tensor.nbytes == 0:
@@ -263,10 +208,10 @@ class _Walk:
         if wanted > self._place.size or dataset.id.get_num_chunks() != wanted:
             raise self._refusal(tensor.name, "lacks some of its chunks")
 
-    def _dtype(self, dataset: h5py.Dataset, name: str) -> str:
+    def _dtype(self, dataset: h5py.Dataset, name: str, address: int) -> str:
         dtype = dataset.dtype
         if dtype.kind == "V" and dtype.fields is None and 0 < dtype.itemsize <= 8:
-            return f"V{dtype.itemsize}"  # until the texts are read
+            return self._opaque_dtype(dtype, name, self._texts.of(address).get(_DTYPE_ATTRIBUTE))
         if dtype.kind == "S" and 0 < dtype.itemsize <= _TEXT_LIMIT:
             return f"S{dtype.itemsize}"
         if dtype.kind not in "fiub" or dtype.itemsize > 8:
@@ -276,6 +221,15 @@ class _Walk:
         if dataset.id.get_type() != h5py.h5t.py_create(dtype, logical=True):
             raise self._refusal(name, f"has a type of its own that is only like {dtype}")
         return dtype.name
+
+    def _opaque_dtype(self, dtype: np.dtype, name: str, stored: object) -> str:
+        if (
+            isinstance(stored, str)
+            and is_opaque(stored)
+            and np.dtype(stored).itemsize == dtype.itemsize
+        ):
+            return stored
+        raise self._refusal(name, f"holds bytes of the unknown type {stored!r:.40}")
 
     def _refusal(self, name: str, why: str) -> FormatError:
         return FormatError(f"refusing {self._path}: '{name}' {why}")
@@ -295,7 +249,9 @@ def lay_out(
     extents = {}
     with h5py.File(path, "w-") as file:
         for name, attributes in groups.items():
-            (file.require_group(name) if name else file).attrs.update(attributes)
+            group = file.require_group(name) if name else file
+            for key, value in attributes.items():
+                group.attrs[key] = np.array(value) if isinstance(value, tuple) else value
         for name, tensor in tensors.items():
             offset = _allocate(file, name, tensor).id.get_offset()
             assert offset is not None or tensor.nbytes == 0, name
@@ -316,50 +272,6 @@ def _allocate(file: h5py.File, name: str, tensor: TensorInfo) -> h5py.Dataset:
     if opaque:
         dataset.attrs[_DTYPE_ATTRIBUTE] = tensor.dtype
     return dataset
-
-
-def _heaps_are_sound(outside: bytes) -> bool:
-    """Whether every global heap, where HDF5 keeps texts, can be read to its end.
-
-    HDF5 itself runs in circles at an object of size 0 (HDF5 file format specification 3.0, III.E).
-    The texts are names that only people read, so that a file with unsound heaps does without.
-    """
-    start = outside.find(_HEAP_SIGNATURE)
-    while start >= 0:
-        if start + _HEAP_HEADER.size > len(outside):
-            return False
-        version, size = _HEAP_HEADER.unpack_from(outside, start)
-        end = start + size
-        if version != 1 or size < _HEAP_HEADER.size or end > len(outside):
-            return False
-        position = start + _HEAP_HEADER.size
-        while position + _HEAP_OBJECT.size <= end:
-            index, length = _HEAP_OBJECT.unpack_from(outside, position)
-            step = _HEAP_OBJECT.size + -(-length // 8) * 8 if index else length
-            if step < _HEAP_OBJECT.size or position + step > end:
-                return False
-            position += step
-        start = outside.find(_HEAP_SIGNATURE, end)
-    return True
-
-
-def _text_attribute(found: h5py.Group | h5py.Dataset, name: str) -> str | None:
-    """A short text among the attributes; None if it is missing or anything else.
-
-    Attributes are not listed and not read unseen: a damaged size would fill the memory.
-    """
-    if not h5py.h5a.exists(found.id, name.encode()):
-        return None
-    attribute = h5py.h5a.open(found.id, name.encode())
-    if attribute.shape != () or attribute.get_storage_size() > _TEXT_LIMIT:
-        return None
-    value = found.attrs[name]
-    try:
-        text = value.decode() if isinstance(value, bytes) else value
-        text.encode()
-    except (AttributeError, UnicodeError):
-        return None
-    return text
 
 
 def boxes(shape: tuple[int, ...], start: int, count: int) -> Iterator[tuple[slice, ...]]:

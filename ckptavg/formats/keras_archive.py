@@ -12,7 +12,7 @@ from typing import Self
 
 from ckptavg.errors import FormatError
 from ckptavg.files import partial
-from ckptavg.formats.hdf5 import Place
+from ckptavg.formats.hdf5_texts import Place
 from ckptavg.formats.interface import Structure, check_disjoint
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.tensors import TensorInfo

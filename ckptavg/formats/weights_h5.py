@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
-
 from ckptavg.errors import FormatError
-from ckptavg.formats.hdf5 import Hdf5Reader, Place, lay_out
+from ckptavg.formats.hdf5 import Hdf5Reader, lay_out
+from ckptavg.formats.hdf5_texts import Place
 from ckptavg.formats.interface import FLAT, KERAS, Structure, check_disjoint
+from ckptavg.formats.legacy_h5 import is_legacy, legacy_structure
 from ckptavg.formats.tree import check_tree
 from ckptavg.formats.writing import CheckpointWriter
 from ckptavg.tensors import Extent
@@ -25,8 +25,10 @@ class WeightsH5Reader(Hdf5Reader):
         check_disjoint(self.path, found.tensors.values(), self._sizes)
         return found
 
-    def _interpret(self, tree: h5py.File, found: Structure, sound: bool) -> Structure:
-        return without_keras_optimizer(found)
+    def _interpret(self, found: Structure) -> Structure:
+        if is_legacy(found):
+            return legacy_structure(self.path, found)
+        return keras_structure(found)
 
 
 class WeightsH5Writer(CheckpointWriter):
@@ -42,11 +44,18 @@ class WeightsH5Writer(CheckpointWriter):
         return lay_out(files[0], self.structure.tensors, folders)
 
 
-def without_keras_optimizer(found: Structure) -> Structure:
-    """Marks what lies in the folder of the optimizer, as Keras 3 names it."""
+def keras_structure(found: Structure) -> Structure:
+    """What Keras 3 makes of an HDF5 file: the optimizer has a folder, layers may have names.
+
+    The names are the users' own, which only people read: a damaged one is left out.
+    """
     names = (*found.tensors, *found.groups)
     optimizer = frozenset(n for n in names if n == _OPTIMIZER or n.startswith(f"{_OPTIMIZER}/"))
-    return replace(found, optimizer=optimizer)
+    groups = {
+        folder: {key: text for key, text in texts.items() if text is not None}
+        for folder, texts in found.groups.items()
+    }
+    return replace(found, groups=groups, optimizer=optimizer)
 
 
 def check_keras_names(path: Path, structure: Structure) -> None:
