@@ -48,12 +48,17 @@ class Checkpoint:
             RunError: there is no such file.
             RecordError: its record cannot be read.
         """
-        path = Path(path)
-        if path.name.endswith(INDEX_SUFFIX):
-            path = path.with_name(path.name.removesuffix(INDEX_SUFFIX))
+        path = checkpoint_path(path)
         if not cls.exists(path):
             raise RunError(f"there is no checkpoint {path}")
         return cls(path, find_record(path), named_epoch)
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """What names a checkpoint: its path, without the suffix of TensorFlow's index."""
+    path = Path(path)
+    stem = path.name.removesuffix(INDEX_SUFFIX)
+    return path.with_name(stem) if stem and stem != path.name else path
 
 
 def main_file(path: Path) -> Path:

@@ -2,11 +2,18 @@
 
 from functools import lru_cache
 
+import google_crc32c
+
 _POLYNOMIAL = 0x82F63B78
 """Castagnoli's, with bit 31 as the constant term and x^32 left out."""
 
 _ONE = 1 << 31
 _X_TO_THE_8 = 1 << 23
+
+
+def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
+    """The CRC-32C of bytes that follow those whose CRC-32C is `crc`."""
+    return google_crc32c.extend(crc, bytes(data))  # it takes nothing else
 
 
 def crc32c_combine(a: int, b: int, length_b: int) -> int:

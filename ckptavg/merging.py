@@ -35,7 +35,7 @@ class MergeReport:
         output: the file that it wrote.
         record: the record beside it.
         plan: what was planned and done; left out of the `repr`, like the record.
-        unverified: sources that have no record to prove their bytes.
+        unverified: sources that neither a record nor checksums of their format prove.
         resumed: share of the work, from 0 to 1, that an interrupted merge had done before.
         seconds: from opening the checkpoints to the record; planning is not in it.
     """
@@ -153,7 +153,7 @@ def run_plan(
         output=plan.output,
         record=record,
         plan=plan,
-        unverified=tuple(source.path for source in plan.sources if source.record is None),
+        unverified=tuple(source.path for source in plan.sources if not source.proven),
         resumed=resumed / max(1, len(groups)),
         seconds=time.perf_counter() - started,
     )
@@ -226,7 +226,7 @@ def _record(plan: MergePlan, size: int, digests: Digests) -> Record:
                 size=source.size,
                 coefficient=source.coefficient,
                 epoch=source.epoch,
-                verified=source.proof is not None and source.coefficient != 0.0,
+                verified=source.proven and source.coefficient != 0.0,
                 digest=digests.source(index),
             )
             for index, source in enumerate(plan.sources)

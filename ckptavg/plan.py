@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptavg.accumulate import PIECE
-from ckptavg.checkpoints import Checkpoint, main_file
+from ckptavg.checkpoints import Checkpoint, checkpoint_path, main_file
 from ckptavg.errors import FormatError, OutputError, ResourceError
 from ckptavg.formats import (
+    KerasArchiveWriter,
     ModelConfig,
     Structure,
     open_reader,
-    output_files,
-    output_suffix,
+    writer_of,
 )
 from ckptavg.outputs import check_output
 from ckptavg.recipes import check_coefficients, uniform
@@ -86,6 +86,12 @@ class MergePlan:
         tensors = {i.tensor.name: i.tensor for i in self.items if i.action != DROP}
         return self.sources[-1].structure.with_tensors(tensors)
 
+    @property
+    def output_files(self) -> list[Path]:
+        """Every file that the output will consist of."""
+        structure = self.structure
+        return writer_of(self.output, structure.naming).output_files(self.output, structure)
+
 
 def plan_merge(
     sources: Sources,
@@ -107,8 +113,7 @@ def plan_merge(
     take it from the model that it is given. With `copy` every tensor is that of the last
     checkpoint, to the bit, as `convert` wants it.
     """
-    output = Path(output)
-    suffix = output_suffix(output)
+    output = checkpoint_path(output)
     check_output(output, overwrite)
     checkpoints = resolve(sources)
     plan = plan_average(
@@ -126,12 +131,13 @@ def plan_merge(
         jobs=jobs,
     )
     _check_files(plan, overwrite)
-    twice = suffix == ".keras" or live_model  # the weights first, then the file around them
+    archive = writer_of(output, plan.structure.naming) is KerasArchiveWriter
+    twice = archive or live_model  # the weights first, then the file around them
     plan = replace(plan, overwrite=overwrite, disk=plan.bytes_written * (1 + twice))
     _check_disk(output, plan.disk)
     model_file = Path(model) if model is not None else _model_file(checkpoints)
     config = None
-    if suffix == ".keras" and not live_model:
+    if archive and not live_model:
         config = _model_config(model_file, output, plan.sources[0])
     return replace(plan, model_file=model_file, model_config=config)
 
@@ -201,7 +207,7 @@ def _check_files(plan: MergePlan, overwrite: bool) -> None:
         for source in plan.sources
         for file in source.files
     }
-    for file in output_files(plan.output, plan.structure):
+    for file in plan.output_files:
         if file.resolve() in read:
             raise OutputError(f"{file} is also one of the checkpoints: choose another name")
         if file != plan.output and os.path.lexists(file) and not overwrite:

@@ -1,13 +1,15 @@
 """The digests that prove a checkpoint file intact, computed and held against its record."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckptavg.crc32c import crc32c, crc32c_combine
 from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.record import DIGEST_SIZE, Record, TensorRecord, TensorRecords, digest, find_record
-from ckptavg.tensors import Region, TensorInfo, regions
+from ckptavg.tensors import Region, TensorInfo, count_blocks, regions
 
 
 def tensor_records(path: Path) -> dict[str, TensorRecord]:
@@ -37,24 +39,77 @@ def region_digest(reader: CheckpointReader, tensor: TensorInfo, region: Region) 
 
 
 def check_intact(path: Path) -> bool:
-    """Holds a checkpoint file against its record, byte for byte.
+    """Holds a checkpoint against its record, or the checksums of its format, byte for byte.
 
     Returns:
-        Whether it has a record; without one nothing is proven.
+        Whether it has a record, or checksums of its format; without them nothing is proven.
 
     Raises:
         FormatError: the file is not a checkpoint, or is damaged.
         IntegrityError: it differs from its record.
     """
     record = find_record(path)
-    if record is None:
-        return False
     with open_reader(path) as reader:
+        if record is None:
+            if not reader.checksums:
+                return False
+            Checksums(reader).finish(reader.structure.model_tensors.values())
+            return True
         proof = Proof.of(record, reader)
         for tensor in reader.structure.model_tensors.values():
             for region in regions(tensor.nbytes):
                 proof.check(path, tensor, region, region_digest(reader, tensor, region))
     return True
+
+
+class Checksums:
+    """Holds the checksums that a format itself stores against what is read, in any order.
+
+    They are CRC-32C of whole tensors, while tensors are read region by region in several threads.
+    """
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+        self._expected = reader.checksums
+        self._parts: dict[str, dict[int, int]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, tensor: TensorInfo, region: Region, crc: int) -> None:
+        """Takes in the CRC-32C of a region.
+
+        Raises:
+            IntegrityError: it was the last one, and the tensor is not what was saved.
+        """
+        with self._lock:
+            parts = self._parts.setdefault(tensor.name, {})
+            parts[region.block] = crc
+            complete = len(parts) == count_blocks(tensor.nbytes)
+        if complete:
+            self._check(tensor, parts)
+
+    def finish(self, tensors: Iterable[TensorInfo]) -> None:
+        """Reads what was not read of these tensors, because an earlier merge had done it.
+
+        Raises:
+            IntegrityError: one is not what was saved.
+        """
+        for tensor in tensors:
+            done = self._parts.get(tensor.name, {})
+            missing = [region for region in regions(tensor.nbytes) if region.block not in done]
+            for region in missing:
+                buffer = bytearray(region.nbytes)
+                self._reader.read_into(tensor, region.start, memoryview(buffer))
+                self.add(tensor, region, crc32c(buffer))
+
+    def _check(self, tensor: TensorInfo, parts: Mapping[int, int]) -> None:
+        found = 0
+        for region in regions(tensor.nbytes):
+            found = crc32c_combine(found, parts[region.block], region.nbytes)
+        if self._expected.get(tensor.name, found) != found:
+            raise IntegrityError(
+                f"{self._reader.path} is damaged: '{tensor.name}' is not what was saved, by the "
+                "checksum in its index"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +144,7 @@ class Proof:
         parts, numbers, number = [], {}, 0
         for tensor in reader.structure.model_tensors.values():
             found = recorded[tensor.name].digests
-            if len(found) != len(list(regions(tensor.nbytes))):
+            if len(found) != count_blocks(tensor.nbytes):
                 raise IntegrityError(
                     f"the record of {reader.path} holds {len(found)} digests of '{tensor.name}', "
                     f"which has {tensor.nbytes:,} bytes: it is of another file"

@@ -11,7 +11,7 @@ from ckptavg.batch_norm import BatchNormReport, update_batch_norm
 from ckptavg.batches import Progress as BatchProgress
 from ckptavg.errors import FormatError
 from ckptavg.files import commit, partial, temporary_sibling
-from ckptavg.formats import output_suffix
+from ckptavg.formats import check_keras_output
 from ckptavg.keras_models import build, load_weights, save_model
 from ckptavg.merging import MergeReport, run_plan
 from ckptavg.outputs import check_output
@@ -74,7 +74,7 @@ def refresh_batch_norm(
             output exists.
     """
     checkpoint, output = Path(checkpoint), Path(output)
-    output_suffix(output)
+    check_keras_output(output)
     check_output(output, overwrite)
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
@@ -114,6 +114,7 @@ def merge_into_model(
     Raises:
         CkptavgError: as `merge` and `refresh_batch_norm` do.
     """
+    check_keras_output(plan.output)
     data = build(model, data)
     # The mean goes to a file first, so that it takes the merge's own path, proofs included.
     mean = partial(plan.output.with_name(f"{plan.output.name}.mean.weights.h5"))

@@ -25,6 +25,7 @@ class SourcePlan:
         proof: the digests in the record.
         epoch: 1-based; None if it is not known.
         files: names of its files, all in one folder.
+        checksummed: whether, without a record, the format's own checksums prove its tensors.
     """
 
     path: Path
@@ -35,6 +36,12 @@ class SourcePlan:
     proof: Proof | None
     epoch: int | None = None
     files: tuple[str, ...] = ()
+    checksummed: bool = False
+
+    @property
+    def proven(self) -> bool:
+        """Whether its bytes are proven while they are read."""
+        return self.proof is not None or self.checksummed
 
     @property
     def size(self) -> int:
@@ -80,6 +87,7 @@ def plan_sources(
                     proof,
                     checkpoint.epoch,
                     tuple(file.name for file in reader.files),
+                    proof is None and bool(reader.checksums),
                 )
             )
     for source in planned[1:]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptavg.checkpoints import INDEX_SUFFIX, Checkpoint
 from ckptavg.errors import RunError
 from ckptavg.files import TEMPORARY_PREFIX
-from ckptavg.formats import READ_SUFFIXES
+from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state
 from ckptavg.numbering import epochs_in, natural_key
 from ckptavg.run import CHECKPOINT_FOLDER, Run, open_run
 
@@ -55,6 +55,8 @@ def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:
     if path.is_dir():
         if (path / CHECKPOINT_FOLDER).is_dir():
             return open_run(path).checkpoints
+        if (path / STATE_FILE).is_file():
+            return tuple(map(Checkpoint.open, read_state(path)))
         return _in_folder(path)
     if glob.has_magic(str(path)) and not path.exists():
         return _matching(str(path))

@@ -9,11 +9,12 @@ import numpy as np
 import xxhash
 
 from ckptavg.accumulate import PIECE, Terms, WeightedMean
+from ckptavg.crc32c import crc32c
 from ckptavg.errors import IntegrityError, MismatchError
 from ckptavg.formats import CheckpointReader
 from ckptavg.plan import MergePlan
-from ckptavg.proof import region_digest
-from ckptavg.rules import AVERAGE, EQUAL, LAST
+from ckptavg.proof import Checksums, region_digest
+from ckptavg.rules import AVERAGE, DROP, EQUAL, LAST
 from ckptavg.strips import Segment, Strip, divide
 
 Progress = Callable[[int], None]
@@ -64,7 +65,11 @@ def stream(
         progress: is told of bytes that were read, or need not be.
     """
     progress = progress or (lambda _: None)
-    workers = [_Worker(plan, readers, write, progress) for _ in range(plan.jobs)]
+    checksums = [
+        Checksums(reader) if source.checksummed else None
+        for source, reader in zip(plan.sources, readers, strict=True)
+    ]
+    workers = [_Worker(plan, readers, checksums, write, progress) for _ in range(plan.jobs)]
 
     def run(number: int) -> GroupDigests:
         worker = workers.pop()
@@ -92,6 +97,14 @@ def stream(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    for index, found in enumerate(checksums):
+        if found is not None:
+            tensors = plan.sources[index].structure.tensors
+            found.finish(
+                tensors[item.tensor.name]
+                for item in plan.items
+                if item.action != DROP and index in chosen_sources(plan, item.action)
+            )
 
 
 def divide_plan(plan: MergePlan) -> list[list[Strip]]:
@@ -126,11 +139,13 @@ class _Worker:
         self,
         plan: MergePlan,
         readers: Sequence[CheckpointReader],
+        checksums: Sequence[Checksums | None],
         write: Write,
         progress: Progress,
     ) -> None:
         self._plan = plan
         self._readers = readers
+        self._checksums = checksums
         self._write = write
         self._progress = progress
         self._terms = Terms.of(plan.coefficients)
@@ -161,7 +176,10 @@ class _Worker:
         """Writes the segments of a strip."""
         tensor, action = strip.segments[0].item.tensor, strip.segments[0].item.action
         chosen = self._chosen[action]
-        read = {index: _Digests(len(strip.segments)) for index in chosen}
+        read = {
+            index: _Digests(len(strip.segments), self._checksums[index] is not None)
+            for index in chosen
+        }
         written = _Digests(len(strip.segments))
         itemsize = tensor.numpy_dtype.itemsize
         step = min(PIECE * itemsize, BUFFER // itemsize * itemsize)
@@ -181,18 +199,22 @@ class _Worker:
             useful = sum(last - first for _, first, last in parts)
             self._progress(useful * len(chosen))
         for index, digests in read.items():
-            self._check(index, strip, digests.packed())
+            self._check(index, strip, digests)
         order = [digests.packed() for digests in read.values()]
         return GroupDigests(
             b"".join(written.packed()),
             b"".join(b"".join(each) for each in zip(*order, strict=True)),
         )
 
-    def _check(self, index: int, strip: Strip, found: Sequence[bytes]) -> None:
-        source = self._plan.sources[index]
+    def _check(self, index: int, strip: Strip, found: "_Digests") -> None:
+        source, checksums = self._plan.sources[index], self._checksums[index]
         if source.proof is not None:
-            for segment, digest in zip(strip.segments, found, strict=True):
+            for segment, digest in zip(strip.segments, found.packed(), strict=True):
                 source.proof.check(source.path, segment.item.tensor, segment.region, digest)
+        elif checksums is not None:
+            for segment, crc in zip(strip.segments, found.checksums, strict=True):
+                tensor = source.structure.tensors[segment.item.tensor.name]
+                checksums.add(tensor, segment.region, crc)
 
     def _average(
         self,
@@ -277,13 +299,20 @@ class _Worker:
 
 
 class _Digests:
-    """Digests of the segments of a strip, as their bytes come by in order."""
+    """Digests of the segments of a strip, as their bytes come by in order.
 
-    def __init__(self, count: int) -> None:
+    Attributes:
+        checksums: CRC-32C of the segments, if they are wanted.
+    """
+
+    def __init__(self, count: int, with_checksums: bool = False) -> None:
         self._hashers = [xxhash.xxh3_128() for _ in range(count)]
+        self.checksums = [0] * count if with_checksums else None
 
     def update(self, index: int, data: memoryview) -> None:
         self._hashers[index].update(data)
+        if self.checksums is not None:
+            self.checksums[index] = crc32c(data, self.checksums[index])
 
     def packed(self) -> list[bytes]:
         return [hasher.digest() for hasher in self._hashers]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ckptavg.formats import Structure
 from ckptavg.rules import AVERAGE, DROP, PlanItem
-from ckptavg.tensors import BLOCK_SIZE, Extent, Region, regions
+from ckptavg.tensors import BLOCK_SIZE, Extent, Region, count_blocks, regions
 
 _GAP_LIMIT = 4096
 """Bytes between two small tensors that are read along rather than skipped."""
@@ -59,7 +59,7 @@ class Strip:
 
 def count_regions(items: Iterable[PlanItem]) -> int:
     """How many regions the tensors that are not dropped have."""
-    return sum(-(-item.tensor.nbytes // BLOCK_SIZE) for item in items if item.action != DROP)
+    return sum(count_blocks(item.tensor.nbytes) for item in items if item.action != DROP)
 
 
 def divide(items: Sequence[PlanItem], structures: Iterable[Structure]) -> list[list[Strip]]:

@@ -86,6 +86,11 @@ def regions(nbytes: int) -> Iterator[Region]:
         yield Region(block, start, min(BLOCK_SIZE, nbytes - start))
 
 
+def count_blocks(nbytes: int) -> int:
+    """How many regions a tensor of `nbytes` bytes has."""
+    return -(-nbytes // BLOCK_SIZE)
+
+
 def is_opaque(dtype: str) -> bool:
     """Whether this is a type of ml_dtypes, which HDF5 stores as bytes without a meaning."""
     return dtype in _ML_DTYPES

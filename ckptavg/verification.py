@@ -26,7 +26,8 @@ class Verification:
 
     Attributes:
         path: the checkpoint.
-        proof: `intact`: every byte has the digest in its record; `unverified`: it has no record.
+        proof: `intact`: every byte is as its record says, or the checksums of its format;
+            `unverified`: it has neither.
         average: of an average, `reproduced`: recomputed from its sources, it came out the same to
             the bit; `not recomputed`: some sources are gone; None for what is no average.
         reason: what there is to say about `average`.
@@ -60,7 +61,7 @@ def verify_each(paths: Sources) -> Iterator[Verification]:
     for checkpoint in resolve(paths):
         if not check_intact(checkpoint.path):
             yield Verification(checkpoint.path, UNVERIFIED)
-        elif checkpoint.record.sources:
+        elif checkpoint.record is not None and checkpoint.record.sources:
             yield _recompute(checkpoint.path, checkpoint.record)
         else:
             yield Verification(checkpoint.path, INTACT)

@@ -243,7 +243,9 @@ def _print_merged(report: MergeReport, output: Path | None = None) -> None:
         f"({human_size(speed)}/s)"
     )
     unverified = len(report.unverified)
-    proof = "every byte proven by the digests in the records"
+    recorded = all(source.proof is not None for source in plan.sources)
+    by = "the digests in the records" if recorded else "digests and checksums"
+    proof = f"every byte proven by {by}"
     if unverified:
         proof = f"{unverified} of {len(plan.sources)} checkpoints unverified: they have no record"
     typer.echo(f"  proof       {proof}")

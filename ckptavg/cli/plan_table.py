@@ -1,14 +1,12 @@
 """A plan of a merge, as a table for people and as JSON."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import typer
 from rich.table import Table
 
 from ckptavg.cli.common import human_size, print_table, resident
-from ckptavg.formats import output_files
 from ckptavg.plan import MergePlan
 
 _ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}
@@ -34,7 +32,7 @@ def print_plan(plan: MergePlan) -> None:
         sources.add_column(title, justify="right", no_wrap=True)
     for source in plan.sources:
         epoch = "" if source.epoch is None else str(source.epoch)
-        proof = "record" if source.proof else "none"
+        proof = "record" if source.proof else "checksums" if source.checksummed else "none"
         coefficient = f"{source.coefficient:.6g}"
         sources.add_row(str(source.path), epoch, coefficient, human_size(source.size), proof)
     tensors = Table(box=None, pad_edge=False, header_style="bold")
@@ -56,7 +54,7 @@ def plan_content(plan: MergePlan) -> dict[str, Any]:
     """A plan for machines."""
     return {
         "output": str(plan.output),
-        "files": [str(file) for file in _files(plan)],
+        "files": [str(file) for file in plan.output_files],
         "recipe": plan.recipe,
         "sources": [
             {
@@ -64,7 +62,7 @@ def plan_content(plan: MergePlan) -> dict[str, Any]:
                 "epoch": source.epoch,
                 "coefficient": source.coefficient,
                 "size": source.size,
-                "recorded": source.proof is not None,
+                "proven": source.proven,
             }
             for source in plan.sources
         ],
@@ -86,7 +84,3 @@ def plan_content(plan: MergePlan) -> dict[str, Any]:
         "peak": plan.memory + resident(),
         "jobs": plan.jobs,
     }
-
-
-def _files(plan: MergePlan) -> list[Path]:
-    return output_files(plan.output, plan.structure)

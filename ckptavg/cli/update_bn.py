@@ -18,7 +18,7 @@ from ckptavg.cli.common import (
     progress_bars,
 )
 from ckptavg.errors import FormatError
-from ckptavg.formats import output_suffix
+from ckptavg.formats import check_keras_output
 from ckptavg.outputs import check_output
 
 
@@ -45,7 +45,7 @@ def update_bn(
     """
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
-    output_suffix(output)
+    check_keras_output(output)
     check_output(output, overwrite)
     spec = model_spec(model, checkpoint)
     with keras_session(), progress_bars() as bar:

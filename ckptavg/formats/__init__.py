@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ckptavg.checkpoints import INDEX_SUFFIX
 from ckptavg.errors import FormatError
-from ckptavg.formats.interface import LEGACY, CheckpointReader, Layout, Stamp, Structure
+from ckptavg.formats.interface import LEGACY, TENSORFLOW, CheckpointReader, Layout, Stamp, Structure
 from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
 from ckptavg.formats.legacy_h5 import LegacyH5Writer
 from ckptavg.formats.safetensors import (
@@ -17,6 +17,7 @@ from ckptavg.formats.safetensors import (
 from ckptavg.formats.sharded_h5 import ShardedH5Reader, ShardedH5Writer
 from ckptavg.formats.tf_checkpoint import TensorFlowReader, TensorFlowWriter
 from ckptavg.formats.tf_files import has_index
+from ckptavg.formats.tf_state import STATE_FILE, read_state
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.formats.writing import CheckpointWriter
 
@@ -40,21 +41,25 @@ _WRITERS: dict[str, type[CheckpointWriter]] = {
     ".safetensors.index.json": ShardedSafetensorsWriter,
     INDEX_SUFFIX: TensorFlowWriter,
 }
+_OF_KERAS = (".weights.h5", ".keras")
 READ_SUFFIXES = tuple(_READERS)
 """Of the files that `open_reader` can read."""
 
 __all__ = [
     "READ_SUFFIXES",
+    "STATE_FILE",
     "CheckpointReader",
     "CheckpointWriter",
+    "KerasArchiveWriter",
     "Layout",
     "ModelConfig",
     "Stamp",
     "Structure",
+    "check_keras_output",
     "open_reader",
     "open_writer",
-    "output_files",
-    "output_suffix",
+    "read_state",
+    "writer_of",
 ]
 
 
@@ -74,21 +79,35 @@ def open_reader(
     raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_READERS)}")
 
 
-def output_suffix(path: Path) -> str:
-    """The suffix that decides the format of an output.
+def check_keras_output(path: Path) -> None:
+    """Makes sure that Keras itself can write and load a file of this name.
+
+    Raises:
+        FormatError: it cannot.
+    """
+    if not path.name.endswith(_OF_KERAS) or path.name in _OF_KERAS:
+        raise FormatError(
+            f"cannot write {path}: name an output that ends in {_listed(_OF_KERAS)}, which a model "
+            "can be saved to"
+        )
+
+
+def writer_of(path: Path, naming: str) -> type[CheckpointWriter]:
+    """The writer of an output, by its suffix and by how its tensors are named.
+
+    What is named as in TensorFlow checkpoints may be written to any prefix.
 
     Raises:
         FormatError: no format that can be written has this suffix.
     """
-    for suffix in _WRITERS:
+    for suffix, writer in _WRITERS.items():
         if path.name.endswith(suffix) and path.name != suffix:
-            return suffix
+            if writer is WeightsH5Writer and naming == LEGACY:  # as Keras did up to 2.12
+                return LegacyH5Writer
+            return writer
+    if naming == TENSORFLOW and path.name:
+        return TensorFlowWriter
     raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_WRITERS)}")
-
-
-def output_files(path: Path, structure: Structure) -> list[Path]:
-    """Every file that an output will consist of."""
-    return _WRITERS[output_suffix(path)].output_files(path, structure)
 
 
 def open_writer(
@@ -109,14 +128,13 @@ def open_writer(
     Raises:
         FormatError: the suffix is of no known format, or the format cannot hold these tensors.
     """
-    writer = _WRITERS[output_suffix(path)]
+    writer = writer_of(path, structure.naming)
     if writer is KerasArchiveWriter:
         assert model_config is not None, "the plan makes sure of a configuration"
         return KerasArchiveWriter(path, structure, model_config=model_config, resume=resume)
-    if writer is WeightsH5Writer and structure.naming == LEGACY:  # as Keras did up to 2.12
-        writer = LegacyH5Writer
     return writer(path, structure, resume=resume)
 
 
 def _listed(suffixes: Iterable[str]) -> str:
-    return " or ".join(suffixes)
+    *most, last = suffixes
+    return f"{', '.join(most)} or {last}"

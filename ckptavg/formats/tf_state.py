@@ -7,7 +7,7 @@ from pathlib import Path
 from ckptavg.errors import FormatError
 from ckptavg.formats.tf_files import has_index
 
-_STATE_FILE = "checkpoint"
+STATE_FILE = "checkpoint"
 _SIZE_LIMIT = 4 * 1024 * 1024
 _LATEST, _ALL = "model_checkpoint_path", "all_model_checkpoint_paths"
 
@@ -29,7 +29,7 @@ def read_state(folder: Path) -> list[Path]:
         FormatError: there is no such list, it is damaged, it leads out of the folder, or none of
             its checkpoints is left.
     """
-    file = folder / _STATE_FILE
+    file = folder / STATE_FILE
     latest, others = _parse(file)
     listed = [*(path for path in others if path not in latest), *latest[-1:]]
     found = [
