@@ -222,7 +222,7 @@ def test_inspect_fits_a_terminal(folder):
             "must come from the same model",
         ),
         (("merge", "run", "-o", "there.weights.h5"), "--overwrite"),
-        (("merge", "run", "-o", "o.txt"), "name an output that ends in .weights.h5 or .keras"),
+        (("merge", "run", "-o", "o.txt"), "name an output that ends in .weights.h5 or "),
         (("merge", "run", "-o", "gone/o.weights.h5"), "the folder gone does not exist"),
         (("merge", "run", "-o", "o.weights.h5", "--last", "9"), "ask for 1 to 4"),
         (("merge", "run", "-o", "o.weights.h5", "--coefficients", "1,1"), "2 coefficients for 4"),
