@@ -26,6 +26,7 @@ from ckptavg.rules import (
     LAST,
     PlanItem,
     check_config_not_quantized,
+    check_not_quantized,
     count_batch_norm,
     decide,
 )
@@ -169,6 +170,8 @@ def plan_average(
         CkptavgError: as `merge` does.
     """
     sources = plan_sources(checkpoints, coefficients)
+    if not copy:
+        _check_not_quantized(sources[-1])
     items = decide(sources[-1].structure, len(sources), non_float, copy=copy)
     if all(item.action == DROP for item in items):
         raise FormatError(f"{sources[0].path} holds no weights")
@@ -198,6 +201,12 @@ def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
         DROP: 0,
     }
     return item.tensor.nbytes * files[item.action]
+
+
+def _check_not_quantized(source: SourcePlan) -> None:
+    check_not_quantized(source.path, source.structure)
+    if source.path.name.endswith(".keras"):
+        check_config_not_quantized(source.path, ModelConfig.read(source.path))
 
 
 def _check_files(plan: MergePlan, overwrite: bool) -> None:

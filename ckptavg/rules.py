@@ -87,7 +87,9 @@ def check_not_quantized(path: Path, structure: Structure) -> None:
     for name, tensor in structure.model_tensors.items():
         if _QUANTIZED.search(name):
             raise _quantized(path, name)
-        layers[re.sub(r"[^/.]*$", "", name)].append(tensor)
+        layer = re.sub(r"[^/.]*$", "", name)
+        if layer:
+            layers[layer].append(tensor)
     for tensors in layers.values():
         floats = [tensor for tensor in tensors if tensor.is_float]
         scaled = any("scale" in tensor.name.rpartition("/")[2] for tensor in floats)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from ckptavg.checkpoints import Checkpoint, main_file
 from ckptavg.errors import IntegrityError, MismatchError
-from ckptavg.formats import CheckpointReader, ModelConfig, Stamp, Structure, open_reader
+from ckptavg.formats import CheckpointReader, Stamp, Structure, open_reader
 from ckptavg.proof import Proof
 from ckptavg.record import Record
-from ckptavg.rules import check_config_not_quantized, check_not_quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def plan_sources(
     Raises:
         FormatError: a file is not a checkpoint, or is damaged.
         IntegrityError: a file does not fit its record, or is gone.
-        MismatchError: checkpoints are not of one model, are quantized, or one is named twice.
+        MismatchError: checkpoints are not of one model, or one is named twice.
     """
     _check_distinct(checkpoints)
     planned: list[SourcePlan] = []
@@ -92,10 +91,6 @@ def plan_sources(
             )
     for source in planned[1:]:
         check_same_model(planned[0], source)
-    last = planned[-1].path
-    check_not_quantized(last, planned[-1].structure)
-    if last.name.endswith(".keras"):
-        check_config_not_quantized(last, ModelConfig.read(last))
     return tuple(planned)
 
 

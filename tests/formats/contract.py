@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptavg.errors import FormatError, IntegrityError
+import ckptavg
+from ckptavg.accumulate import round_once
+from ckptavg.errors import FormatError, IntegrityError, OutputError
 from ckptavg.files import partial
 from ckptavg.formats import CheckpointWriter, Structure, open_reader, open_writer
+from ckptavg.tensors import is_float
 from tests.conftest import leftovers, read_tensors
 
 
@@ -44,6 +47,15 @@ def assert_same(found: dict, expected: dict) -> None:
         other = np.asarray(found[name])
         assert (other.shape, other.dtype) == (np.shape(value), np.asarray(value).dtype), name
         assert other.tobytes() == np.asarray(value).tobytes(), name
+
+
+def mean_of(values: list[np.ndarray]) -> np.ndarray:
+    """The float64 mean, rounded once; of what has none, the last."""
+    last = np.asarray(values[-1])
+    if last.dtype.kind in "SO" or not is_float(last.dtype.name):
+        return last
+    mean = sum(np.asarray(value).astype(np.float64) for value in values) / len(values)
+    return round_once(np.atleast_1d(mean), last.dtype).reshape(last.shape)
 
 
 def copy_into(writer: CheckpointWriter, source: Path) -> None:
@@ -225,3 +237,43 @@ class WriterContract(FormatCase):
             writer.commit()
         assert_same(self.load(out), expected)
         assert not leftovers(tmp_path)
+
+    def test_an_average_is_the_mean_rounded_once(self, tmp_path):
+        made = [self.make(tmp_path, seed, f"ckpt-{seed}") for seed in (1, 2, 3)]
+        paths = [path for path, _ in made]
+        out = tmp_path / "out" / f"mean{self.suffix}"
+        out.parent.mkdir()
+        options = {"model": paths[0]} if self.suffix == ".keras" else {}
+        report = ckptavg.merge(paths, out, non_float="last", **options)
+        expected = {name: mean_of([values[name] for _, values in made]) for name in made[0][1]}
+        assert_same(self.load(out), expected)
+        assert_same(read_tensors(report.output), expected)
+        assert not leftovers(tmp_path)
+        (found,) = ckptavg.verify(out)
+        assert (found.proof, found.average) == ("intact", "reproduced")
+
+    def test_one_checkpoint_is_its_own_average_and_conversion(self, tmp_path):
+        path, expected = self.make(tmp_path, 4)
+        options = {"model": path} if self.suffix == ".keras" else {}
+        for number, write in enumerate((ckptavg.merge, ckptavg.convert)):
+            out = tmp_path / f"out{number}" / f"one{self.suffix}"
+            out.parent.mkdir()
+            write(path, out, **options)
+            assert_same(self.load(out), expected)
+
+    def test_nothing_is_replaced_unasked(self, tmp_path):
+        path, expected = self.make(tmp_path, 5)
+        options = {"model": path} if self.suffix == ".keras" else {}
+        with pytest.raises(OutputError):
+            ckptavg.merge(path, path, **options)
+        out = tmp_path / "out" / f"one{self.suffix}"
+        out.parent.mkdir()
+        ckptavg.merge(path, out, **options)
+        before = {file: file.read_bytes() for file in out.parent.iterdir()}
+        with pytest.raises(OutputError, match="exists already"):
+            ckptavg.merge(path, out, **options)
+        assert {file: file.read_bytes() for file in out.parent.iterdir()} == before
+        ckptavg.merge(path, out, overwrite=True, **options)
+        assert_same(self.load(out), expected)
+        with pytest.raises(OutputError, match="also one of the checkpoints"):
+            ckptavg.merge(out, out, overwrite=True, **options)
