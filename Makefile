@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: demo test lint format bench clean
 
@@ -21,7 +22,7 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 bench: .venv/installed
-	$(BIN)/python tests/benchmarks/bench_merge.py
+	$(BIN)/python tests/benchmarks/bench_merge.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache ckptavg-demo

@@ -41,6 +41,20 @@ class ResourceError(CkptavgError, OSError):
     """Memory or disk do not suffice for the work."""
 
 
+class MemoryLimitError(ResourceError):
+    """A merge needs more memory than it may use.
+
+    Attributes:
+        least: bytes that would do.
+    """
+
+    def __init__(self, least: int, limit: int) -> None:
+        super().__init__(
+            f"a memory limit of {limit:,} bytes is too low: at least {least:,} bytes are needed"
+        )
+        self.least = least
+
+
 class SpecError(CkptavgError, ValueError):
     """A model or data SPEC does not lead to a model or to data."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptavg.accumulate import PIECE
 from ckptavg.checkpoints import Checkpoint, checkpoint_path, main_file
-from ckptavg.errors import FormatError, OutputError, ResourceError
+from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
 from ckptavg.formats import (
     KerasArchiveWriter,
     ModelConfig,
@@ -252,9 +252,7 @@ def _fit_memory(
     index += count_regions(items) * DIGEST_SIZE * (len(sources) + 1)
     least = index + _JOB_MEMORY
     if least > max_memory:
-        raise ResourceError(
-            f"a memory limit of {max_memory:,} bytes is too low: at least {least:,} are needed"
-        )
+        raise MemoryLimitError(least, max_memory)
     fitting = min(wanted, (max_memory - index) // _JOB_MEMORY)
     return fitting, index + fitting * _JOB_MEMORY
 

@@ -44,7 +44,9 @@ def test_the_public_names():
         "Record",
         "RefreshReport",
         "Run",
+        "Verification",
         "__version__",
+        "convert",
         "evaluate",
         "merge",
         "merge_into_model",
@@ -53,6 +55,7 @@ def test_the_public_names():
         "refresh_batch_norm",
         "run_plan",
         "update_batch_norm",
+        "verify",
     ]
     for name in ckptavg.__all__:
         assert not isinstance(getattr(ckptavg, name), type(sys)), f"{name} is a module"

@@ -2,6 +2,8 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +27,7 @@ from ckptavg.cli.common import (
     resident,
 )
 from ckptavg.cli.plan_table import plan_content, print_plan
-from ckptavg.errors import ResourceError, SpecError
+from ckptavg.errors import MemoryLimitError, ResourceError, SpecError
 from ckptavg.merging import MergeReport, run_plan
 from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
 from ckptavg.record import BatchNormRecord
@@ -129,18 +131,19 @@ def merge(
     configured = model is not None and model.endswith((".keras", ".json"))
     # A callable must be called to know the model's configuration; a file can be read.
     live = data is not None or (not configured and model is not None and output.suffix == ".keras")
-    plan = plan_merge(
-        chosen,
-        output,
-        coefficients=_numbers(coefficients),
-        normalize=not no_normalize,
-        non_float=non_float,
-        model=model if configured else None,
-        max_memory=_working_memory(max_memory),
-        jobs=jobs,
-        overwrite=overwrite,
-        live_model=live,
-    )
+    with _limit_of_the_process(max_memory) as working_memory:
+        plan = plan_merge(
+            chosen,
+            output,
+            coefficients=_numbers(coefficients),
+            normalize=not no_normalize,
+            non_float=non_float,
+            model=model if configured else None,
+            max_memory=working_memory,
+            jobs=jobs,
+            overwrite=overwrite,
+            live_model=live,
+        )
     if dry_run:
         print_json(plan_content(plan)) if json else print_plan(plan)
         return
@@ -215,17 +218,20 @@ def _numbers(text: str | None) -> list[float] | None:
         raise typer.BadParameter(f"'{text}' are no numbers: write them like 0.2,0.3,0.5") from error
 
 
-def _working_memory(limit: str | None) -> int:
-    """What a limit of the whole process leaves to the merge."""
+@contextmanager
+def _limit_of_the_process(limit: str | None) -> Iterator[int]:
+    """What a limit of the whole process leaves to the merge; errors name the whole again."""
     if limit is None:
-        return DEFAULT_MAX_MEMORY
+        yield DEFAULT_MAX_MEMORY
+        return
     held = resident()
-    working = parse_size(limit) - held
-    if working <= 0:
+    try:
+        yield max(0, parse_size(limit) - held)
+    except MemoryLimitError as error:
         raise ResourceError(
-            f"--max-memory {limit} is too low: the program itself holds {human_size(held)}"
-        )
-    return working
+            f"--max-memory {limit} is too low: at least {held + error.least:,} bytes are needed, "
+            f"{held:,} of them by the program itself"
+        ) from error
 
 
 def _print_merged(report: MergeReport, output: Path | None = None) -> None:
