@@ -223,6 +223,8 @@ def _print_machine(peers: dict[str, str]) -> None:
     print(f"Python {platform.python_version()}, {_listed(own)}")
     print(f"other programs: {_listed(peers) or 'none installed; see --peers'}\n")
     print(
+        "Times are medians over the rounds, ratios medians of runs in the same round, memory the\n"
+        "largest of all rounds.\n\n"
         "whole: the process with its imports. part: averaging alone, from opening the inputs to\n"
         "the written output, as the program itself times it; ckptavg's is on disk by then, the\n"
         "others' in the page cache. peak: ru_maxrss, in which mapped pages of files count; anon:\n"
