@@ -16,7 +16,8 @@ without a GPU, torch's CPU build is enough):
     peers/bin/pip install numpy h5py dask safetensors torch==2.13.0 mergekit
     .venv/bin/python tests/benchmarks/bench_merge.py --peers peers/bin/python
 
-Up to 12 GB of disk are needed in --folder, and as much free memory for the page cache.
+Up to 12 GB of disk are needed in --folder, and as much free memory for the page cache. A --folder
+in memory (/dev/shm) leaves the disk out, so that outputs cost no waiting; `cold` cannot work there.
 """
 
 import argparse
@@ -166,6 +167,9 @@ class Bench:
         rows[-1][0] += ", one tensor"
         header = ("checkpoints", "whole s", "x cat", "part s", "part x cat", "part ns/byte")
         self._title("Scaling: ckptavg merge, proven by records, warm page cache")
+        print(
+            "Cores busy: user and system time over whole time, in which fsync waits for the disk.\n"
+        )
         print(table((*header, "cores busy", "peak MiB", "anon MiB"), rows))
 
     def _scaling(self, sets: Sequence[Checkpoints]) -> list[list[str]]:
