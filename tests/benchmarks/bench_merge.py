@@ -1,170 +1,290 @@
-"""Time and memory of `ckptavg merge` beside `cat` and a Keras `load_weights` loop, in one run.
+"""Time, memory and accuracy of `ckptavg merge` beside `cat`, a Keras loop and other programs.
 
     make bench
-    .venv/bin/python tests/benchmarks/bench_merge.py --checkpoints 8 --layers 24 --runs 5
+    .venv/bin/python tests/benchmarks/bench_merge.py --only big --runs 3
 
-Every case is a fresh process over the same files, cases taking turns; the page cache is warm.
-`whole` is the process with its imports, `part` the averaging alone as the program itself times it,
-`peak` the kernel's own figure of the process (VmHWM). Ratios are medians of each round's ratio to
-the `cat` of that round.
+Four sections: `big` (few large tensors, warm page cache), `cold` (the same files, not in the page
+cache), `small` (thousands of tensors) and `scaling` (the number and the size of checkpoints). Every
+run is a fresh process, and cases take turns: a round runs each of them once, so that a machine that
+is busy for a while is busy for all. Times are medians over the rounds, and so are ratios, each of
+which is of two runs in the same round.
+
+Programs that need heavy packages are measured where another interpreter can import them (on Linux
+without a GPU, torch's CPU build is enough):
+
+    python3 -m venv peers
+    peers/bin/pip install numpy h5py dask safetensors torch==2.13.0 mergekit
+    .venv/bin/python tests/benchmarks/bench_merge.py --peers peers/bin/python
+
+Up to 12 GB of disk are needed in --folder, and as much free memory for the page cache. A --folder
+in memory (/dev/shm) leaves the disk out, so that outputs cost no waiting; `cold` cannot work there.
 """
 
 import argparse
-import json
 import os
 import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-_MAKE = """
-import sys
-import keras, numpy as np
-from ckptavg.proof import tensor_records
-from ckptavg.record import Record, now, versions
-folder, count, layers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-blocks = [keras.Input((2048,))]
-for _ in range(layers):
-    blocks += [keras.layers.Dense(2048), keras.layers.BatchNormalization()]
-model = keras.Sequential(blocks)
-rng = np.random.default_rng(0)
-from pathlib import Path
-for epoch in range(1, count + 1):
-    for variable in model.weights:
-        values = rng.standard_normal(variable.shape, dtype="float32") * 0.05
-        variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
-    path = Path(folder) / f"epoch-{epoch:04d}.weights.h5"
-    model.save_weights(path)
-    record = Record(path.name, path.stat().st_size, now(), versions(), epoch=epoch)
-    record.write(path.with_name(f"epoch-{epoch:04d}.json"), tensor_records(path))
-"""
+from _checkpoints import Checkpoints, Model, checkpoints, worker
+from _page_cache import evict, warm
+from _processes import measure
+from _rounds import Case, Prepare, Results, take_turns
+from _tables import comparison, number, table
 
-_KERAS = """
-import sys, time
-import keras, numpy as np
-layers, output, *paths = sys.argv[1:]
-blocks = [keras.Input((2048,))]
-for _ in range(int(layers)):
-    blocks += [keras.layers.Dense(2048), keras.layers.BatchNormalization()]
-model = keras.Sequential(blocks)
-started = time.perf_counter()
-total = None
-for path in paths:
-    model.load_weights(path)
-    weights = model.get_weights()
-    total = weights if total is None else [a + b for a, b in zip(total, weights)]
-model.set_weights([a / len(paths) for a in total])
-model.save_weights(output)
-print("part", time.perf_counter() - started)
-"""
+SECTIONS = ("big", "cold", "small", "scaling")
 
-_CKPTAVG = """
-import sys, time
-import ckptavg.cli
-ckptavg.cli.main()
-"""
+PROVEN = "ckptavg merge, proven by records"
+BARE = "ckptavg merge, without records"
+KERAS = "Keras load_weights loop"
+H5PY = "h5py whole tensors, float64"
 
-_PEAK = """
-import atexit, sys
-def _peak():
-    for line in open("/proc/self/status"):
-        if line.startswith("VmHWM"):
-            print("peak", line.split()[1], file=sys.stderr)
-atexit.register(_peak)
-"""
+# What it is called: the package it needs, its program in _workers, and what that reads and writes.
+PEERS = {
+    "safetensors per tensor, float64": (
+        "safetensors",
+        "safetensors_loop",
+        {"reads": ".safetensors", "writes": ".safetensors"},
+    ),
+    "dask.array mean": ("dask", "dask_mean", {}),
+    "torch AveragedModel running mean": (
+        "torch",
+        "torch_running_mean",
+        {"reads": ".pt", "writes": ".pt"},
+    ),
+    "mergekit linear": ("mergekit", "mergekit_linear", {"reads": ".safetensors", "writes": ""}),
+}
 
 
-def run(command: list[str]) -> tuple[float, float | None, float | None]:
-    """Whole and part in seconds, peak in MiB, of one process."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    started = time.perf_counter()
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    whole = time.perf_counter() - started
-    if result.returncode:
-        sys.exit(f"{command[:3]} failed:\n{result.stderr}")
-    part = peak = None
-    for line in (result.stdout + result.stderr).splitlines():
-        if line.startswith("part "):
-            part = float(line.split()[1])
-        elif line.startswith("peak "):
-            peak = int(line.split()[1]) / 1024
-    if result.stdout.startswith("{"):
-        part = json.loads(result.stdout)["seconds"]
-    return whole, part, peak
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is averaged: models, as `build` in `_workers/model.py` takes them, and how often."""
+
+    big: Model
+    big_count: int
+    small: Model
+    small_count: int
+    step: Model
+    step_counts: Sequence[int]
+    one_tensor: Model
 
 
-def python(code: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-c", _PEAK + code, *map(str, arguments)]
+FULL = Sizes(
+    big={"units": 2048, "layers": 24},
+    big_count=8,
+    small={"units": 96, "layers": 25, "blocks": 20},
+    small_count=20,
+    step={"units": 2048, "layers": 6},
+    step_counts=(2, 4, 8, 16, 32, 64),
+    one_tensor={"inputs": 16384, "units": 30720, "layers": 1},
+)
+QUICK = Sizes(
+    big={"units": 64, "layers": 2},
+    big_count=3,
+    small={"units": 8, "layers": 2, "blocks": 2},
+    small_count=3,
+    step={"units": 64, "layers": 2},
+    step_counts=(2, 4),
+    one_tensor={"inputs": 512, "units": 1024, "layers": 1},
+)
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """How sections measure.
+
+    Attributes:
+        sizes: what is averaged.
+        runs: number of rounds.
+        quick: whether the round that is not counted is left out.
+        full: whether slow cases run in every round.
+        peers: interpreter of other programs.
+        packages: what that can import.
+    """
+
+    sizes: Sizes
+    runs: int
+    quick: bool
+    full: bool
+    peers: str
+    packages: Iterable[str]
+
+    def big(self, made: Checkpoints) -> None:
+        cases = [
+            made.cat(),
+            made.ckptavg(PROVEN),
+            made.ckptavg(BARE, proven=False),
+            made.ckptavg("ckptavg merge --jobs 1, proven", "--jobs", 1),
+            made.keras_loop(KERAS),
+            made.loop(H5PY, "h5py_loop"),
+        ]
+        cases += [
+            made.loop(name, program, python=self.peers, **formats)
+            for name, (package, program, formats) in PEERS.items()
+            if package in self.packages
+        ]
+        results = self._rounds("big", cases)
+        self._title(f"Big: {made}, warm page cache")
+        print(comparison(results, "cat"))
+        _print_quotients(results)
+
+    def cold(self, made: Checkpoints) -> None:
+        cases = [made.cat(), made.ckptavg(PROVEN), made.ckptavg(BARE, proven=False)]
+        results = self._rounds("cold", cases, prepare=evict)
+        self._title(f"Cold: {made}, not in the page cache")
+        print(
+            "Before each run the checkpoints were dropped from the page cache (fsync, then\n"
+            "posix_fadvise DONTNEED), and mincore found none of their pages left in it. Programs\n"
+            "and libraries stayed in it; a virtual machine's host may have a cache of its own.\n"
+        )
+        print(comparison(results, "cat"))
+
+    def small(self, made: Checkpoints) -> None:
+        cases = [
+            made.cat(),
+            made.ckptavg(PROVEN),
+            made.ckptavg(BARE, proven=False),
+            made.loop(H5PY, "h5py_loop"),
+            made.keras_loop(KERAS, slow=not self.full),
+        ]
+        results = self._rounds("small", cases)
+        self._title(f"Many small tensors: {made}, warm page cache")
+        if not self.full:
+            print(f"{KERAS}: the first round only.\n")
+        print(comparison(results, "cat"))
+        _print_quotients(results)
+
+    def scaling(self, folder: Path) -> None:
+        sizes, rows = self.sizes, []
+        with checkpoints(folder / "steps", sizes.step, sizes.step_counts[-1]) as made:
+            rows += self._scaling([made.first(count) for count in sizes.step_counts])
+        with checkpoints(folder / "one-tensor", sizes.one_tensor, 2) as made:
+            rows += self._scaling([made])
+        rows[-1][0] += ", one tensor"
+        header = ("checkpoints", "whole s", "x cat", "part s", "part x cat", "part ns/byte")
+        self._title("Scaling: ckptavg merge, proven by records, warm page cache")
+        print(
+            "Cores busy: user and system time over whole time, in which fsync waits for the disk.\n"
+        )
+        print(table((*header, "cores busy", "peak MiB", "anon MiB"), rows))
+
+    def _scaling(self, sets: Sequence[Checkpoints]) -> list[list[str]]:
+        cases = [
+            case for made in sets for case in (made.cat(f"cat {made}"), made.ckptavg(f"{made}"))
+        ]
+        results = self._rounds("scaling", cases)
+        rows = []
+        for made in sets:
+            name, cat, count = f"{made}", f"cat {made}", len(made.recorded)
+            part = results.median(name, "part")
+            rows.append(
+                [
+                    name,
+                    number(results.median(name, "whole")),
+                    number(results.ratio(name, "whole", cat)),
+                    number(part),
+                    number(results.ratio(name, "part", cat)),
+                    number(1e9 * part / (count * made.size)),
+                    number(results.median(name, "cores")),
+                    *(f"{results.largest(name, kind):,.0f}" for kind in ("peak", "anonymous")),
+                ]
+            )
+        return rows
+
+    def _rounds(self, section: str, cases: Sequence[Case], prepare: Prepare = warm) -> Results:
+        return take_turns(section, cases, self.runs, prepare, warm_up=not self.quick)
+
+    def _title(self, text: str) -> None:
+        print(f"\n## {text}; {self.runs} round{'s' if self.runs > 1 else ''}\n")
+
+
+def _print_quotients(results: Results) -> None:
+    quotients = (
+        ("whole time of ckptavg / averaging alone of Keras", PROVEN, "whole", KERAS, "part"),
+        ("whole time, proven / without records", PROVEN, "whole", BARE, "whole"),
+        ("averaging alone, proven / without records", PROVEN, "part", BARE, "part"),
+    )
+    print()
+    for text, case, attribute, to_case, to_attribute in quotients:
+        print(f"- {text}: {number(results.ratio(case, attribute, to_case, to_attribute))}")
+
+
+def _print_machine(peers: dict[str, str]) -> None:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    own = measure(worker("versions", "ckptavg", "keras", "tensorflow", "numpy", "h5py")).printed
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    print("# Benchmark of ckptavg merge\n")
+    print(
+        f"{models[0] if models else platform.machine()}, {cores} cores, {memory:.0f} GiB, "
+        f"Linux {platform.release()}, load {_load()} at the start"
+    )
+    print(f"Python {platform.python_version()}, {_listed(own)}")
+    print(f"other programs: {_listed(peers) or 'none installed; see --peers'}\n")
+    print(
+        "Times are medians over the rounds, ratios medians of runs in the same round, memory the\n"
+        "largest of all rounds.\n\n"
+        "whole: the process with its imports. part: averaging alone, from opening the inputs to\n"
+        "the written output, as the program itself times it; ckptavg's is on disk by then, the\n"
+        "others' in the page cache. peak: ru_maxrss, in which mapped pages of files count; anon:\n"
+        "the largest RssAnon seen. misrounded: elements, in a seventh of the tensors, that differ\n"
+        "from the float64 mean rounded once."
+    )
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+def _listed(packages: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in packages.items())
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", action="append", choices=SECTIONS, help="a section; may be repeated"
+    )
+    parser.add_argument("--runs", type=int, help="rounds (default 5)")
+    parser.add_argument("--full", action="store_true", help="slow cases in every round")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test this program")
+    parser.add_argument("--folder", help="for the files; a temporary one if left out")
+    parser.add_argument(
+        "--peers", default=sys.executable, metavar="PYTHON", help="interpreter of other programs"
+    )
+    options = parser.parse_args()
+    options.runs = options.runs or (1 if options.quick else 5)
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoints", type=int, default=8)
-    parser.add_argument("--layers", type=int, default=24, help="of 2048x2048, 16.8 MB each")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", help="for the files; a temporary one if left out")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+    options = _parse()
+    wanted = options.only or SECTIONS
+    packages = [package for package, _, _ in PEERS.values()]
+    found = measure(worker("versions", *packages, python=options.peers)).printed
+    sizes = QUICK if options.quick else FULL
+    bench = Bench(sizes, options.runs, options.quick, options.full, options.peers, found)
+    _print_machine(found)
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder))
         folder = Path(name)
-        recorded, plain = folder / "run" / "checkpoints", folder / "plain"
-        recorded.mkdir(parents=True)
-        plain.mkdir()
-        subprocess.run(
-            python(_MAKE, recorded, options.checkpoints, options.layers),
-            check=True,
-            stderr=subprocess.DEVNULL,
-        )
-        files = sorted(recorded.glob("*.weights.h5"))
-        for file in files:
-            (plain / file.name).hardlink_to(file)
-        bare = sorted(plain.iterdir())
-        output = folder / "out.weights.h5"
-        merging = ("-o", output, "--overwrite", "--json")
-        cases = {
-            "cat": ["sh", "-c", f"cat {recorded}/*.weights.h5 > /dev/null"],
-            "ckptavg merge, proven by records": python(_CKPTAVG, "merge", folder / "run", *merging),
-            "ckptavg merge, without records": python(_CKPTAVG, "merge", *bare, *merging),
-            "ckptavg merge --jobs 1, proven": python(
-                _CKPTAVG, "merge", folder / "run", "--jobs", 1, *merging
-            ),
-            "Keras load_weights loop": python(_KERAS, options.layers, output, *files),
-        }
-        results: dict[str, list[tuple]] = {case: [] for case in cases}
-        for command in cases.values():
-            run(command)  # warm-up, not counted
-        for _ in range(options.runs):
-            for case, command in cases.items():
-                results[case].append(run(command))
-        size = files[0].stat().st_size
-        print(f"{len(files)} x {size / 1e6:.0f} MB, medians of {options.runs} rounds")
-        cores = len(os.sched_getaffinity(0))
-        print(f"{processor()}, {cores} cores, Python {platform.python_version()}\n")
-        print("| how | whole s | x cat | part s | part x cat | peak RSS MiB |")
-        print("|---|---|---|---|---|---|")
-        cat = [whole for whole, _, _ in results["cat"]]
-        for case, rows in results.items():
-            whole = statistics.median(row[0] for row in rows)
-            ratio = statistics.median(row[0] / c for row, c in zip(rows, cat, strict=True))
-            parts = [row[1] for row in rows if row[1] is not None]
-            part = f"{statistics.median(parts):.2f}" if parts else ""
-            part_ratio = (
-                f"{statistics.median(p / c for p, c in zip(parts, cat, strict=True)):.1f}"
-                if parts
-                else ""
-            )
-            peaks = [row[2] for row in rows if row[2] is not None]
-            peak = f"{max(peaks):.0f}" if peaks else ""
-            print(f"| {case} | {whole:.2f} | {ratio:.1f} | {part} | {part_ratio} | {peak} |")
+        if {"big", "cold"} & {*wanted}:
+            with checkpoints(folder / "big", sizes.big, sizes.big_count) as made:
+                if "big" in wanted:
+                    bench.big(made)
+                if "cold" in wanted:
+                    bench.cold(made)
+        if "small" in wanted:
+            with checkpoints(folder / "small", sizes.small, sizes.small_count) as made:
+                bench.small(made)
+        if "scaling" in wanted:
+            bench.scaling(folder)
+    print(f"\nload {_load()} at the end")
 
 
 if __name__ == "__main__":

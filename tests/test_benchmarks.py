@@ -1,0 +1,37 @@
+"""The benchmark program itself, at tiny sizes: it is run by hand, and would rot unseen."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def bench(*options: str) -> list[list[str]]:
+    """The cells of all tables that it prints."""
+    program = Path(__file__).parent / "benchmarks" / "bench_merge.py"
+    result = subprocess.run(
+        [sys.executable, str(program), "--quick", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_benchmark_runs_with_a_warm_and_a_cold_cache():
+    rows = [row for row in bench("--only", "big", "--only", "cold") if "ckptavg" in row[0]]
+    assert len(rows) == 3 + 2
+    for row in rows:
+        assert all(row), "an empty cell"
+        assert row[-1] == "0 %", "misrounded"
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_runs():
+    how = [row[0] for row in bench()]
+    assert how.count("cat") == 3
+    assert how.count("Keras load_weights loop") == 2
+    assert how.count("h5py whole tensors, float64") == 2
