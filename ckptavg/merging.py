@@ -27,6 +27,9 @@ from ckptavg.rules import EQUAL
 from ckptavg.sources import Sources
 from ckptavg.streaming import GroupDigests, Progress, divide_plan, stream
 
+_SETTLED = 1024 * 1024
+"""Bytes of a region from which on it is sent to the disk as soon as it is written."""
+
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
@@ -138,6 +141,11 @@ def run_plan(
 
         def finished(number: int, found: GroupDigests) -> None:
             digests.add(number, found)
+            for strip in groups[number]:
+                if strip.nbytes >= _SETTLED:
+                    segment = strip.segments[0]
+                    region = segment.region
+                    writer.settle(segment.item.tensor.name, region.start, region.nbytes)
             journal.add(number, found.written, found.read)
 
         try:
@@ -190,7 +198,7 @@ def check_unchanged(plan: MergePlan, readers: Sequence[CheckpointReader]) -> Non
 
 def _superseded(plan: MergePlan) -> list[Path]:
     """Files of a checkpoint that is overwritten by one of other files, such as fewer shards."""
-    if not Checkpoint.exists(plan.output):
+    if len(plan.output_files) == 1 or not Checkpoint.exists(plan.output):
         return []
     try:
         with open_reader(plan.output) as former:
