@@ -25,13 +25,14 @@ class Terms:
 
     factors: tuple[float, ...]
     divisor: float
+    normalized: bool = True
 
     @classmethod
     def of(cls, coefficients: Sequence[float]) -> "Terms":
         """Terms of coefficients that sum to 1 within rounding, or to anything else on purpose."""
         total = math.fsum(coefficients)
         if abs(total - 1.0) > _ROUNDING:
-            return cls(tuple(coefficients), 1.0)
+            return cls(tuple(coefficients), 1.0, normalized=False)
         if len(set(coefficients)) == 1:
             return cls((1.0,) * len(coefficients), float(len(coefficients)))
         return cls(tuple(coefficients), total)
@@ -48,6 +49,7 @@ class WeightedMean:
     def __init__(self) -> None:
         self._total_buffer = np.empty(PIECE, np.float64)
         self._scratch_buffer = np.empty(PIECE, np.float64)
+        self._first_buffer = np.empty(PIECE, np.float64)
         self._dtype: np.dtype | None = None
 
     def add(self, values: np.ndarray, factor: float) -> None:
@@ -69,8 +71,12 @@ class WeightedMean:
             np.multiply(self._scratch, factor, out=self._scratch)
             np.add(self._total, self._scratch, out=self._total)
 
-    def result(self, divisor: float) -> np.ndarray:
-        """The sum over the divisor, rounded once to the dtype; the next `add` starts anew."""
+    def result(self, divisor: float, *, keep_equal: bool = True) -> np.ndarray:
+        """The sum over the divisor, rounded once to the dtype; the next `add` starts anew.
+
+        With `keep_equal` the mean of equal float64 values is that value, also where coefficients
+        sum to 1 but for rounding; for sums of other coefficients it must not be set.
+        """
         dtype, self._dtype = self._dtype, None
         if dtype != np.float64:
             if divisor != 1.0:
@@ -81,7 +87,11 @@ class WeightedMean:
         correction = ((self._total - product) - low + self._scratch) / divisor
         # Adding 0.0 would turn -0.0 into 0.0; beyond 2^996 Dekker's product overflows.
         usable = np.isfinite(correction) & (correction != 0.0)
-        return np.add(quotient, correction, out=quotient, where=usable)
+        np.add(quotient, correction, out=quotient, where=usable)
+        # Equal values are their own mean, also where the coefficients sum to 1 but for rounding.
+        if keep_equal:
+            np.copyto(quotient, self._first, where=self._equal)
+        return quotient
 
     def _add_exactly(self, values: np.ndarray, factor: float, first: bool) -> None:
         total, error = self._total, self._scratch
@@ -89,7 +99,11 @@ class WeightedMean:
         if first:
             total[...] = product
             error[...] = low
+            self._first = self._first_buffer[: len(values)]
+            self._first[...] = values
+            self._equal = np.ones(len(values), bool)
             return
+        self._equal &= values.view(np.int64) == self._first.view(np.int64)
         new = total + product
         part = new - total
         error += (total - (new - part)) + (product - part) + low

@@ -61,20 +61,31 @@ class Digests:
 def recall(
     journal: Journal, writer: CheckpointWriter, plan: MergePlan, group: int, strips: Sequence[Strip]
 ) -> GroupDigests | None:
-    """The digests of a group that an earlier merge wrote, if its bytes still have them."""
+    """The digests of a group that an earlier merge finished.
+
+    Only if the bytes that it wrote still have them, and the records of the sources prove what it
+    read; else None: the group is averaged again, and finds out what is wrong.
+    """
     entry = journal.entries.get(group)
     if entry is None:
         return None
     found = GroupDigests(*entry)
     segments = _segments(strips)
-    read = sum(len(chosen_sources(plan, segment.item.action)) for segment in segments)
-    if (len(found.written), len(found.read)) != (len(segments) * DIGEST_SIZE, read * DIGEST_SIZE):
+    count = sum(len(chosen_sources(plan, segment.item.action)) for segment in segments)
+    if (len(found.written), len(found.read)) != (len(segments) * DIGEST_SIZE, count * DIGEST_SIZE):
         return None
+    position = 0
     for place, segment in enumerate(segments):
-        region = segment.region
-        data = writer.read(segment.item.tensor.name, region.start, region.nbytes)
+        tensor, region = segment.item.tensor, segment.region
+        data = writer.read(tensor.name, region.start, region.nbytes)
         if digest(data) != found.written[place * DIGEST_SIZE : (place + 1) * DIGEST_SIZE]:
             return None
+        for index in chosen_sources(plan, segment.item.action):
+            source = plan.sources[index]
+            read = found.read[position : position + DIGEST_SIZE]
+            position += DIGEST_SIZE
+            if source.proof is not None and not source.proof.holds(tensor.name, region, read):
+                return None
     return found
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptavg.checkpoints import Checkpoint
 from ckptavg.digests import Digests, fingerprint, recall
-from ckptavg.errors import FormatError, ResourceError
+from ckptavg.errors import ResourceError
 from ckptavg.formats import CheckpointReader, open_reader, open_writer
 from ckptavg.journal import Journal
 from ckptavg.outputs import check_output
@@ -158,17 +157,14 @@ def run_plan(
 
         try:
             stream(plan, readers, groups, writer.write, finished, done, progress)
-        except (KeyboardInterrupt, SystemExit):
-            # Stopped, not failed: with `resume` what is done waits for the next merge.
+            check_unchanged(plan, readers)
+            record = _record(plan, writer.finish(), digests)
+        except (KeyboardInterrupt, SystemExit, OSError):
+            # Stopped, or out of disk: with `resume` what is done waits for the next merge.
             journal.keep = writer.keep_partial = resume
             raise
-        check_unchanged(plan, readers)
-        record = _record(plan, writer.finish(), digests)
         check_output(plan.output, plan.overwrite)
-        superseded = _superseded(plan)
         record = commit_with_record(writer.commit, record, digests.tensor_records(), plan.output)
-        for file in superseded:
-            file.unlink(missing_ok=True)
     return MergeReport(
         output=plan.output,
         record=record,
@@ -202,17 +198,6 @@ def check_unchanged(plan: MergePlan, readers: Sequence[CheckpointReader]) -> Non
     """
     for source, reader in zip(plan.sources, readers, strict=True):
         reader.check_unchanged(source.stamps)
-
-
-def _superseded(plan: MergePlan) -> list[Path]:
-    """Files of a checkpoint that is overwritten by one of other files, such as fewer shards."""
-    if len(plan.output_files) == 1 or not Checkpoint.exists(plan.output):
-        return []
-    try:
-        with open_reader(plan.output) as former:
-            return [file for file in former.files if file not in plan.output_files]
-    except FormatError:
-        return []  # not a checkpoint that could be read, whose files we would not know
 
 
 def _allow_open_files(count: int) -> None:
@@ -253,7 +238,7 @@ def _record(plan: MergePlan, size: int, digests: Digests) -> Record:
         recipe=plan.recipe,
         sources=tuple(
             SourceRecord(
-                path=os.path.relpath(source.path.resolve(), folder),
+                path=os.path.relpath(source.path.parent.resolve() / source.path.name, folder),
                 size=source.size,
                 coefficient=source.coefficient,
                 epoch=source.epoch,

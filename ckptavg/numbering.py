@@ -17,8 +17,9 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 def epochs_in(names: Sequence[str]) -> list[int] | None:
     """The epochs that file names tell of, as Keras' `ModelCheckpoint` puts them there.
 
-    An epoch is the number behind the word epoch; where no name has it, the first place at which
-    every name has a whole number and no two the same. Decimals, such as losses, are none.
+    An epoch is the number behind the word epoch; where no name has it, the whole number at the only
+    place where the names differ in one. Decimals, such as losses, are none. Where several numbers
+    differ, as in dates, the names do not tell.
 
     Returns:
         One epoch for each name; None if the names do not tell.
@@ -29,17 +30,17 @@ def epochs_in(names: Sequence[str]) -> list[int] | None:
     if all(worded):
         found = [int(match[1]) for match in worded]
         return found if len(set(found)) == len(found) else None
-    places = zip(*(_whole_numbers(name) for name in names), strict=False)
-    for numbers in places:
-        if None not in numbers and len(set(numbers)) == len(numbers):
-            return list(numbers)
+    fields = [_whole_numbers(name) for name in names]
+    if len({len(field) for field in fields}) != 1:
+        return None
+    differing = [numbers for numbers in zip(*fields, strict=True) if len(set(numbers)) > 1]
+    if len(differing) == 1:
+        numbers = list(differing[0])
+        return numbers if len(set(numbers)) == len(numbers) else None
     return None
 
 
-def _whole_numbers(name: str) -> list[int | None]:
-    """The numbers of a name; None for a decimal. Of `5.0.33` the 5, as in `{epoch}.{loss:.2f}`."""
-    found: list[int | None] = []
-    for number in _NUMBER.findall(name):
-        whole, *decimals = number.split(".")
-        found.append(None if len(decimals) == 1 else int(whole))
-    return found
+def _whole_numbers(name: str) -> list[int]:
+    """The whole numbers of a name. Of `5.0.33` the 5, as in `{epoch}.{loss:.2f}`."""
+    numbers = (number.split(".") for number in _NUMBER.findall(name))
+    return [int(whole) for whole, *decimals in numbers if len(decimals) != 1]

@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptavg.accumulate import PIECE
 from ckptavg.checkpoints import Checkpoint, checkpoint_path, main_file
 from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
+from ckptavg.files import partial
 from ckptavg.formats import (
     KerasArchiveWriter,
     ModelConfig,
@@ -39,7 +40,7 @@ from ckptavg.tensors import BLOCK_SIZE
 DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
 DEFAULT_JOBS = 4
 
-_JOB_MEMORY = 14 * 8 * PIECE
+_JOB_MEMORY = 16 * 8 * PIECE
 """Of one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic takes beside."""
 _TENSOR_MEMORY = 1024
 
@@ -217,10 +218,12 @@ def _check_files(plan: MergePlan, overwrite: bool) -> None:
         for source in plan.sources
         for file in source.files
     }
+    # A commit that was killed left its journal, and perhaps some of its files.
+    unfinished = partial(plan.output.with_name(f"{plan.output.name}.journal")).exists()
     for file in plan.output_files:
         if file.resolve() in read:
             raise OutputError(f"{file} is also one of the checkpoints: choose another name")
-        if file != plan.output and os.path.lexists(file) and not overwrite:
+        if file != plan.output and os.path.lexists(file) and not (overwrite or unfinished):
             raise OutputError(
                 f"{file} exists already: {plan.output.name} would replace it. Choose another name "
                 "or overwrite it (--overwrite, in Python overwrite=True)"
@@ -229,6 +232,8 @@ def _check_files(plan: MergePlan, overwrite: bool) -> None:
 
 def _check_disk(output: Path, needed: int) -> None:
     free = shutil.disk_usage(output.parent).free
+    held = partial(output)  # what an interrupted merge left is gone on with, or removed
+    free += held.stat().st_blocks * 512 if held.is_file() else 0
     if free < needed:
         raise ResourceError(
             f"{output} needs {needed:,} bytes of disk but {output.parent} has {free:,} free"
@@ -242,6 +247,8 @@ def _fit_memory(
     items: Sequence[PlanItem],
 ) -> tuple[int, int]:
     """As many threads as asked for, or as there is work and memory for."""
+    if isinstance(max_memory, bool) or not isinstance(max_memory, int):
+        raise ResourceError(f"max_memory is {max_memory!r:.40}, but must be a number of bytes")
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise ResourceError(f"jobs is {jobs!r}, but must be a whole number, at least 1")
     wanted = jobs or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))

@@ -1,7 +1,8 @@
 """The digests that prove a checkpoint file intact, computed and held against its record."""
 
 import threading
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def check_intact(path: Path) -> bool:
         if record is None:
             if not reader.checksums:
                 return False
-            Checksums(reader).finish(reader.structure.model_tensors.values())
+            Checksums(reader).finish(reader.structure.model_tensors)
             return True
         proof = Proof.of(record, reader)
         for tensor in reader.structure.model_tensors.values():
@@ -70,12 +71,22 @@ class Checksums:
 
     def __init__(self, reader: CheckpointReader) -> None:
         self._reader = reader
-        self._expected = reader.checksums
+        expected = reader.checksums
+        names = list(reader.structure.tensors)
+        # Names are shared with the structure, numbers are packed: there may be many checkpoints.
+        self._expected = array("q", (expected.get(name, -1) for name in names))
+        self._checked = bytearray(len(names))
         self._parts: dict[str, dict[int, int]] = {}
         self._lock = threading.Lock()
 
-    def add(self, tensor: TensorInfo, region: Region, crc: int) -> None:
+    def add(self, number: int, tensor: TensorInfo, region: Region, crc: int) -> None:
         """Takes in the CRC-32C of a region.
+
+        Args:
+            number: of the tensor in the structure.
+            tensor: as it is stored.
+            region: of the tensor.
+            crc: of its bytes.
 
         Raises:
             IntegrityError: it was the last one, and the tensor is not what was saved.
@@ -83,33 +94,34 @@ class Checksums:
         with self._lock:
             parts = self._parts.setdefault(tensor.name, {})
             parts[region.block] = crc
-            complete = len(parts) == count_blocks(tensor.nbytes)
-        if complete:
-            self._check(tensor, parts)
+            if len(parts) < count_blocks(tensor.nbytes):
+                return
+            del self._parts[tensor.name]
+            self._checked[number] = 1
+        found = 0
+        for part in regions(tensor.nbytes):
+            found = crc32c_combine(found, parts[part.block], part.nbytes)
+        if self._expected[number] not in (-1, found):
+            raise IntegrityError(
+                f"{self._reader.path} is damaged: '{tensor.name}' is not what was saved, by the "
+                "checksum in its index"
+            )
 
-    def finish(self, tensors: Iterable[TensorInfo]) -> None:
+    def finish(self, names: Container[str]) -> None:
         """Reads what was not read of these tensors, because an earlier merge had done it.
 
         Raises:
             IntegrityError: one is not what was saved.
         """
-        for tensor in tensors:
+        for number, tensor in enumerate(self._reader.structure.tensors.values()):
+            if tensor.name not in names or self._checked[number]:
+                continue
             done = self._parts.get(tensor.name, {})
-            missing = [region for region in regions(tensor.nbytes) if region.block not in done]
-            for region in missing:
-                buffer = bytearray(region.nbytes)
-                self._reader.read_into(tensor, region.start, memoryview(buffer))
-                self.add(tensor, region, crc32c(buffer))
-
-    def _check(self, tensor: TensorInfo, parts: Mapping[int, int]) -> None:
-        found = 0
-        for region in regions(tensor.nbytes):
-            found = crc32c_combine(found, parts[region.block], region.nbytes)
-        if self._expected.get(tensor.name, found) != found:
-            raise IntegrityError(
-                f"{self._reader.path} is damaged: '{tensor.name}' is not what was saved, by the "
-                "checksum in its index"
-            )
+            for region in regions(tensor.nbytes):
+                if region.block not in done:
+                    buffer = bytearray(region.nbytes)
+                    self._reader.read_into(tensor, region.start, memoryview(buffer))
+                    self.add(number, tensor, region, crc32c(buffer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +166,18 @@ class Proof:
             number += len(found)
         return cls(bytes.fromhex("".join(parts)), numbers if first is None else first)
 
+    def holds(self, name: str, region: Region, found: bytes) -> bool:
+        """Whether a region of a tensor has the digest that was recorded."""
+        start = (self.first[name] + region.block) * DIGEST_SIZE
+        return self.digests[start : start + DIGEST_SIZE] == found
+
     def check(self, path: Path, tensor: TensorInfo, region: Region, found: bytes) -> None:
         """Makes sure that a region of a tensor has the digest that was recorded.
 
         Raises:
             IntegrityError: it has another; the message names file, tensor and block.
         """
-        start = (self.first[tensor.name] + region.block) * DIGEST_SIZE
-        if self.digests[start : start + DIGEST_SIZE] != found:
+        if not self.holds(tensor.name, region, found):
             raise IntegrityError(
                 f"{path} is damaged: block {region.block} of '{tensor.name}' (its bytes from "
                 f"{region.start:,} on) is not what was saved, by the digest in its record"

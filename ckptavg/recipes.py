@@ -39,6 +39,10 @@ def check_coefficients(
         raise RecipeError(f"there are {len(values)} coefficients for {count} checkpoints")
     if not all(math.isfinite(value) for value in values):
         raise RecipeError(f"coefficients must be finite numbers, but are {list(values)}")
+    if not math.isfinite(sum(map(abs, values))):
+        raise RecipeError(
+            f"coefficients as large as {max(map(abs, values)):.3g} overflow their sum"
+        )
     if not normalize:
         return values
     total = math.fsum(values)

@@ -75,6 +75,7 @@ class BatchNormRecord:
         samples: samples that fresh statistics were estimated from.
         batches: batches that they came in.
         data: the data SPEC they came from.
+        tensors: stored names of the statistics that the pass changed.
     """
 
     layers: int
@@ -82,6 +83,7 @@ class BatchNormRecord:
     samples: int | None = None
     batches: int | None = None
     data: str | None = None
+    tensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,8 @@ def find_record(checkpoint: Path) -> Record | None:
     for path in (record_path(checkpoint), checkpoint.with_name(stem)):
         if path.is_file() and is_record(path):
             record = Record.read(path)
-            if record.file == checkpoint.name:
+            # Beside a file of its very name it is of that file, which may have been renamed.
+            if record.file == checkpoint.name or path == record_path(checkpoint):
                 return record
     return None
 
@@ -211,9 +214,16 @@ def commit_with_record(
     but none with a wrong one.
     """
     record.to_json(tensors)  # whatever cannot be written is found before the commit
-    record_path(path).unlink(missing_ok=True)
-    commit()
-    return record.write(record_path(path), tensors)
+    place = record_path(path)
+    former = place.read_bytes() if place.is_file() else None
+    place.unlink(missing_ok=True)
+    try:
+        commit()
+    except BaseException:
+        if former is not None:
+            place.write_bytes(former)
+        raise
+    return record.write(place, tensors)
 
 
 def is_record(path: Path) -> bool:
@@ -296,6 +306,7 @@ def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:
         samples=_optional(_whole, content["samples"]),
         batches=_optional(_whole, content["batches"]),
         data=_optional(_text, content["data"]),
+        tensors=tuple(map(_text, content.get("tensors", ()))),
     )
 
 

@@ -20,6 +20,7 @@ from ckptavg.proof import tensor_records
 from ckptavg.record import (
     BatchNormRecord,
     Record,
+    TensorRecords,
     commit_with_record,
     find_record,
     now,
@@ -84,7 +85,7 @@ def refresh_batch_norm(
     report = update_batch_norm(model, data, steps=steps, progress=progress)
     former = _moved(former, checkpoint.parent, output.parent) if former else None
     state = _state(report, data_name, former.batch_norm if former else None)
-    record = _save(model, output, former, state, overwrite)
+    record = _save(model, output, former, state, tensor_records(checkpoint), overwrite)
     return RefreshReport(output, record, report)
 
 
@@ -129,7 +130,8 @@ def merge_into_model(
         if data is not None:
             report = update_batch_norm(model, data, steps=steps, progress=batch_progress)
             state = _state(report, data_name, state)
-        record = _save(model, plan.output, merged.record, state, plan.overwrite)
+        before = tensor_records(mean)
+        record = _save(model, plan.output, merged.record, state, before, plan.overwrite)
     finally:
         mean.unlink(missing_ok=True)
         record_path(mean).unlink(missing_ok=True)
@@ -141,12 +143,20 @@ def _save(
     output: Path,
     former: Record | None,
     batch_norm: BatchNormRecord | None,
+    before: TensorRecords,
     overwrite: bool,
 ) -> Record:
-    """Writes a model as a checkpoint with a record that goes on from a former one."""
+    """Writes a model as a checkpoint with a record that goes on from a former one.
+
+    What differs from `before`, the tensors that were loaded, is what the BatchNorm pass changed.
+    """
     temporary = temporary_sibling(output)
     try:
         save_model(model, temporary)
+        tensors = tensor_records(temporary)
+        if batch_norm is not None and batch_norm.samples is not None:
+            changed = (name for name in tensors if before.get(name) != tensors[name])
+            batch_norm = replace(batch_norm, tensors=tuple(changed))
         record = Record(
             file=output.name,
             size=temporary.stat().st_size,
@@ -159,9 +169,7 @@ def _save(
             sources=former.sources if former else (),
         )
         check_output(output, overwrite)
-        return commit_with_record(
-            lambda: commit(temporary, output), record, tensor_records(temporary), output
-        )
+        return commit_with_record(lambda: commit(temporary, output), record, tensors, output)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -23,6 +23,8 @@ _QUANTIZED = re.compile(r"(^|[._/])(qweight|qzeros|SCB|quant_state|quantized_ker
 _QUANTIZED_POLICY = re.compile(
     r'"class_name":\s*"(Quantized\w*Policy|GPTQ\w*|AWQ\w*)"|"(int[48]|float8)_from_'
 )
+_LAYER = re.compile(r"(.*[/.])?([^/.]*)", re.DOTALL)
+_ATTRIBUTES = re.compile(r"/\.ATTRIBUTES/.*")
 _CODES = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 
@@ -77,24 +79,27 @@ def _decide(tensor: TensorInfo, count: int, non_float: str) -> tuple[str, str]:
 def check_not_quantized(path: Path, structure: Structure) -> None:
     """Refuses quantized models: codes have no mean, nor do scales that belong to other codes.
 
-    Told by 8-bit or smaller integers of two or more dimensions beside a floating-point tensor of
-    the same layer, by float8 tensors beside a scale, and by names that quantizers give.
+    Told by 8-bit or smaller integers of two or more dimensions beside a scale of the same layer (or
+    any float, where Keras numbers the variables), by float8 beside a scale, and by names that
+    quantizers give.
 
     Raises:
         MismatchError: the model is quantized.
     """
-    layers: dict[str, list[TensorInfo]] = defaultdict(list)
+    layers: dict[str, list[tuple[str, TensorInfo]]] = defaultdict(list)
     for name, tensor in structure.model_tensors.items():
         if _QUANTIZED.search(name):
             raise _quantized(path, name)
-        layer = re.sub(r"[^/.]*$", "", name)
+        layer, variable = _LAYER.fullmatch(_ATTRIBUTES.sub("", name)).groups()
         if layer:
-            layers[layer].append(tensor)
+            layers[layer].append((variable, tensor))
     for tensors in layers.values():
-        floats = [tensor for tensor in tensors if tensor.is_float]
-        scaled = any("scale" in tensor.name.rpartition("/")[2] for tensor in floats)
-        for tensor in tensors:
-            codes = tensor.dtype in _CODES and len(tensor.shape) > 1 and floats
+        floats = [variable for variable, tensor in tensors if tensor.is_float]
+        # Keras numbers the variables of a layer, so that no name tells of its scale.
+        scaled = any("scale" in variable for variable in floats)
+        numbered = bool(floats) and all(variable.isdigit() for variable, _ in tensors)
+        for _, tensor in tensors:
+            codes = tensor.dtype in _CODES and len(tensor.shape) > 1 and (scaled or numbered)
             if codes or (tensor.dtype.startswith("float8") and scaled):
                 raise _quantized(path, tensor.name)
 

@@ -124,7 +124,11 @@ def _check_distinct(checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         if not main_file(checkpoint.path).is_file():
             raise IntegrityError(f"there is a record but no file {checkpoint.path}")
-        place = checkpoint.path.resolve()
+        status = main_file(checkpoint.path).stat()
+        place = (status.st_dev, status.st_ino)
         if place in seen:
-            raise MismatchError(f"{checkpoint.path} is named twice: name every checkpoint once")
+            raise MismatchError(
+                f"{checkpoint.path} is named twice, or is a link to another one: name every "
+                "checkpoint once"
+            )
         seen.add(place)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ckptavg.checkpoints import INDEX_SUFFIX, Checkpoint
+from ckptavg.checkpoints import Checkpoint, checkpoint_path
 from ckptavg.errors import RunError
 from ckptavg.files import TEMPORARY_PREFIX
 from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state
@@ -58,7 +58,7 @@ def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:
         if (path / STATE_FILE).is_file():
             return tuple(map(Checkpoint.open, read_state(path)))
         return _in_folder(path)
-    if glob.has_magic(str(path)) and not path.exists():
+    if glob.has_magic(str(path)) and not Checkpoint.exists(checkpoint_path(path)):
         return _matching(str(path))
     return (Checkpoint.open(path),)
 
@@ -67,8 +67,21 @@ def _matching(pattern: str) -> tuple[Checkpoint, ...]:
     names = glob.glob(pattern)  # noqa: PTH207 (Path.glob knows no absolute patterns)
     found = _checkpoints_among(map(Path, names))
     if not found:
-        raise RunError(f"no checkpoint matches {pattern}")
-    return _in_order(found)
+        raise RunError(
+            f"no checkpoint matches {pattern}: a bracket that is meant as it stands is written [[]"
+        )
+    checkpoints = _in_order(found)
+    averages = [c for c in checkpoints if _is_average(c)]
+    if averages and len(averages) < len(checkpoints):
+        raise RunError(
+            f"{pattern} matches {averages[0].path}, which is an average, beside checkpoints of a "
+            "training: choose by a narrower pattern"
+        )
+    return checkpoints
+
+
+def _is_average(checkpoint: Checkpoint) -> bool:
+    return checkpoint.record is not None and bool(checkpoint.record.sources)
 
 
 def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
@@ -86,7 +99,7 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
             f"{folder} holds checkpoints of several formats ({listed}): choose by a pattern such "
             f"as '{folder}/*{paths[0].suffix}'"
         )
-    found = tuple(c for c in _in_order(paths) if c.record is None or not c.record.sources)
+    found = tuple(checkpoint for checkpoint in _in_order(paths) if not _is_average(checkpoint))
     if not found:
         raise RunError(f"{folder} holds averages only, no checkpoints of a training")
     numbered = [c for c in found if re.search(r"\d", _stem(c.path))]
@@ -116,11 +129,13 @@ def _opened(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
 
 
 def _checkpoints_among(paths: Iterable[Path]) -> list[Path]:
-    found = {path.name: path for path in paths if not path.name.startswith(TEMPORARY_PREFIX)}
     return [
-        path.with_name(name.removesuffix(INDEX_SUFFIX))
-        for name, path in found.items()
-        if (name.endswith(INDEX_SUFFIX) or _suffix(path)) and not _is_shard(path) and path.is_file()
+        checkpoint_path(path)
+        for path in dict.fromkeys(paths)
+        if _suffix(path)
+        and not path.name.startswith(TEMPORARY_PREFIX)
+        and not _is_shard(path)
+        and path.is_file()
     ]
 
 

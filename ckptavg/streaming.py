@@ -100,11 +100,12 @@ def stream(
             raise
     for index, found in enumerate(checksums):
         if found is not None:
-            tensors = plan.sources[index].structure.tensors
             found.finish(
-                tensors[item.tensor.name]
-                for item in plan.items
-                if item.action != DROP and index in chosen_sources(plan, item.action)
+                {
+                    item.tensor.name
+                    for item in plan.items
+                    if item.action != DROP and index in chosen_sources(plan, item.action)
+                }
             )
 
 
@@ -153,6 +154,7 @@ class _Worker:
         self._chosen = {a: chosen_sources(plan, a) for a in (AVERAGE, EQUAL, LAST)}
         self._buffer = memoryview(bytearray(BUFFER))
         self._mean = WeightedMean()
+        self._numbers: dict[int, dict[str, int]] = {}
 
     def expect(self, group: Sequence[Strip]) -> None:
         """Lets the system read ahead what will be needed soon."""
@@ -195,7 +197,8 @@ class _Worker:
             for index, first, last in parts:
                 segment = strip.segments[index]
                 place = segment.region.start + start + first - strip.offsets[index]
-                written.update(index, result[first:last])
+                whole = last - first == segment.region.nbytes
+                written.update(index, result[first:last], whole=whole)
                 self._write(segment.item.tensor.name, place, result[first:last])
             useful = sum(last - first for _, first, last in parts)
             self._progress(useful * len(chosen))
@@ -215,7 +218,15 @@ class _Worker:
         elif checksums is not None:
             for segment, crc in zip(strip.segments, found.checksums, strict=True):
                 tensor = source.structure.tensors[segment.item.tensor.name]
-                checksums.add(tensor, segment.region, crc)
+                checksums.add(self._number(index, tensor), tensor, segment.region, crc)
+
+    def _number(self, index: int, tensor: TensorInfo) -> int:
+        """The place of a tensor in the structure of a source."""
+        structure = self._plan.sources[index].structure
+        if id(structure) not in self._numbers:
+            names = {name: number for number, name in enumerate(structure.tensors)}
+            self._numbers[id(structure)] = names
+        return self._numbers[id(structure)][tensor.name]
 
     def _average(
         self,
@@ -231,9 +242,10 @@ class _Worker:
         for index, digests in read.items():
             data = self._read(index, stored[index], begin, nbytes)
             for part, first, last in parts:
-                digests.update(part, data[first:last])
+                whole = last - first == strip.segments[part].region.nbytes
+                digests.update(part, data[first:last], whole=whole)
             self._mean.add(np.frombuffer(data, dtype), self._terms.factors[index])
-        result = self._mean.result(self._terms.divisor)
+        result = self._mean.result(self._terms.divisor, keep_equal=self._terms.normalized)
         size = dtype.itemsize
         for part, first, last in parts:
             if not _all_finite(result[first // size : last // size]):
@@ -254,7 +266,7 @@ class _Worker:
         first: bytes | None = None
         for index, digests in read.items():
             data = self._read(index, stored[index], segment.region.start + start, nbytes)
-            digests.update(0, data)
+            digests.update(0, data, whole=nbytes == segment.region.nbytes)
             if first is None:
                 first, origin = bytes(data), index
             elif first != data:
@@ -316,16 +328,23 @@ class _Digests:
     """
 
     def __init__(self, count: int, with_checksums: bool = False) -> None:
-        self._hashers = [xxhash.xxh3_128() for _ in range(count)]
+        self._digests: list[bytes] = [b""] * count
+        self._hashers: dict[int, xxhash.xxh3_128] = {}
         self.checksums = [0] * count if with_checksums else None
 
-    def update(self, index: int, data: memoryview) -> None:
-        self._hashers[index].update(data)
+    def update(self, index: int, data: memoryview, *, whole: bool) -> None:
+        """Takes in further bytes of a segment, or all of them at once, which needs no state."""
+        if whole:
+            self._digests[index] = xxhash.xxh3_128_digest(data)
+        else:
+            self._hashers.setdefault(index, xxhash.xxh3_128()).update(data)
         if self.checksums is not None:
             self.checksums[index] = crc32c(data, self.checksums[index])
 
     def packed(self) -> list[bytes]:
-        return [hasher.digest() for hasher in self._hashers]
+        for index, hasher in self._hashers.items():
+            self._digests[index] = hasher.digest()
+        return self._digests
 
 
 def _all_finite(values: np.ndarray) -> bool:

@@ -11,6 +11,10 @@ _GAP_LIMIT = 4096
 """Bytes between two small tensors that are read along rather than skipped."""
 
 
+_SEGMENTS_LIMIT = 512
+"""Segments of a strip, whose digests are held at once for all sources."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One region of one tensor.
@@ -124,7 +128,8 @@ def _continues(row: Sequence[Segment], segment: Segment) -> bool:
     distance = tensor.extent.offset - first.extent.offset
     gap = tensor.extent.offset - last.extent.offset - last.nbytes
     aligned = distance % tensor.numpy_dtype.itemsize == 0
-    return same and aligned and gap <= _GAP_LIMIT and distance + tensor.nbytes <= BLOCK_SIZE
+    short = len(row) < _SEGMENTS_LIMIT and distance + tensor.nbytes <= BLOCK_SIZE
+    return same and aligned and gap <= _GAP_LIMIT and short
 
 
 def _strip(row: Sequence[Segment]) -> Strip:

@@ -70,6 +70,10 @@ def verify_each(paths: Sources) -> Iterator[Verification]:
 def _recompute(path: Path, record: Record) -> Verification:
     """Averages the sources of an average again, to compare the digests; nothing is written."""
     sources = [path.parent / source.path for source in record.sources]
+    if any(Checkpoint.exists(s) and s.resolve() == path.resolve() for s in sources):
+        raise IntegrityError(f"the record of {path} names itself among its sources")
+    if record.recipe == "copy" and len(sources) != 1:
+        raise IntegrityError(f"the record of {path} tells of a copy of {len(sources)} checkpoints")
     gone = [source for source in sources if not Checkpoint.exists(source)]
     if gone:
         reason = f"{len(gone)} of {len(sources)} sources are gone, such as {gone[0]}"
@@ -108,13 +112,14 @@ def _compare(path: Path, record: Record, digests: Digests) -> Verification:
     if set(recorded) != set(computed):
         odd = min(set(recorded) ^ set(computed))
         raise IntegrityError(f"{path} and its sources do not hold the same tensors: '{odd}'")
+    refreshed = record.batch_norm.tensors if record.batch_norm is not None else ()
     different = [name for name in recorded if recorded[name] != computed[name]]
-    state = record.batch_norm
-    refreshed = 2 * state.layers if state is not None and state.samples is not None else 0
-    if len(different) > refreshed:
-        raise IntegrityError(
-            f"{path} is intact, but is not the average of its sources: '{different[0]}' differs"
-        )
+    for name in different:
+        # Statistics are one number for each channel.
+        if name not in refreshed or len(recorded[name].shape) != 1:
+            raise IntegrityError(
+                f"{path} is intact, but is not the average of its sources: '{name}' differs"
+            )
     count = len(record.sources)
     what = f"average of {count} checkpoints" if count > 1 else f"copy of {record.sources[0].path}"
     reason = f"the {what}, recomputed to the bit"

@@ -102,7 +102,7 @@ def print_table(table: "Table") -> None:
     """Prints a table to fit the terminal."""
     from rich.console import Console
 
-    Console().print(table)
+    Console(markup=False, highlight=False).print(table)
 
 
 def model_spec(given: str | None, checkpoint: Path) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ckptavg.errors import FormatError, IntegrityError, first_line
 from ckptavg.formats.hdf5_texts import Place, Texts
-from ckptavg.formats.interface import Attributes, CheckpointReader, Structure
+from ckptavg.formats.interface import Attributes, CheckpointReader, Layout, Structure
 from ckptavg.tensors import Extent, TensorInfo, is_opaque
 
 _DTYPE_ATTRIBUTE = "dtype"
@@ -25,8 +25,6 @@ _EXPANSION_LIMIT = 1100
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, 32000}
 """What HDF5 and h5py (LZF, 32000) decode themselves."""
 
-_DECODING = threading.Lock()
-
 
 class Hdf5Reader(CheckpointReader):
     """Reads checkpoints that consist of HDF5 files.
@@ -35,13 +33,22 @@ class Hdf5Reader(CheckpointReader):
     tensors stored elsewhere (virtual, external) and sizes beyond the file are refused.
     """
 
+    def __init__(
+        self, path: Path, structure: Structure | None = None, like: Layout | None = None
+    ) -> None:
+        self._trees: dict[Place, h5py.File] = {}
+        self._decoded: tuple[str, h5py.Dataset] | None = None
+        self._decoding = threading.Lock()
+        super().__init__(path, structure, like)
+
     def _tree(self, place: Place) -> h5py.File:
         """An HDF5 file of the checkpoint, opened by h5py; the caller closes it."""
         return h5py.File(Window(self._descriptors[place.file], place.base, place.size), "r")
 
     def close(self) -> None:
-        for tree in getattr(self, "_open_trees", {}).values():
-            tree.close()
+        self._decoded = None
+        while self._trees:
+            self._trees.popitem()[1].close()
         super().close()
 
     def _place_of(self, tensor: TensorInfo) -> Place:
@@ -66,11 +73,12 @@ class Hdf5Reader(CheckpointReader):
 
     def _decode(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
         itemsize = tensor.numpy_dtype.itemsize
-        values = np.frombuffer(buffer, tensor.numpy_dtype)
+        first, last = start // itemsize, -(-(start + len(buffer)) // itemsize)
+        values = np.empty(last - first, tensor.numpy_dtype)
         position = 0
         try:
-            dataset = self._tree_to_decode(self._place_of(tensor))[self._stored_name(tensor)]
-            for box in boxes(tensor.shape, start // itemsize, len(values)):
+            dataset = self._dataset_to_decode(tensor)
+            for box in boxes(tensor.shape, first, len(values)):
                 part = np.asarray(dataset[box])
                 part = part.view(tensor.numpy_dtype) if is_opaque(tensor.dtype) else part
                 values[position : position + part.size] = part.ravel()
@@ -79,16 +87,22 @@ class Hdf5Reader(CheckpointReader):
             raise IntegrityError(
                 f"cannot read '{tensor.name}' in {self.path}: {first_line(error)}"
             ) from error
+        skipped = start - first * itemsize
+        buffer[:] = values.view(np.uint8).data[skipped : skipped + len(buffer)]
 
-    def _tree_to_decode(self, place: Place) -> h5py.File:
-        with _DECODING:
-            trees = self.__dict__.setdefault("_open_trees", {})
-            if place not in trees:
-                trees[place] = self._tree(place)
-            return trees[place]
+    def _dataset_to_decode(self, tensor: TensorInfo) -> h5py.Dataset:
+        """The dataset, left open with its cache of a chunk until another one is read."""
+        with self._decoding:
+            if self._decoded is None or self._decoded[0] != tensor.name:
+                dataset = self._open_tree(self._place_of(tensor))[tensor.name]
+                self._decoded = tensor.name, dataset
+            return self._decoded[1]
 
-    def _stored_name(self, tensor: TensorInfo) -> str:
-        return tensor.name
+    def _open_tree(self, place: Place) -> h5py.File:
+        """As `_tree`, but left open until the reader is closed."""
+        if place not in self._trees:
+            self._trees[place] = self._tree(place)
+        return self._trees[place]
 
 
 class Window:

@@ -19,7 +19,7 @@ KERAS, LEGACY, TENSORFLOW, FLAT = "keras", "legacy", "tensorflow", "flat"
 names, of Keras 2; TensorFlow's object paths or variable names; any names, as in safetensors."""
 
 Stamp = tuple[int, ...]
-"""Device, inode, size and time of change of a file: equal stamps mean an unchanged file."""
+"""Device, inode, size and both times of change of a file: equal stamps mean an unchanged file."""
 
 _OUTSIDE_LIMIT = 16 * 1024 * 1024
 
@@ -273,7 +273,8 @@ def check_disjoint(path: Path, tensors: Iterable[TensorInfo], sizes: Sequence[in
 
 def _stamp(descriptor: int) -> Stamp:
     status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    times = status.st_mtime_ns, status.st_ctime_ns  # the second one cannot be set back
+    return status.st_dev, status.st_ino, status.st_size, *times
 
 
 def _is_named(file: Path, stamp: Stamp) -> bool:

@@ -89,7 +89,7 @@ class ShardedH5Reader(Hdf5Reader):
             for number, file in enumerate(self.files)
             if (key, file.name) in self._stated
         )
-        return next(place for place in places if tensor.name in self._tree_to_decode(place))
+        return next(place for place in places if tensor.name in self._open_tree(place))
 
     def _outside(self, structure: Structure) -> tuple[bytes, ...]:
         index, *shards = super()._outside(structure)

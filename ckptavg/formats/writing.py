@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ckptavg.errors import OutputError
 from ckptavg.files import commit, partial
 from ckptavg.formats.interface import Structure, bytes_outside
 from ckptavg.tensors import Extent
@@ -110,16 +111,38 @@ class CheckpointWriter(ABC):
         return sum(file.stat().st_size for file, _ in self._moves)
 
     def commit(self) -> None:
-        """Makes the finished files durable and gives them their names.
+        """Makes the finished files durable and names them; after an error, none of them.
 
-        Of a checkpoint of several files the former index is removed first: a crash on the way may
+        Of a checkpoint of several files the former index goes away first: a crash on the way may
         leave no checkpoint of that name, but never one of old and new files.
+
+        Raises:
+            OutputError: something that is no file stands where one is to go.
         """
+        for _, target in self._moves:
+            if target.is_symlink() or target.is_dir():
+                raise OutputError(f"{target} is in the way: a file of the output goes there")
         *others, (last, index) = self._moves
-        if others:
-            index.unlink(missing_ok=True)
-        for now, target in (*others, (last, index)):
-            commit(now, target)
+        former: dict[Path, Path] = {}
+        moved: list[tuple[Path, Path]] = []
+        try:
+            if others:
+                for target in (index, *(target for _, target in others)):
+                    if target.exists():
+                        former[target] = partial(target.with_name(f"{target.name}.former"))
+                        target.replace(former[target])
+            for now, target in (*others, (last, index)):
+                moved.append((now, target))
+                commit(now, target)
+        except BaseException:
+            for now, target in moved:
+                if target.exists():
+                    target.replace(now)
+            for target, kept in reversed(former.items()):
+                kept.replace(target)
+            raise
+        for kept in former.values():
+            kept.unlink()
 
     def discard(self) -> None:
         """Removes everything that was not committed."""
@@ -147,19 +170,23 @@ class CheckpointWriter(ABC):
             file.unlink(missing_ok=True)
         try:
             self._extents = self._lay_out(fresh)
-            self._descriptors = [os.open(f, os.O_RDWR | os.O_CLOEXEC) for f in self._partial]
+            self._open_partial()
             if resume and self._outside(fresh) == self._outside(self._partial):
                 self.resumed = True
             elif resume:
                 for new, old in zip(fresh, self._partial, strict=True):
                     new.replace(old)
-                while self._descriptors:
-                    os.close(self._descriptors.pop())
-                self._descriptors = [os.open(f, os.O_RDWR | os.O_CLOEXEC) for f in self._partial]
+                self._open_partial()
         finally:
             if resume:
                 for file in fresh:
                     file.unlink(missing_ok=True)
+
+    def _open_partial(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._descriptors = [os.open(file, flags) for file in self._partial]
 
     def _outside(self, files: Sequence[Path]) -> list[tuple[int, bytes]]:
         found = []
