@@ -188,7 +188,7 @@ def test_any_bytes_give_the_average_or_an_error(worker, bases, kind, recorded, r
 @pytest.mark.slow
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("kind", FORMATS)
-@any_bytes(3000)
+@any_bytes(1000)
 def test_many_bytes_give_the_average_or_an_error(worker, bases, kind, recorded, random):
     check_any_bytes(worker, bases(kind, recorded), random)
 
