@@ -57,11 +57,12 @@ class WeightedMean:
             self._dtype = values.dtype
             self._total = self._total_buffer[: len(values)]
             self._scratch = self._scratch_buffer[: len(values)]
+            self._adds_itself = not is_opaque(values.dtype.name)
         if self._dtype == np.float64:
             self._add_exactly(values, factor, first)
         elif first:
             np.multiply(values, factor, out=self._total, dtype=np.float64, casting="unsafe")
-        elif factor == 1.0 and not is_opaque(self._dtype.name):
+        elif factor == 1.0 and self._adds_itself:
             np.add(self._total, values, out=self._total)
         else:
             self._scratch[...] = values

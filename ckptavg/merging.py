@@ -27,6 +27,9 @@ from ckptavg.rules import EQUAL
 from ckptavg.sources import Sources
 from ckptavg.streaming import GroupDigests, Progress, divide_plan, stream
 
+_SETTLED = 1024 * 1024
+"""Bytes of a region from which on it is sent to the disk as soon as it is written."""
+
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
@@ -66,20 +69,28 @@ def merge(
     """Averages checkpoints into one file, streaming, in fixed memory.
 
     Floating-point tensors become the mean sum(c_k x_k), computed in float64 (float64 ones with
-    compensated summation) and rounded once. Integers and booleans must agree in all checkpoints;
-    the state of random generators is taken from the last. Optimizer state is dropped. The output
-    appears whole or not at all, with a record `<output>.json` beside it.
+    compensated summation) and rounded once. Integers, booleans and texts must agree in all
+    checkpoints; the state of random generators and counters of steps are taken from the last.
+    Optimizer state is dropped. The output appears whole or not at all, with a record
+    `<output>.json` beside it.
 
     Args:
-        sources: a `Run` or its directory, a checkpoint file, or a sequence of files and
+        sources: a `Run` or its directory, a checkpoint file, a pattern such as
+            `ckpt/*.weights.h5`, a folder of checkpoints, or a sequence of these and of
             `Checkpoint`s, as `Run.select` returns them.
-        output: a `.weights.h5` or `.keras` file.
+        output: the file to write, or the prefix of a TensorFlow checkpoint; its suffix says the
+            format, which must be able to hold the names of the tensors. Without any suffix it
+            gets that of the checkpoints.
         coefficients: one for each checkpoint, with sum 1; the plain mean if left out.
+        normalize: whether the coefficients must sum to 1.
+        non_float: what becomes of what has no mean: `equal` (all must agree) or `last`.
         model: for a `.keras` output: the `model.json` of a run or a `.keras` file, to take the
             model's configuration from. By default that of the run.
         max_memory: bytes that the merge may use beyond what the interpreter and its libraries do.
         jobs: threads; by default one for each core, up to 4, fewer if memory does not allow them.
         overwrite: whether to replace an existing output.
+        resume: whether to go on with what an interrupted merge of the same plan has left, and to
+            leave what is done if this one is interrupted.
         progress: called with numbers of bytes as they have been read.
 
     Returns:
@@ -138,6 +149,11 @@ def run_plan(
 
         def finished(number: int, found: GroupDigests) -> None:
             digests.add(number, found)
+            for strip in groups[number]:
+                if strip.nbytes >= _SETTLED:
+                    segment = strip.segments[0]
+                    region = segment.region
+                    writer.settle(segment.item.tensor.name, region.start, region.nbytes)
             journal.add(number, found.written, found.read)
 
         try:
@@ -190,7 +206,7 @@ def check_unchanged(plan: MergePlan, readers: Sequence[CheckpointReader]) -> Non
 
 def _superseded(plan: MergePlan) -> list[Path]:
     """Files of a checkpoint that is overwritten by one of other files, such as fewer shards."""
-    if not Checkpoint.exists(plan.output):
+    if len(plan.output_files) == 1 or not Checkpoint.exists(plan.output):
         return []
     try:
         with open_reader(plan.output) as former:

@@ -13,6 +13,7 @@ from ckptavg.formats import (
     KerasArchiveWriter,
     ModelConfig,
     Structure,
+    named_like,
     open_reader,
     writer_of,
 )
@@ -114,9 +115,9 @@ def plan_merge(
     take it from the model that it is given. With `copy` every tensor is that of the last
     checkpoint, to the bit, as `convert` wants it.
     """
-    output = checkpoint_path(output)
-    check_output(output, overwrite)
     checkpoints = resolve(sources)
+    output = named_like(checkpoint_path(output), checkpoints[0].path)
+    check_output(output, overwrite)
     plan = plan_average(
         checkpoints,
         output,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,8 @@ class Record:
         """
         content = _read_content(path)
         with _damage_explained(path):
-            _read_tensors(content)
+            if not isinstance(content["tensors"], dict):
+                raise TypeError("its tensors are no dictionary")
             return cls._from_content(content, path)
 
     def read_tensors(self) -> TensorRecords:
@@ -236,6 +236,8 @@ def now() -> str:
 
 def versions(packages: Iterable[str] = ("numpy", "h5py")) -> dict[str, str]:
     """Versions of ckptavg, Python and the packages named, as installed."""
+    from importlib import metadata  # takes longer than all else here
+
     found = {"ckptavg": __version__, "python": platform.python_version()}
     for package in packages:
         try:

@@ -16,6 +16,7 @@ from ckptavg.plan import MergePlan
 from ckptavg.proof import Checksums, region_digest
 from ckptavg.rules import AVERAGE, DROP, EQUAL, LAST
 from ckptavg.strips import Segment, Strip, divide
+from ckptavg.tensors import TensorInfo
 
 Progress = Callable[[int], None]
 """Is told of bytes that were read, from any thread."""
@@ -156,15 +157,14 @@ class _Worker:
     def expect(self, group: Sequence[Strip]) -> None:
         """Lets the system read ahead what will be needed soon."""
         for strip in group:
-            tensor = strip.segments[0].item.tensor
+            region = strip.segments[0].region
             for index in self._chosen[strip.segments[0].item.action]:
-                if strip.extent is not None:
-                    self._readers[index].expect(strip.extent)
-                    continue
-                extent = self._plan.sources[index].structure.tensors[tensor.name].extent
+                extent = self._stored(index, strip).extent
                 if extent is not None:
-                    start = extent.offset + strip.segments[0].region.start
-                    self._readers[index].expect(replace(extent, offset=start, nbytes=strip.nbytes))
+                    ahead = replace(
+                        extent, offset=extent.offset + region.start, nbytes=strip.nbytes
+                    )
+                    self._readers[index].expect(ahead)
 
     def run(self, group: Sequence[Strip]) -> GroupDigests:
         digests = [self._run(strip) for strip in group]
@@ -181,15 +181,16 @@ class _Worker:
             for index in chosen
         }
         written = _Digests(len(strip.segments))
+        stored = {index: self._stored(index, strip) for index in chosen}
         itemsize = tensor.numpy_dtype.itemsize
         step = min(PIECE * itemsize, BUFFER // itemsize * itemsize)
         for start in range(0, strip.nbytes, step):
             nbytes = min(step, strip.nbytes - start)
             parts = list(strip.parts(start, nbytes))
             result = (
-                self._average(strip, start, nbytes, parts, read)
+                self._average(strip, stored, start, nbytes, parts, read)
                 if action == AVERAGE
-                else self._copy(strip, start, nbytes, read)
+                else self._copy(strip, stored, start, nbytes, read)
             )
             for index, first, last in parts:
                 segment = strip.segments[index]
@@ -219,14 +220,16 @@ class _Worker:
     def _average(
         self,
         strip: Strip,
+        stored: Mapping[int, TensorInfo],
         start: int,
         nbytes: int,
         parts: Sequence[tuple[int, int, int]],
         read: Mapping[int, "_Digests"],
     ) -> memoryview:
         dtype = strip.segments[0].item.tensor.numpy_dtype
+        begin = strip.segments[0].region.start + start
         for index, digests in read.items():
-            data = self._read(index, strip, start, nbytes)
+            data = self._read(index, stored[index], begin, nbytes)
             for part, first, last in parts:
                 digests.update(part, data[first:last])
             self._mean.add(np.frombuffer(data, dtype), self._terms.factors[index])
@@ -239,13 +242,18 @@ class _Worker:
         return result.view(np.uint8).data
 
     def _copy(
-        self, strip: Strip, start: int, nbytes: int, read: Mapping[int, "_Digests"]
+        self,
+        strip: Strip,
+        stored: Mapping[int, TensorInfo],
+        start: int,
+        nbytes: int,
+        read: Mapping[int, "_Digests"],
     ) -> memoryview:
         segment = strip.segments[0]
         tensor = segment.item.tensor
         first: bytes | None = None
         for index, digests in read.items():
-            data = self._read(index, strip, start, nbytes)
+            data = self._read(index, stored[index], segment.region.start + start, nbytes)
             digests.update(0, data)
             if first is None:
                 first, origin = bytes(data), index
@@ -260,14 +268,16 @@ class _Worker:
                 )
         return memoryview(first)
 
-    def _read(self, index: int, strip: Strip, start: int, nbytes: int) -> memoryview:
-        buffer = self._buffer[:nbytes]
-        assert len(buffer) == nbytes
+    def _stored(self, index: int, strip: Strip) -> TensorInfo:
+        """What is read from a source for a strip: a tensor, or many as if they were one."""
         name = strip.segments[0].item.tensor.name
         tensor = self._plan.sources[index].structure.tensors[name]
-        if strip.extent is not None:
-            tensor = replace(tensor, extent=strip.extent)
-        self._readers[index].read_into(tensor, strip.segments[0].region.start + start, buffer)
+        return tensor if strip.extent is None else replace(tensor, extent=strip.extent)
+
+    def _read(self, index: int, tensor: TensorInfo, start: int, nbytes: int) -> memoryview:
+        buffer = self._buffer[:nbytes]
+        assert len(buffer) == nbytes
+        self._readers[index].read_into(tensor, start, buffer)
         return buffer
 
     def _check_damage(self, index: int, segment: Segment) -> None:

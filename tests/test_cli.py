@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ckptavg.record import Record, record_path
 from tests.conftest import flip_bit, leftovers, read_tensors, tiny_data, tiny_model
 
 _TRAIN = """
+import h5py
 import keras
 import numpy as np
 
@@ -486,3 +488,71 @@ def test_terminating_a_merge_leaves_nothing(folder):
     assert process.returncode == 143
     assert not leftovers(folder)
     assert not Path("o.keras").exists()
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(folder):
+    before = sorted(folder.rglob("*"))
+    status, out, _ = main("merge", "run", "-o", "o.weights.h5", "--dry-run")
+    assert status == 0
+    assert sorted(p for p in folder.rglob("*") if "__pycache__" not in p.parts) == before
+    assert max(map(len, out.splitlines())) <= 80
+    assert "would write o.weights.h5, nothing is written now" in out
+    assert re.search(r"run/checkpoints/epoch-0003.weights.h5 +3 +0.25 .* record", out)
+    assert re.search(r"layers/dense/vars/0 +\(6, 5\) +float32 +average +mean of 4", out)
+    plan = json.loads(main("merge", "run", "-o", "o.weights.h5", "--dry-run", "--json")[1])
+    report = json.loads(main("merge", "run", "-o", "o.weights.h5", "--json")[1])
+    assert plan["bytes_read"] == report["bytes_read"]
+    assert plan["bytes_written"] == report["bytes_written"]
+    assert plan["files"] == ["o.weights.h5"]
+    assert {tensor["action"] for tensor in plan["tensors"]} == {"average"}
+
+
+def test_verify_and_convert(folder):
+    assert main("merge", "run", "-o", "o.weights.h5")[0] == 0
+    status, out, _ = main("verify", "run", "o.weights.h5")
+    assert status == 0
+    assert "epoch-0006.weights.h5: intact\n" in out
+    assert "o.weights.h5: intact, the average of 4 checkpoints, recomputed to the bit" in out
+    status, out, _ = main("convert", "o.weights.h5", "o.safetensors")
+    assert status == 0
+    assert "proven by its record" in out
+    assert main("convert", "o.safetensors", "back.weights.h5")[0] == 0
+    assert Path("back.weights.h5").read_bytes() == Path("o.weights.h5").read_bytes()
+    status, out, _ = main("verify", "o.safetensors", "back.weights.h5", "--json")
+    assert [c["average"] for c in json.loads(out)["checkpoints"]] == ["reproduced"] * 2
+    Path("other.safetensors").write_bytes(Path("o.safetensors").read_bytes())
+    out = main("verify", "other.safetensors")[1]
+    assert "1 of 1 have no record: nothing is proven of them" in out
+    with open_reader(Path("o.weights.h5")) as reader:
+        flip_bit(reader.path, next(iter(reader.structure.tensors.values())).extent.offset)
+    status, out, err = main("verify", "o.weights.h5")
+    assert (status, out) == (1, "")
+    assert "o.weights.h5 is damaged: block 0 of" in err
+
+
+def test_a_folder_and_a_quoted_pattern(folder):
+    Path("ckpt").mkdir()
+    for epoch in (9, 10, 11):
+        model = tiny_model()
+        model.get_layer("stem").bias.assign(np.full(5, float(epoch)))
+        model.save_weights(f"ckpt/weights.{epoch}.weights.h5")
+    for source in ("ckpt", "ckpt/weights.*.weights.h5"):
+        arguments = ("merge", source, "-o", "o.weights.h5", "--last", 2, "--overwrite")
+        status, out, err = main(*arguments)
+        assert status == 0, err
+        assert "the mean of 2 checkpoints (epochs 10-11)" in out
+        assert "2 of 2 checkpoints unverified" in out
+
+
+def test_rules_for_what_has_no_mean(folder):
+    for number in (1, 2):
+        with h5py.File(f"c{number}.weights.h5", "w") as file:
+            file["layers/x/vars/0"] = np.float32([number])
+            file["layers/x/vars/1"] = np.int64(number)
+    merging = ("merge", "c1.weights.h5", "c2.weights.h5", "-o", "o.weights.h5")
+    assert "--non-float last" in main(*merging)[2]
+    assert main(*merging, "--non-float", "last")[0] == 0
+    assert "must be 'equal' or 'last'" in main(*merging, "--overwrite", "--non-float", "mean")[2]
+    coefficients = ("--coefficients", "1,1", "--non-float", "last", "--overwrite")
+    assert "--no-normalize" in main(*merging, *coefficients)[2]
+    assert main(*merging, *coefficients, "--no-normalize")[0] == 0

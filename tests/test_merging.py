@@ -568,3 +568,11 @@ def test_more_checkpoints_than_files_may_be_open(tmp_path):
         assert out.exists() != bool(said)
         out.unlink(missing_ok=True)
         record_path(out).unlink(missing_ok=True)
+
+
+def test_an_output_without_suffix_gets_that_of_the_checkpoints(checkpoints, tmp_path):
+    report = ckptavg.merge(checkpoints, tmp_path / "swa")
+    assert report.output == tmp_path / "swa.weights.h5"
+    assert report.output.is_file()
+    with pytest.raises(FormatError, match="name an output that ends in"):
+        ckptavg.merge(checkpoints, tmp_path / "swa.bin")

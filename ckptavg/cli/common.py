@@ -91,6 +91,13 @@ def print_json(content: dict[str, Any]) -> None:
     typer.echo(json.dumps(_finite(content), indent=2, default=str))
 
 
+def new_table() -> "Table":
+    """An empty table as all commands print them; rich is imported only where there is one."""
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, header_style="bold")
+
+
 def print_table(table: "Table") -> None:
     """Prints a table to fit the terminal."""
     from rich.console import Console

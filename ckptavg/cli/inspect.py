@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ckptavg.checkpoints import Checkpoint, describe_epochs, list_epochs
-from ckptavg.cli.common import Json, human_size, print_json
+from ckptavg.cli.common import Json, human_size, new_table, print_json, print_table
 from ckptavg.formats import open_reader
 from ckptavg.record import Record
 from ckptavg.run import Run, open_run
@@ -39,7 +37,7 @@ def inspect(
 def _print_run(run: Run) -> None:
     records = run.records
     metrics = list(dict.fromkeys(name for record in records for name in record.metrics))
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = new_table()
     for title in ("epoch", "step", "rate", "size", *metrics):
         table.add_column(title, justify="right")
     for checkpoint in run.checkpoints:
@@ -56,13 +54,13 @@ def _print_run(run: Run) -> None:
         names = ", ".join(path.name for path in run.uncommitted)
         typer.echo(f"  not saved whole (no record): {names}")
     typer.echo()
-    Console(soft_wrap=False).print(table)
+    print_table(table)
 
 
 def _print_checkpoint(checkpoint: Checkpoint) -> None:
     with open_reader(checkpoint.path) as reader:
         structure = reader.structure
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = new_table()
     table.add_column("tensor", overflow="fold")
     for title in ("shape", "dtype", "size"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -78,7 +76,7 @@ def _print_checkpoint(checkpoint: Checkpoint) -> None:
     if dropped:
         typer.echo(f"  optimizer   {dropped} tensors, which a merge drops")
     typer.echo()
-    Console().print(table)
+    print_table(table)
 
 
 def _describe(record: Record) -> None:

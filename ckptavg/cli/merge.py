@@ -15,7 +15,6 @@ from ckptavg.cli.common import (
     DATA_HELP,
     Json,
     Model,
-    Output,
     Overwrite,
     human_size,
     keras_session,
@@ -43,7 +42,16 @@ def merge(
             show_default=False,
         ),
     ],
-    output: Output,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The checkpoint to write; its suffix says the format, by default the same.",
+            show_default=False,
+        ),
+    ],
     epochs: Annotated[
         str | None,
         typer.Option(
@@ -156,7 +164,7 @@ def merge(
         print_json(_report(report))
         return
     _print_merged(report)
-    _print_batch_norm(output, report.record.batch_norm)
+    _print_batch_norm(report.output, report.record.batch_norm)
 
 
 def _merge_into_model(
@@ -275,14 +283,22 @@ def _print_batch_norm(output: Path, state: BatchNormRecord | None) -> None:
             f"from {state.samples:,} samples"
         )
     elif state.statistics == "stale":
-        suffix = ".keras" if output.suffix == ".keras" else ".weights.h5"
-        target = output.name.removesuffix(suffix) + "-bn" + suffix
         typer.echo(
             "  BatchNorm   statistics are stale: they are averages, not those of the averaged\n"
             "              network. Re-estimate them from training data before use:\n\n"
-            f"    ckptavg update-bn {shlex.quote(str(output))} -o "
-            f"{shlex.quote(str(output.with_name(target)))}{model_hint(output)} --data SPEC"
+            f"    {_how_to_refresh(output)}"
         )
+
+
+def _how_to_refresh(output: Path) -> str:
+    for suffix in (".weights.h5", ".keras"):
+        if output.name.endswith(suffix):
+            target = output.with_name(output.name.removesuffix(suffix) + "-bn" + suffix)
+            return (
+                f"ckptavg update-bn {shlex.quote(str(output))} -o {shlex.quote(str(target))}"
+                f"{model_hint(output)} --data SPEC"
+            )
+    return "load it into your model, then call ckptavg.update_batch_norm(model, data)"
 
 
 def _report(report: MergeReport) -> dict[str, Any]:

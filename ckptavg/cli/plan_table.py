@@ -4,9 +4,8 @@ from collections import Counter
 from typing import Any
 
 import typer
-from rich.table import Table
 
-from ckptavg.cli.common import human_size, print_table, resident
+from ckptavg.cli.common import human_size, new_table, print_table, resident
 from ckptavg.plan import MergePlan
 
 _ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}
@@ -26,7 +25,7 @@ def print_plan(plan: MergePlan) -> None:
     decoded = sum(item.tensor.extent is None for item in plan.items)
     if decoded:
         typer.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
-    sources = Table(box=None, pad_edge=False, header_style="bold")
+    sources = new_table()
     sources.add_column("checkpoint", overflow="fold")
     for title in ("epoch", "coefficient", "size", "proof"):
         sources.add_column(title, justify="right", no_wrap=True)
@@ -35,7 +34,7 @@ def print_plan(plan: MergePlan) -> None:
         proof = "record" if source.proof else "checksums" if source.checksummed else "none"
         coefficient = f"{source.coefficient:.6g}"
         sources.add_row(str(source.path), epoch, coefficient, human_size(source.size), proof)
-    tensors = Table(box=None, pad_edge=False, header_style="bold")
+    tensors = new_table()
     tensors.add_column("tensor", overflow="fold")
     tensors.add_column("shape", justify="right", overflow="fold")
     for title in ("dtype", "action"):

@@ -56,6 +56,7 @@ __all__ = [
     "Stamp",
     "Structure",
     "check_keras_output",
+    "named_like",
     "open_reader",
     "open_writer",
     "read_state",
@@ -77,6 +78,12 @@ def open_reader(
         if path.name.endswith(suffix):
             return reader(path, structure, like)
     raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_READERS)}")
+
+
+def named_like(output: Path, checkpoint: Path) -> Path:
+    """An output whose name has no suffix at all, with that of a checkpoint; others as they are."""
+    suffix = next((s for s in _WRITERS if checkpoint.name.endswith(s)), "")
+    return output if "." in output.name else output.with_name(output.name + suffix)
 
 
 def check_keras_output(path: Path) -> None:
