@@ -28,6 +28,11 @@ def commit(temporary: Path, path: Path) -> None:
     _fsync_folder(path.parent)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. `Path.is_file` raises for names that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a small file so that a reader finds all of it or its former content."""
     with staged_text(path, text) as place:

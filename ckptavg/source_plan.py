@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptavg.checkpoints import Checkpoint, main_file
+from ckptavg.checkpoints import Checkpoint
 from ckptavg.errors import IntegrityError, MismatchError
 from ckptavg.formats import CheckpointReader, Stamp, Structure, open_reader
 from ckptavg.proof import Proof
@@ -122,7 +122,7 @@ def check_same_model(one: SourcePlan, other: SourcePlan | CheckpointReader) -> N
 def _check_distinct(checkpoints: Sequence[Checkpoint]) -> None:
     seen = set()
     for checkpoint in checkpoints:
-        if not main_file(checkpoint.path).is_file():
+        if not Checkpoint.exists(checkpoint.path):
             raise IntegrityError(f"there is a record but no file {checkpoint.path}")
         place = checkpoint.path.resolve()
         if place in seen:

@@ -45,6 +45,7 @@ class Compressed:
                 chunks = (7, 4) if number < 2 else None
                 path = f"layers/dense_{number}/vars/0"
                 file.create_dataset(path, data=values, chunks=chunks, **options)
+        return folder / f"{name}{self.suffix}", {}
 
 
 FORMATS = {
@@ -111,13 +112,17 @@ def _make(kind: str, recorded: bool, folder: Path, worker: Worker) -> Base:
     sources = [folder / f"{name}{suffix}" for name in NAMES]
     if recorded:
         for source in sources:
-            with open_reader(source) as reader:
-                record = Record(source.name, reader.size, now(), {}, model="model.json")
-            record.write(record_path(source), tensor_records(source))
+            make_record(source)
     options = {"model": str(sources[0])} if kind == "keras" else {}
     found = Base(folder, sources, f"mean{suffix}", options)
     found.expected = outcome_of(worker, found, "merge")["tensors"]
     return found
+
+
+def make_record(checkpoint: Path) -> Path:
+    with open_reader(checkpoint) as reader:
+        record = Record(checkpoint.name, reader.size, now(), {}, model="model.json")
+    return record.write(record_path(checkpoint), tensor_records(checkpoint)).path
 
 
 def outcome_of(worker: Worker, base: Base, action: str) -> dict:
@@ -229,12 +234,16 @@ def test_any_journal_or_partial_file_leads_to_the_same_average(worker, bases, in
 def managed(tmp_path_factory) -> Base:
     """A folder with TensorFlow's list of its checkpoints."""
     folder = tmp_path_factory.mktemp("managed")
+    managed_by_tensorflow(folder)
+    return Base(folder, [folder], "mean.index")
+
+
+def managed_by_tensorflow(folder: Path) -> None:
     model = test_tensorflow.keras_3_model()
     manager = tf.train.CheckpointManager(tf.train.Checkpoint(model=model), str(folder), 3)
     for seed in range(3):
         test_tensorflow.fill(model, seed)
         manager.save()
-    return Base(folder, [folder], "mean.index")
 
 
 @pytest.fixture(scope="session")
