@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptavg.errors import RunError
+from ckptavg.files import is_file
 from ckptavg.record import Record, find_record
 
 INDEX_SUFFIX = ".index"
@@ -38,7 +39,7 @@ class Checkpoint:
     @staticmethod
     def exists(path: Path) -> bool:
         """Whether there is a checkpoint of this name."""
-        return main_file(path).is_file()
+        return is_file(main_file(path))
 
     @classmethod
     def open(cls, path: str | Path, named_epoch: int | None = None) -> "Checkpoint":
@@ -63,8 +64,8 @@ def checkpoint_path(path: str | Path) -> Path:
 
 def main_file(path: Path) -> Path:
     """The file that must exist for a checkpoint to exist."""
-    index = path.with_name(path.name + INDEX_SUFFIX)
-    return index if index.is_file() and not path.is_file() else path
+    index = Path(f"{path}{INDEX_SUFFIX}")
+    return index if is_file(index) and not is_file(path) else path
 
 
 def select(

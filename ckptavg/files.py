@@ -2,6 +2,8 @@
 
 import os
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -26,12 +28,24 @@ def commit(temporary: Path, path: Path) -> None:
     _fsync_folder(path.parent)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. `Path.is_file` raises for names that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a small file so that a reader finds all of it or its former content."""
+    with staged_text(path, text) as place:
+        place()
+
+
+@contextmanager
+def staged_text(path: Path, text: str) -> Iterator[Callable[[], None]]:
+    """Writes a small file beside its place, where it goes when the yielded function is called."""
     temporary = temporary_sibling(path)
     try:
         temporary.write_text(text, encoding="utf-8")
-        commit(temporary, path)
+        yield lambda: commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

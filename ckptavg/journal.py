@@ -10,6 +10,7 @@ from typing import Self
 
 from ckptavg.errors import OutputError
 from ckptavg.files import partial
+from ckptavg.record import digest
 
 _FORMAT = "ckptavg-journal 1"
 
@@ -18,8 +19,9 @@ class Journal:
     """The journal of a merge into one output, locked as long as it is open.
 
     Its first line names the plan; each further line tells of a finished group of regions: the
-    digests of what was written and of what was read. Nothing in it is trusted before the bytes of
-    the partial file have been held against those digests.
+    digests of what was written and of what was read, and last a digest of the line itself, because
+    what was read goes into the record. Nothing in it is trusted before the bytes of the partial
+    file have been held against what was written.
 
     Attributes:
         entries: finished groups of an earlier merge of the very same plan, by number.
@@ -56,7 +58,8 @@ class Journal:
         """Notes that a group is finished, with the digests of what was written and read."""
         if group in self.entries:
             return
-        line = json.dumps([group, written.hex(), read.hex()]) + "\n"
+        entry = [group, written.hex(), read.hex()]
+        line = json.dumps([*entry, self._seal(entry)]) + "\n"
         os.lseek(self._descriptor, 0, os.SEEK_END)
         os.write(self._descriptor, line.encode())
 
@@ -77,13 +80,19 @@ class Journal:
             entries, end = {}, file.tell()
             for line in file:
                 try:
-                    group, written, read = json.loads(line)
+                    *entry, seal = json.loads(line)
+                    if seal != self._seal(entry):
+                        break
+                    group, written, read = entry
                     entries[group] = bytes.fromhex(written), bytes.fromhex(read)
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     break
                 end += len(line)
         os.ftruncate(self._descriptor, end)
         return entries
+
+    def _seal(self, entry: list) -> str:
+        return digest(self._header + json.dumps(entry).encode()).hex()
 
 
 def _open_locked(path: Path, output: Path) -> int:

@@ -13,7 +13,7 @@ from ckptavg.digests import Digests, fingerprint, recall
 from ckptavg.errors import ResourceError
 from ckptavg.formats import CheckpointReader, open_reader, open_writer
 from ckptavg.journal import Journal
-from ckptavg.outputs import check_output
+from ckptavg.outputs import check_output, writing
 from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
 from ckptavg.record import (
     Record,
@@ -129,7 +129,7 @@ def run_plan(
     groups = divide_plan(plan)
     digests = Digests(plan, groups)
     resumed = 0
-    with ExitStack() as stack:
+    with writing(plan.output), ExitStack() as stack:
         readers = open_sources(plan, stack)
         journal = stack.enter_context(Journal(plan.output, fingerprint(plan), resume=resume))
         writer = stack.enter_context(

@@ -1,9 +1,12 @@
 """Where an output and the record beside it may go."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ckptavg.errors import OutputError
+from ckptavg.errors import CkptavgError, OutputError, ResourceError
 from ckptavg.record import is_record, record_path
 from ckptavg.run import CHECKPOINT_FOLDER, RECORD_PATTERN
 
@@ -40,3 +43,25 @@ def check_output(path: Path, overwrite: bool) -> None:
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: no permission to write into {folder}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says of an output what the system says against writing it, often without a name.
+
+    Raises:
+        ResourceError: the disk is full.
+        OutputError: it cannot be written for another reason.
+    """
+    try:
+        yield
+    except (CkptavgError, ConnectionError):  # such as the broken pipe of a progress
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"cannot write {path}: the disk of {path.parent} is full. Make room, or name an "
+                "output elsewhere"
+            ) from error
+        place = f" ({error.filename})" if error.filename else ""
+        raise OutputError(f"cannot write {path}: {error.strerror or error}{place}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptavg.accumulate import PIECE
 from ckptavg.checkpoints import Checkpoint, checkpoint_path, main_file
 from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
-from ckptavg.files import partial
+from ckptavg.files import is_file, partial
 from ckptavg.formats import (
     KerasArchiveWriter,
     ModelConfig,
@@ -284,7 +284,7 @@ def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:
         for checkpoint in checkpoints
         if checkpoint.record is not None and checkpoint.record.model is not None
     }
-    existing = [file for file in files if file.is_file()]
+    existing = [file for file in files if is_file(file)]
     return existing[0] if len(files) == 1 and existing else None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import xxhash
 
 from ckptavg.errors import RecordError
-from ckptavg.files import write_text
+from ckptavg.files import staged_text, write_text
 from ckptavg.version import __version__
 
 FORMAT = "ckptavg-record"
@@ -208,22 +208,24 @@ def find_record(checkpoint: Path) -> Record | None:
 def commit_with_record(
     commit: Callable[[], None], record: Record, tensors: TensorRecords, path: Path
 ) -> Record:
-    """Commits a file and writes its record, which it returns.
+    """Commits a file and its record, which it returns.
 
-    A former file's record is removed first: a crash on the way may leave a file without a record,
-    but none with a wrong one.
+    The record is written out before anything is replaced, because the disk may be full. A former
+    file's record is removed first: a crash on the way may leave a file without a record, but none
+    with a wrong one.
     """
-    record.to_json(tensors)  # whatever cannot be written is found before the commit
     place = record_path(path)
     former = place.read_bytes() if place.is_file() else None
-    place.unlink(missing_ok=True)
-    try:
-        commit()
-    except BaseException:
-        if former is not None:
-            place.write_bytes(former)
-        raise
-    return record.write(place, tensors)
+    with staged_text(place, record.to_json(tensors)) as commit_record:
+        place.unlink(missing_ok=True)
+        try:
+            commit()
+        except BaseException:
+            if former is not None:
+                place.write_bytes(former)
+            raise
+        commit_record()
+    return replace(record, path=place)
 
 
 def is_record(path: Path) -> bool:

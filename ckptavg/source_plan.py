@@ -122,7 +122,7 @@ def check_same_model(one: SourcePlan, other: SourcePlan | CheckpointReader) -> N
 def _check_distinct(checkpoints: Sequence[Checkpoint]) -> None:
     seen = set()
     for checkpoint in checkpoints:
-        if not main_file(checkpoint.path).is_file():
+        if not Checkpoint.exists(checkpoint.path):
             raise IntegrityError(f"there is a record but no file {checkpoint.path}")
         status = main_file(checkpoint.path).stat()
         place = (status.st_dev, status.st_ino)

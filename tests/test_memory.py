@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckptavg.formats.hdf5 import lay_out
+from ckptavg.formats.hdf5_layout import lay_out
 from ckptavg.tensors import Extent, TensorInfo
 
 MiB = 1024**2

@@ -504,27 +504,6 @@ def test_what_is_not_ours_is_not_replaced(checkpoints, tmp_path, overwrite):
     assert link.is_symlink()
 
 
-@pytest.mark.parametrize("name", ["o.weights.h5", "o.keras"])
-def test_a_full_disk_leaves_the_old_output_and_its_record(trained_run, tmp_path, name, monkeypatch):
-    out = tmp_path / name
-    ckptavg.merge(trained_run, out)
-    before = out.read_bytes(), record_path(out).read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    # The last writes of an output: the zip around the weights, and the record.
-    for place in ("shutil.copyfileobj", "ckptavg.formats.writing.os.pwrite"):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, full)
-            if place.startswith("shutil") and name != "o.keras":
-                continue
-            with pytest.raises((OSError, FormatError)):
-                ckptavg.merge(trained_run, out, overwrite=True)
-        assert (out.read_bytes(), record_path(out).read_bytes()) == before
-        assert not leftovers(tmp_path)
-
-
 def test_damage_to_an_integer_is_called_damage(tmp_path):
     from ckptavg.proof import tensor_records
     from ckptavg.record import now

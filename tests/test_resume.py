@@ -173,8 +173,8 @@ def test_a_journal_that_does_not_fit_is_not_trusted(large, tmp_path, damage):
         os.truncate(partial(out), 10**6)
     elif damage == "garbage":
         first, *rest = content.splitlines(keepends=True)
-        number, written, read = json.loads(rest[0])
-        rest[0] = json.dumps([number, "00" * (len(written) // 2), read]).encode() + b"\n"
+        number, written, *others = json.loads(rest[0])
+        rest[0] = json.dumps([number, "00" * (len(written) // 2), *others]).encode() + b"\n"
         journal.write_bytes(first + b"".join(rest) + b'[1, 2, 3]\n["x", {}]\n\xff\n')
     ckptavg.merge(paths, out, resume=True)
     assert out.read_bytes() == whole

@@ -1,5 +1,6 @@
 """`verify` and `convert`: proofs after the fact, and the same tensors in another format."""
 
+import json
 import shutil
 
 import numpy as np
@@ -19,6 +20,17 @@ def test_a_run_is_intact_and_its_average_is_reproduced(trained_run, tmp_path):
     found = ckptavg.verify([trained_run, out])
     assert [v.proof for v in found] == ["intact"] * 5
     assert [v.average for v in found] == [None] * 4 + ["reproduced"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../" * 2000, "/", ""])
+def test_names_in_a_record_that_no_file_can_have(checkpoints, tmp_path, name):
+    out = tmp_path / "swa.weights.h5"
+    ckptavg.merge(checkpoints, out)
+    record = json.loads(record_path(out).read_text())
+    record["model"] = record["sources"][0]["path"] = name
+    record_path(out).write_text(json.dumps(record))
+    ckptavg.merge(out, tmp_path / "again.weights.h5")
+    assert [found.average for found in ckptavg.verify(out)] == ["not recomputed"]
 
 
 def test_files_without_record_prove_nothing(checkpoints):

@@ -1,9 +1,9 @@
-"""HDF5 files of any dialect of Keras: searched with distrust, laid out to be filled."""
+"""HDF5 files of any dialect of Keras, searched with distrust."""
 
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ckptavg.formats.hdf5_texts import Place, Texts
 from ckptavg.formats.interface import Attributes, CheckpointReader, Layout, Structure
 from ckptavg.tensors import Extent, TensorInfo, is_opaque
 
-_DTYPE_ATTRIBUTE = "dtype"
+DTYPE_ATTRIBUTE = "dtype"
 """Keras stores what HDF5 has no type for, such as bfloat16, as opaque bytes with this attribute."""
 
 _TEXT_LIMIT = 64 * 1024
@@ -227,7 +227,7 @@ class _Walk:
     def _dtype(self, dataset: h5py.h5d.DatasetID, name: str, address: int) -> str:
         dtype = dataset.dtype
         if dtype.kind == "V" and dtype.fields is None and 0 < dtype.itemsize <= 8:
-            return self._opaque_dtype(dtype, name, self._texts.of(address).get(_DTYPE_ATTRIBUTE))
+            return self._opaque_dtype(dtype, name, self._texts.of(address).get(DTYPE_ATTRIBUTE))
         if dtype.kind == "S" and 0 < dtype.itemsize <= _TEXT_LIMIT:
             return f"S{dtype.itemsize}"
         if dtype.kind not in "fiub" or dtype.itemsize > 8:
@@ -249,54 +249,6 @@ class _Walk:
 
     def _refusal(self, name: str, why: str) -> FormatError:
         return FormatError(f"refusing {self._path}: '{name}' {why}")
-
-
-def lay_out(
-    path: Path,
-    tensors: Mapping[str, TensorInfo],
-    groups: Mapping[str, Attributes],
-    number: int = 0,
-) -> dict[str, Extent]:
-    """Makes an HDF5 file, number `number` of its checkpoint, with its tensors unwritten.
-
-    Returns:
-        Where each tensor is to lie.
-    """
-    extents = {}
-    with h5py.File(path, "w-") as file:
-        for name, attributes in groups.items():
-            group = file.create_group(name) if name else file
-            for key, value in attributes.items():
-                group.attrs[key] = np.array(value) if isinstance(value, tuple) else value
-        for name, tensor in tensors.items():
-            offset = _allocate(file, name, tensor).get_offset()
-            assert offset is not None or tensor.nbytes == 0, name
-            extents[name] = Extent(offset or 0, tensor.nbytes, number)  # an empty one has no place
-    return extents
-
-
-def _allocate(file: h5py.File, name: str, tensor: TensorInfo) -> h5py.h5d.DatasetID:
-    """Makes a dataset with its place in the file, and nothing in it."""
-    opaque = is_opaque(tensor.dtype)
-    dtype = np.dtype(f"V{tensor.numpy_dtype.itemsize}") if opaque else tensor.numpy_dtype
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)
-    linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    linking.set_create_intermediate_group(True)
-    linking.set_char_encoding(h5py.h5t.CSET_UTF8)
-    dataset = h5py.h5d.create(
-        file.id,
-        name.encode(),
-        h5py.h5t.py_create(dtype, logical=True),
-        h5py.h5s.create_simple(tensor.shape) if tensor.shape else h5py.h5s.create(h5py.h5s.SCALAR),
-        properties,
-        linking,
-    )
-    if opaque:
-        h5py.Dataset(dataset).attrs[_DTYPE_ATTRIBUTE] = tensor.dtype
-    return dataset
 
 
 def boxes(shape: tuple[int, ...], start: int, count: int) -> Iterator[tuple[slice, ...]]:

@@ -11,7 +11,7 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.hdf5 import lay_out
+from ckptavg.formats.hdf5_layout import lay_out
 from ckptavg.formats.interface import LEGACY, Attributes, Structure
 from ckptavg.formats.writing import CheckpointWriter
 from ckptavg.tensors import Extent

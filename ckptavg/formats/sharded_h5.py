@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ckptavg.errors import FormatError
 from ckptavg.files import partial
-from ckptavg.formats.hdf5 import Hdf5Reader, lay_out
+from ckptavg.formats.hdf5 import Hdf5Reader
+from ckptavg.formats.hdf5_layout import lay_out
 from ckptavg.formats.hdf5_texts import Place
 from ckptavg.formats.interface import Attributes, Structure, check_disjoint
 from ckptavg.formats.shards import assign, shard_paths

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckptavg.errors import FormatError
+from ckptavg.files import is_file
 from ckptavg.tensors import TensorInfo
 
 _SHOWN = 3
@@ -25,7 +26,7 @@ def shard_paths(index: Path, names: Iterable[object]) -> list[Path]:
     """
     plain = sorted({_plain_name(index, name) for name in names})
     paths = [index.with_name(name) for name in plain]
-    missing = [path.name for path in paths if not _is_file(path)]
+    missing = [path.name for path in paths if not is_file(path)]
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise FormatError(
@@ -70,10 +71,3 @@ def _plain_name(index: Path, name: object) -> str:
             f"refusing {index}: it names the shard {name!r:.80}, not a file beside it"
         )
     return name
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False

@@ -235,11 +235,7 @@ class TensorFlowWriter(CheckpointWriter):
         table = write_table([(_HEADER_KEY, header), *entries])
         index = index_file(self.path)
         temporary = files.partial(index)
-        try:
-            temporary.write_bytes(table)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        temporary.write_bytes(table)
         return [(temporary, index)]
 
     @property

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ckptavg.checkpoints import INDEX_SUFFIX
+from ckptavg.files import is_file
 
 
 def index_file(path: Path) -> Path:
@@ -17,10 +18,7 @@ def data_file(path: Path, shard: int, shards: int) -> Path:
 
 def has_index(path: Path) -> bool:
     """Whether a checkpoint is there that is named by this prefix or index."""
-    try:
-        return index_file(path).is_file()
-    except (OSError, ValueError):  # no file can have such a name
-        return False
+    return is_file(index_file(path))
 
 
 def _prefix(path: Path) -> str:

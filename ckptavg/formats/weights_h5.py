@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.hdf5 import Hdf5Reader, lay_out
+from ckptavg.formats.hdf5 import Hdf5Reader
+from ckptavg.formats.hdf5_layout import lay_out
 from ckptavg.formats.hdf5_texts import Place
 from ckptavg.formats.interface import FLAT, KERAS, Structure, check_disjoint
 from ckptavg.formats.legacy_h5 import is_legacy, legacy_structure

@@ -76,7 +76,8 @@ class CheckpointWriter(ABC):
         """Writes what only the finished tensors allow, such as an index.
 
         Returns:
-            Further files: name now and name to be. The last one makes the checkpoint count.
+            Further files: their partial names, and names to be. The last one makes the checkpoint
+            count.
         """
         return ()
 
@@ -149,7 +150,8 @@ class CheckpointWriter(ABC):
         while self._descriptors:
             os.close(self._descriptors.pop())
         if not self.keep_partial:
-            for file in (*self._partial, *(now for now, _ in self._moves)):
+            outputs = map(partial, self.output_files(self.path, self.structure))
+            for file in (*outputs, *(now for now, _ in self._moves)):
                 file.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

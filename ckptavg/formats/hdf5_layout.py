@@ -1,0 +1,77 @@
+"""HDF5 files laid out to be filled: their tensors have places, and nothing in them."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ckptavg.formats.hdf5 import DTYPE_ATTRIBUTE
+from ckptavg.formats.interface import Attributes
+from ckptavg.tensors import Extent, TensorInfo, is_opaque
+
+
+def lay_out(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    groups: Mapping[str, Attributes],
+    number: int = 0,
+) -> dict[str, Extent]:
+    """Makes an HDF5 file, number `number` of its checkpoint, with its tensors unwritten.
+
+    Returns:
+        Where each tensor is to lie.
+
+    Raises:
+        OSError: the system does not let the file be written, as on a full disk.
+    """
+    extents = {}
+    with _errors_of_the_system(path), h5py.File(path, "w-") as file:
+        for name, attributes in groups.items():
+            group = file.create_group(name) if name else file
+            for key, value in attributes.items():
+                group.attrs[key] = np.array(value) if isinstance(value, tuple) else value
+        for name, tensor in tensors.items():
+            offset = _allocate(file, name, tensor).get_offset()
+            assert offset is not None or tensor.nbytes == 0, name
+            extents[name] = Extent(offset or 0, tensor.nbytes, number)  # an empty one has no place
+    return extents
+
+
+def _allocate(file: h5py.File, name: str, tensor: TensorInfo) -> h5py.h5d.DatasetID:
+    """Makes a dataset with its place in the file, and nothing in it."""
+    opaque = is_opaque(tensor.dtype)
+    dtype = np.dtype(f"V{tensor.numpy_dtype.itemsize}") if opaque else tensor.numpy_dtype
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    linking.set_create_intermediate_group(True)
+    linking.set_char_encoding(h5py.h5t.CSET_UTF8)
+    dataset = h5py.h5d.create(
+        file.id,
+        name.encode(),
+        h5py.h5t.py_create(dtype, logical=True),
+        h5py.h5s.create_simple(tensor.shape) if tensor.shape else h5py.h5s.create(h5py.h5s.SCALAR),
+        properties,
+        linking,
+    )
+    if opaque:
+        h5py.Dataset(dataset).attrs[DTYPE_ATTRIBUTE] = tensor.dtype
+    return dataset
+
+
+@contextmanager
+def _errors_of_the_system(path: Path) -> Iterator[None]:
+    """HDF5 tells of a full disk when it closes a file, in the text of a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
