@@ -42,8 +42,9 @@ class WeightedMean:
     """The weighted mean of up to PIECE values, added one checkpoint at a time.
 
     float64 values are summed with their rounding errors carried along (Knuth's TwoSum and Dekker's
-    product; Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005), narrower ones in plain float64,
-    which is exact for them but for the last of 53 bits.
+    product; Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005), narrower ones in plain float64.
+    A sum of K float32 values is exact there as long as those of one place differ in magnitude by
+    less than 2^29 / K; beyond that its error is at most K 2^-53 times the sum of the magnitudes.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from ckptavg.errors import ResourceError
 from ckptavg.formats import CheckpointReader, open_reader, open_writer
 from ckptavg.journal import Journal
 from ckptavg.outputs import check_output, writing
-from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
+from ckptavg.plan import MergePlan, plan_merge
 from ckptavg.record import (
     Record,
     SourceRecord,
@@ -59,7 +59,7 @@ def merge(
     normalize: bool = True,
     non_float: str = EQUAL,
     model: str | Path | None = None,
-    max_memory: int = DEFAULT_MAX_MEMORY,
+    max_memory: int | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -85,7 +85,8 @@ def merge(
         non_float: what becomes of what has no mean: `equal` (all must agree) or `last`.
         model: for a `.keras` output: the `model.json` of a run or a `.keras` file, to take the
             model's configuration from. By default that of the run.
-        max_memory: bytes that the merge may use beyond what the interpreter and its libraries do.
+        max_memory: bytes that the merge may use beyond what the interpreter and its libraries do;
+            by default 64 MiB, or what many tensors need.
         jobs: threads; by default one for each core, up to 4, fewer if memory does not allow them.
         overwrite: whether to replace an existing output.
         resume: whether to go on with what an interrupted merge of the same plan has left, and to

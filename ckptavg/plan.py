@@ -37,12 +37,13 @@ from ckptavg.sources import Sources, resolve
 from ckptavg.strips import count_regions
 from ckptavg.tensors import BLOCK_SIZE
 
-DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
+_DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
 DEFAULT_JOBS = 4
 
 _JOB_MEMORY = 16 * 8 * PIECE
 """Of one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic takes beside."""
-_TENSOR_MEMORY = 1024
+_TENSOR_MEMORY = 12 * 1024
+"""Of one tensor in each structure: its facts, HDF5's own, and its part of the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def plan_merge(
     normalize: bool = True,
     non_float: str = EQUAL,
     model: str | Path | None = None,
-    max_memory: int = DEFAULT_MAX_MEMORY,
+    max_memory: int | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
     live_model: bool = False,
@@ -153,7 +154,7 @@ def plan_average(
     coefficients: Sequence[float],
     non_float: str = EQUAL,
     copy: bool = False,
-    max_memory: int = DEFAULT_MAX_MEMORY,
+    max_memory: int | None = None,
     jobs: int | None = None,
 ) -> MergePlan:
     """Plans an average, without a look at where it is to go.
@@ -242,12 +243,12 @@ def _check_disk(output: Path, needed: int) -> None:
 
 def _fit_memory(
     jobs: int | None,
-    max_memory: int,
+    max_memory: int | None,
     sources: Sequence[SourcePlan],
     items: Sequence[PlanItem],
 ) -> tuple[int, int]:
     """As many threads as asked for, or as there is work and memory for."""
-    if isinstance(max_memory, bool) or not isinstance(max_memory, int):
+    if isinstance(max_memory, bool) or not isinstance(max_memory, int | None):
         raise ResourceError(f"max_memory is {max_memory!r:.40}, but must be a number of bytes")
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise ResourceError(f"jobs is {jobs!r}, but must be a whole number, at least 1")
@@ -259,6 +260,8 @@ def _fit_memory(
     index += sum(len(source.proof.digests) for source in sources if source.proof is not None)
     index += count_regions(items) * DIGEST_SIZE * (len(sources) + 1)
     least = index + _JOB_MEMORY
+    if max_memory is None:
+        max_memory = max(_DEFAULT_MAX_MEMORY, least)
     if least > max_memory:
         raise MemoryLimitError(least, max_memory)
     fitting = min(wanted, (max_memory - index) // _JOB_MEMORY)

@@ -26,7 +26,7 @@ class Verification:
 
     Attributes:
         path: the checkpoint.
-        proof: `intact`: every byte is as its record says, or the checksums of its format;
+        proof: `intact`: every tensor is as its record says, or the checksums of its format;
             `unverified`: it has neither.
         average: of an average, `reproduced`: recomputed from its sources, it came out the same to
             the bit; `not recomputed`: some sources are gone; None for what is no average.

@@ -8,9 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from ckptavg.formats.hdf5_layout import lay_out
 from ckptavg.tensors import Extent, TensorInfo
+from tests.test_merging import write_h5
 
 MiB = 1024**2
 
@@ -110,3 +112,29 @@ def test_a_limit_that_cannot_be_met_says_the_least_that_would_do(tmp_path):
     status, peak, stderr = peak_of_merge(tmp_path, *merging, "--max-memory", f"{least + 2 * MiB}")
     assert status == 0, stderr
     assert peak <= least + 2 * MiB
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".safetensors"])
+def test_many_small_tensors_need_little_for_many_checkpoints(tmp_path, suffix):
+    values = {f"layers/d{n}/vars/0": np.full(16, n, "float32") for n in range(3000)}
+    for number in range(24):
+        path = tmp_path / f"{number}{suffix}"
+        if suffix == ".safetensors":
+            safetensors.numpy.save_file(values, path)
+        else:
+            write_h5(path, values)
+    peaks = []
+    for count in (4, 24):
+        paths = [tmp_path / f"{number}{suffix}" for number in range(count)]
+        status, peak, stderr = peak_of_merge(tmp_path, *paths, "-o", f"o{count}{suffix}")
+        assert status == 0, stderr
+        peaks.append(peak)
+    assert max(peaks) <= 160e6
+    # Of each checkpoint there is more than nothing: its digests, 16 bytes a tensor.
+    assert peaks[1] - peaks[0] <= 20e6
+    limit = f"{110 * MiB}B"
+    status, peak, stderr = peak_of_merge(
+        tmp_path, *paths, "-o", f"p{suffix}", "--max-memory", limit
+    )
+    assert status == 0, stderr
+    assert peak <= 110 * MiB

@@ -44,7 +44,8 @@ def convert(
             progress=bar("converting", None),
         )
     kept = len(report.plan.structure.tensors)
-    proof = "unverified: it has no record" if report.unverified else "proven by its record"
+    by = "its record" if report.plan.sources[0].proof else "the checksums of its format"
+    proof = "unverified: it has no record" if report.unverified else f"proven by {by}"
     if json:
         print_json(
             {

@@ -28,7 +28,7 @@ from ckptavg.cli.common import (
 from ckptavg.cli.plan_table import plan_content, print_plan
 from ckptavg.errors import MemoryLimitError, ResourceError, SpecError
 from ckptavg.merging import MergeReport, run_plan
-from ckptavg.plan import DEFAULT_MAX_MEMORY, MergePlan, plan_merge
+from ckptavg.plan import MergePlan, plan_merge
 from ckptavg.record import BatchNormRecord
 from ckptavg.sources import resolve
 
@@ -227,10 +227,10 @@ def _numbers(text: str | None) -> list[float] | None:
 
 
 @contextmanager
-def _limit_of_the_process(limit: str | None) -> Iterator[int]:
+def _limit_of_the_process(limit: str | None) -> Iterator[int | None]:
     """What a limit of the whole process leaves to the merge; errors name the whole again."""
     if limit is None:
-        yield DEFAULT_MAX_MEMORY
+        yield None
         return
     held = resident()
     try:

@@ -18,6 +18,7 @@ from ckptavg.tensors import Extent, TensorInfo, is_opaque
 DTYPE_ATTRIBUTE = "dtype"
 """Keras stores what HDF5 has no type for, such as bfloat16, as opaque bytes with this attribute."""
 
+_CACHE = 1024 * 1024
 _TEXT_LIMIT = 64 * 1024
 _CHUNK_LIMIT = 16 * 1024 * 1024
 _EXPANSION_LIMIT = 1100
@@ -43,7 +44,9 @@ class Hdf5Reader(CheckpointReader):
 
     def _tree(self, place: Place) -> h5py.File:
         """An HDF5 file of the checkpoint, opened by h5py; the caller closes it."""
-        return h5py.File(Window(self._descriptors[place.file], place.base, place.size), "r")
+        tree = h5py.File(Window(self._descriptors[place.file], place.base, place.size), "r")
+        limit_cache(tree)
+        return tree
 
     def close(self) -> None:
         self._decoded = None
@@ -103,6 +106,14 @@ class Hdf5Reader(CheckpointReader):
         if place not in self._trees:
             self._trees[place] = self._tree(place)
         return self._trees[place]
+
+
+def limit_cache(tree: h5py.File) -> None:
+    """Keeps HDF5 from holding up to 32 MiB of what it has searched or laid out."""
+    cache = tree.id.get_mdc_config()
+    cache.set_initial_size = True
+    cache.initial_size, cache.min_size, cache.max_size = _CACHE, _CACHE, 2 * _CACHE
+    tree.id.set_mdc_config(cache)
 
 
 class Window:

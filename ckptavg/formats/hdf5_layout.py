@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ckptavg.formats.hdf5 import DTYPE_ATTRIBUTE
+from ckptavg.formats.hdf5 import DTYPE_ATTRIBUTE, limit_cache
 from ckptavg.formats.interface import Attributes
 from ckptavg.tensors import Extent, TensorInfo, is_opaque
 
@@ -30,6 +30,7 @@ def lay_out(
     """
     extents = {}
     with _errors_of_the_system(path), h5py.File(path, "w-") as file:
+        limit_cache(file)
         for name, attributes in groups.items():
             group = file.create_group(name) if name else file
             for key, value in attributes.items():
