@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from ckptavg.averaging import Progress
 from ckptavg.errors import RunError
 from ckptavg.merging import MergeReport, run_plan
 from ckptavg.plan import plan_merge
 from ckptavg.sources import resolve
-from ckptavg.streaming import Progress
 
 
 def convert(

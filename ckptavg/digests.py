@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from ckptavg.averaging import GroupDigests, chosen_sources
 from ckptavg.formats import CheckpointWriter
 from ckptavg.journal import Journal
 from ckptavg.plan import MergePlan
 from ckptavg.record import DIGEST_SIZE, TensorRecord, digest
 from ckptavg.rules import AVERAGE, DROP, EQUAL, LAST
-from ckptavg.streaming import GroupDigests, chosen_sources
 from ckptavg.strips import Segment, Strip, count_regions
 from ckptavg.tensors import regions
 from ckptavg.version import __version__

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptavg.averaging import GroupDigests, Progress
 from ckptavg.digests import Digests, fingerprint, recall
 from ckptavg.errors import ResourceError
 from ckptavg.formats import CheckpointReader, open_reader, open_writer
@@ -24,7 +25,7 @@ from ckptavg.record import (
 )
 from ckptavg.rules import EQUAL
 from ckptavg.sources import Sources
-from ckptavg.streaming import GroupDigests, Progress, divide_plan, stream
+from ckptavg.streaming import divide_plan, stream
 
 _SETTLED = 1024 * 1024
 """Bytes of a region from which on it is sent to the disk as soon as it is written."""

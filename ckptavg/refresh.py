@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from ckptavg.averaging import Progress as BytesProgress
 from ckptavg.batch_norm import BatchNormReport, update_batch_norm
 from ckptavg.batches import Progress as BatchProgress
 from ckptavg.errors import FormatError
@@ -27,7 +28,6 @@ from ckptavg.record import (
     record_path,
     versions,
 )
-from ckptavg.streaming import Progress as BytesProgress
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg import merging, streaming, strips, tensors
+from ckptavg import averaging, merging, strips, tensors
 from ckptavg.errors import (
     FormatError,
     IntegrityError,
@@ -138,7 +138,7 @@ def test_bytes_do_not_depend_on_jobs_memory_or_regions(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(tensors, "BLOCK_SIZE", block)
         monkeypatch.setattr(strips, "BLOCK_SIZE", block)
-        monkeypatch.setattr(streaming, "PIECE", piece)
+        monkeypatch.setattr(averaging, "PIECE", piece)
         out = tmp_path / f"out{number}.weights.h5"
         ckptavg.merge(paths, out, jobs=jobs, max_memory=memory)
         results.add(out.read_bytes())
