@@ -11,8 +11,9 @@ from ckptavg.tensors import is_opaque
 _ROUNDING = 1e-13
 """How far a sum of normalized coefficients may be from 1."""
 
-PIECE = 64 * 1024
-"""Elements that are summed at once: their float64 sum stays in a core's L2 cache."""
+PIECE = 128 * 1024
+"""Elements that are summed at once: half as many leave threads waiting for each other's turn in the
+interpreter a third of the time, twice as many fall out of a core's L2 cache."""
 
 
 @dataclass(frozen=True, slots=True)

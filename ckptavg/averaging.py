@@ -22,7 +22,7 @@ Progress = Callable[[int], None]
 Write = Callable[[str, int, memoryview], None]
 """Takes the bytes of a tensor: its name, the first byte's place in it, the bytes."""
 
-BUFFER = PIECE * 8
+BUFFER = PIECE * 4
 """Bytes of the buffer of one thread."""
 
 

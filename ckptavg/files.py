@@ -1,7 +1,6 @@
 """Files that appear whole or not at all."""
 
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ TEMPORARY_PREFIX = ".tmp-"
 def temporary_sibling(path: Path) -> Path:
     """A fresh hidden name in the folder of `path`, with its last two suffixes."""
     suffixes = "".join(path.suffixes[-2:])
-    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{suffixes}")
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}{suffixes}")
 
 
 def partial(path: Path) -> Path:

@@ -11,7 +11,6 @@ from ckptavg.checkpoints import Checkpoint, checkpoint_path, main_file
 from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
 from ckptavg.files import is_file, partial
 from ckptavg.formats import (
-    KerasArchiveWriter,
     ModelConfig,
     Structure,
     named_like,
@@ -40,7 +39,7 @@ from ckptavg.tensors import BLOCK_SIZE
 _DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
 DEFAULT_JOBS = 4
 
-_JOB_MEMORY = 16 * 8 * PIECE
+_JOB_MEMORY = 14 * 8 * PIECE
 """Of one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic takes beside."""
 _TENSOR_MEMORY = 12 * 1024
 """Of one tensor in each structure: its facts, HDF5's own, and its part of the record."""
@@ -135,7 +134,7 @@ def plan_merge(
         jobs=jobs,
     )
     _check_files(plan, overwrite)
-    archive = writer_of(output, plan.structure.naming) is KerasArchiveWriter
+    archive = writer_of(output, plan.structure.naming).needs_model_config
     twice = archive or live_model  # the weights first, then the file around them
     plan = replace(plan, overwrite=overwrite, disk=plan.bytes_written * (1 + twice))
     _check_disk(output, plan.disk)

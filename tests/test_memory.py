@@ -49,7 +49,7 @@ def test_memory_limit_of_the_whole_process_is_obeyed(tmp_path, dtype):
     assert "too low" in stderr
     status, alone, _ = peak_of_merge(tmp_path, *merging, "--jobs", 1)
     assert status == 0
-    limit = alone + 12 * 1024**2  # enough for one thread or two, of the 16 asked for
+    limit = alone + 16 * MiB  # enough for one thread or two, of the 16 asked for
     status, peak, stderr = peak_of_merge(
         tmp_path, *merging, "--jobs", 16, "--max-memory", f"{limit}B"
     )

@@ -1,36 +1,45 @@
 """The command line of ckptavg."""
 
+import importlib
 import signal
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from ckptavg.cli.convert import convert
-from ckptavg.cli.demo import demo
-from ckptavg.cli.evaluate import evaluate
-from ckptavg.cli.inspect import inspect
-from ckptavg.cli.merge import merge
-from ckptavg.cli.update_bn import update_bn
-from ckptavg.cli.verify import verify
 from ckptavg.errors import CkptavgError
 from ckptavg.version import __version__
 
+_COMMANDS = ("demo", "merge", "update-bn", "evaluate", "inspect", "verify", "convert")
+_STYLE = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
+
+
+class _Commands(TyperGroup):
+    """The commands, each imported when it is asked for: `merge` waits for none of the others."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = dict.fromkeys(_COMMANDS)
+
+    def get_command(self, ctx: typer.Context, name: str) -> Any:  # noqa: ARG002
+        if name in self.commands and self.commands[name] is None:
+            home = name.replace("-", "_")
+            function = getattr(importlib.import_module(f"{__name__}.{home}"), home)
+            single = typer.Typer(**_STYLE, context_settings=app.info.context_settings)
+            single.command(name)(function)
+            self.commands[name] = typer.main.get_command(single)
+        return self.commands.get(name)
+
+
 app = typer.Typer(
     name="ckptavg",
+    cls=_Commands,
     help="Average the checkpoints of a Keras training run, after the run.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    **_STYLE,
 )
-app.command("demo")(demo)
-app.command("merge")(merge)
-app.command("update-bn")(update_bn)
-app.command("evaluate")(evaluate)
-app.command("inspect")(inspect)
-app.command("verify")(verify)
-app.command("convert")(convert)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,45 +1,38 @@
-"""Checkpoint formats: one table, suffix to format."""
+"""Checkpoint formats: one table, suffix to format, each imported when a file of it comes up."""
 
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ckptavg.checkpoints import INDEX_SUFFIX
 from ckptavg.errors import FormatError
 from ckptavg.formats.interface import LEGACY, TENSORFLOW, CheckpointReader, Layout, Stamp, Structure
-from ckptavg.formats.keras_archive import KerasArchiveReader, KerasArchiveWriter, ModelConfig
-from ckptavg.formats.legacy_h5 import LegacyH5Writer
-from ckptavg.formats.safetensors import (
-    SafetensorsReader,
-    SafetensorsWriter,
-    ShardedSafetensorsReader,
-    ShardedSafetensorsWriter,
-)
-from ckptavg.formats.sharded_h5 import ShardedH5Reader, ShardedH5Writer
-from ckptavg.formats.tf_checkpoint import TensorFlowReader, TensorFlowWriter
+from ckptavg.formats.model_config import ModelConfig
 from ckptavg.formats.tf_files import has_index
 from ckptavg.formats.tf_state import STATE_FILE, read_state
-from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.formats.writing import CheckpointWriter
 
-_READERS: dict[str, type[CheckpointReader]] = {
-    ".weights.h5": WeightsH5Reader,
-    ".weights.json": ShardedH5Reader,
-    ".h5": WeightsH5Reader,
-    ".hdf5": WeightsH5Reader,
-    ".keras": KerasArchiveReader,
-    ".safetensors": SafetensorsReader,
-    ".safetensors.index.json": ShardedSafetensorsReader,
-    INDEX_SUFFIX: TensorFlowReader,
+_READERS = {
+    ".weights.h5": "weights_h5.WeightsH5Reader",
+    ".weights.json": "sharded_h5.ShardedH5Reader",
+    ".h5": "weights_h5.WeightsH5Reader",
+    ".hdf5": "weights_h5.WeightsH5Reader",
+    ".keras": "keras_archive.KerasArchiveReader",
+    ".safetensors": "safetensors.SafetensorsReader",
+    ".safetensors.index.json": "safetensors.ShardedSafetensorsReader",
+    INDEX_SUFFIX: "tf_checkpoint.TensorFlowReader",
 }
-_WRITERS: dict[str, type[CheckpointWriter]] = {
-    ".weights.h5": WeightsH5Writer,
-    ".weights.json": ShardedH5Writer,
-    ".h5": LegacyH5Writer,
-    ".hdf5": LegacyH5Writer,
-    ".keras": KerasArchiveWriter,
-    ".safetensors": SafetensorsWriter,
-    ".safetensors.index.json": ShardedSafetensorsWriter,
-    INDEX_SUFFIX: TensorFlowWriter,
+_LEGACY_WRITER = "legacy_h5.LegacyH5Writer"
+_WRITERS = {
+    ".weights.h5": "weights_h5.WeightsH5Writer",
+    ".weights.json": "sharded_h5.ShardedH5Writer",
+    ".h5": _LEGACY_WRITER,
+    ".hdf5": _LEGACY_WRITER,
+    ".keras": "keras_archive.KerasArchiveWriter",
+    ".safetensors": "safetensors.SafetensorsWriter",
+    ".safetensors.index.json": "safetensors.ShardedSafetensorsWriter",
+    INDEX_SUFFIX: "tf_checkpoint.TensorFlowWriter",
 }
 _OF_KERAS = (".weights.h5", ".keras")
 READ_SUFFIXES = tuple(_READERS)
@@ -50,7 +43,6 @@ __all__ = [
     "STATE_FILE",
     "CheckpointReader",
     "CheckpointWriter",
-    "KerasArchiveWriter",
     "Layout",
     "ModelConfig",
     "Stamp",
@@ -73,10 +65,10 @@ def open_reader(
         FormatError: the suffix is of no known format, or the file is damaged.
     """
     if has_index(path) and not path.is_file():  # a prefix, whatever it ends in
-        return TensorFlowReader(path, structure, like)
+        return _load(_READERS[INDEX_SUFFIX])(path, structure, like)
     for suffix, reader in _READERS.items():
         if path.name.endswith(suffix):
-            return reader(path, structure, like)
+            return _load(reader)(path, structure, like)
     raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_READERS)}")
 
 
@@ -109,11 +101,11 @@ def writer_of(path: Path, naming: str) -> type[CheckpointWriter]:
     """
     for suffix, writer in _WRITERS.items():
         if path.name.endswith(suffix) and path.name != suffix:
-            if writer is WeightsH5Writer and naming == LEGACY:  # as Keras did up to 2.12
-                return LegacyH5Writer
-            return writer
+            if suffix == ".weights.h5" and naming == LEGACY:  # as Keras did up to 2.12
+                return _load(_LEGACY_WRITER)
+            return _load(writer)
     if naming == TENSORFLOW and path.name:
-        return TensorFlowWriter
+        return _load(_WRITERS[INDEX_SUFFIX])
     raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_WRITERS)}")
 
 
@@ -136,10 +128,16 @@ def open_writer(
         FormatError: the suffix is of no known format, or the format cannot hold these tensors.
     """
     writer = writer_of(path, structure.naming)
-    if writer is KerasArchiveWriter:
+    if writer.needs_model_config:
         assert model_config is not None, "the plan makes sure of a configuration"
-        return KerasArchiveWriter(path, structure, model_config=model_config, resume=resume)
+        return writer(path, structure, model_config=model_config, resume=resume)
     return writer(path, structure, resume=resume)
+
+
+def _load(name: str) -> Any:
+    """A class of one of the modules beside this one."""
+    module, name = name.split(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def _listed(suffixes: Iterable[str]) -> str:

@@ -1,88 +1,23 @@
 """Keras 3 `.keras` files without Keras: an uncompressed zip of configuration and weights."""
 
-import json
 import os
 import shutil
 import struct
 import zipfile
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 from ckptavg.errors import FormatError
 from ckptavg.files import partial
 from ckptavg.formats.hdf5_texts import Place
 from ckptavg.formats.interface import Structure, check_disjoint
+from ckptavg.formats.model_config import CONFIG, METADATA, ModelConfig
 from ckptavg.formats.weights_h5 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.tensors import TensorInfo
 
-_METADATA = "metadata.json"
-_CONFIG = "config.json"
 _WEIGHTS = "model.weights.h5"
-_CONFIG_LIMIT = 64 * 1024 * 1024
-_MODEL_FORMAT = "ckptavg-model"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of a zip member: signature, and the lengths of the name and the extra field that follow."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """The configuration of a model, as Keras serializes it; it is carried, never run.
-
-    Attributes:
-        config: what `keras.saving.serialize_keras_object(model)` gave, as JSON.
-        metadata: the Keras version that did, as JSON.
-        has_assets: the model also keeps files, such as vocabularies, which are not part of this.
-    """
-
-    config: str
-    metadata: str
-    has_assets: bool = False
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Reads the `model.json` of a run, or the configuration inside a `.keras` file.
-
-        Raises:
-            FormatError: the file is neither.
-        """
-        return cls._from_archive(path) if path.name.endswith(".keras") else cls._from_json(path)
-
-    def to_json(self) -> str:
-        content = {
-            "format": _MODEL_FORMAT,
-            "version": 1,
-            "has_assets": self.has_assets,
-            "metadata": json.loads(self.metadata),
-            "config": json.loads(self.config),
-        }
-        return json.dumps(content, indent=1) + "\n"
-
-    @classmethod
-    def _from_json(cls, path: Path) -> Self:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != _MODEL_FORMAT or content["version"] != 1:
-                raise FormatError(f"{path} is not a model configuration that ckptavg wrote")
-            if "class_name" not in content["config"]:
-                raise FormatError(f"{path} holds no configuration of a model")
-            config, metadata = json.dumps(content["config"]), json.dumps(content["metadata"])
-            return cls(config, metadata, bool(content["has_assets"]))
-        except FormatError:
-            raise
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise FormatError(f"cannot read the model configuration {path}: {error!r}") from error
-
-    @classmethod
-    def _from_archive(cls, path: Path) -> Self:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-                config, metadata = (_small_member(archive, name) for name in (_CONFIG, _METADATA))
-        except Exception as error:  # zipfile raises nearly anything on a damaged file
-            raise FormatError(f"{path} is not an intact .keras file: {error}") from error
-        return cls(config, metadata, any(name.startswith("assets/") for name in members))
 
 
 class KerasArchiveReader(WeightsH5Reader):
@@ -121,6 +56,8 @@ class KerasArchiveReader(WeightsH5Reader):
 class KerasArchiveWriter(WeightsH5Writer):
     """Writes a `.keras` file: the weights beside it first, then the archive around them."""
 
+    needs_model_config = True
+
     def __init__(
         self,
         path: Path,
@@ -143,18 +80,10 @@ class KerasArchiveWriter(WeightsH5Writer):
         self._moves = [(whole, self.path)]
         with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
             # ZipInfo's fixed date keeps the bytes of equal models equal.
-            archive.writestr(zipfile.ZipInfo(_METADATA), self._config.metadata)
-            archive.writestr(zipfile.ZipInfo(_CONFIG), self._config.config)
+            archive.writestr(zipfile.ZipInfo(METADATA), self._config.metadata)
+            archive.writestr(zipfile.ZipInfo(CONFIG), self._config.config)
             member = zipfile.ZipInfo(_WEIGHTS)
             member.file_size = weights.stat().st_size
             with weights.open("rb") as source, archive.open(member, "w") as stored:
                 shutil.copyfileobj(source, stored, 1024 * 1024)
         return whole.stat().st_size
-
-
-def _small_member(archive: zipfile.ZipFile, name: str) -> str:
-    if archive.getinfo(name).file_size > _CONFIG_LIMIT:
-        raise ValueError(f"its {name} is larger than {_CONFIG_LIMIT} bytes")
-    content = archive.read(name).decode("utf-8")
-    json.loads(content)
-    return content

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from ckptavg.errors import OutputError
 from ckptavg.files import commit, partial
@@ -25,11 +25,13 @@ class CheckpointWriter(ABC):
         path: what will name the checkpoint: its file, or the index of its shards.
         resumed: whether an earlier writer's partial files, of the same layout, are gone on with.
         keep_partial: whether to leave the partial files for a later writer.
+        needs_model_config: whether files of this format hold the configuration of the model too.
     """
 
     path: Path
     resumed: bool
     keep_partial: bool
+    needs_model_config: ClassVar[bool] = False
 
     def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
         """Lays out the files, their tensors unwritten.
