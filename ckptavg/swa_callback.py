@@ -168,8 +168,8 @@ class AveragingCallback(SavingCallback):
         if self.schedule.first_save > epochs - self._takes_pass:
             last = "which is the forward pass for BatchNorm" if self._takes_pass else "the last one"
             raise SaverError(
-                f"the first checkpoint is due at the end of epoch {self.schedule.first_save}, too late "
-                f"for epoch {epochs}, {last}: train longer, or lower start_epoch or swa_freq"
+                f"the first checkpoint is due at the end of epoch {self.schedule.first_save}, too "
+                f"late before epoch {epochs}, {last}: train longer or lower start_epoch or swa_freq"
             )
 
     def _finish(self) -> None:
