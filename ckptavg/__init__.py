@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ckptavg.refresh import RefreshReport, merge_into_model, refresh_batch_norm
     from ckptavg.run import Run, open_run
     from ckptavg.saver import CheckpointSaver
+    from ckptavg.swa import SWA
     from ckptavg.verification import Verification, verify
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "Record": "record",
     "RefreshReport": "refresh",
     "Run": "run",
+    "SWA": "swa",
     "Verification": "verification",
     "convert": "conversion",
     "evaluate": "evaluation",
@@ -57,6 +59,7 @@ _MODULES = ("tf_keras",)
 """Reached as attributes too: `ckptavg.tf_keras.CheckpointSaver`, where tf_keras is installed."""
 
 __all__ = [
+    "SWA",
     "BatchNormReport",
     "Checkpoint",
     "CheckpointSaver",

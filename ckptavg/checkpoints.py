@@ -108,6 +108,24 @@ def select(
     return chosen
 
 
+def leave_out_non_finite(
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[tuple[Checkpoint, ...], tuple[Checkpoint, ...]]:
+    """Checkpoints without those whose records say that they hold NaN or infinity; and those.
+
+    Raises:
+        RunError: there are no others.
+    """
+    good = tuple(c for c in checkpoints if c.record is None or not c.record.non_finite)
+    bad = tuple(c for c in checkpoints if c not in good)
+    if not good:
+        raise RunError(
+            f"there is nothing to average: '{bad[0].record.non_finite[0]}' in {bad[0].path} holds "
+            "NaN or infinity" + (", and so it is with all checkpoints" if len(bad) > 1 else "")
+        )
+    return good, bad
+
+
 def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:
     """Epochs in a few words, such as `15 checkpoints of epochs 16-30`."""
     epochs = [checkpoint.epoch for checkpoint in checkpoints]

@@ -135,7 +135,7 @@ class SavingCallback:
         rate = self._rates.current()
         if rate is not None:
             logs.setdefault("learning_rate", rate)
-        if self.schedule.saves(epoch):
+        if self._is_due(epoch):
             self._save(f"epoch-{epoch + 1:04d}", epoch, logs)
         self._check(self._background.collect())
 
@@ -143,6 +143,10 @@ class SavingCallback:
         outcomes = self._background.drain()
         self._release()
         self._check(outcomes)
+
+    def _is_due(self, epoch: int) -> bool:
+        """Whether a checkpoint is to be saved at the end of a 0-based epoch."""
+        return self.schedule.saves(epoch)
 
     def _begin_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._rates.begin_batch(self._epoch, batch)
