@@ -1,14 +1,24 @@
 """Keras 3 as saving sees it: where its variables go in files, their values, its learning rate."""
 
 import tempfile
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from ckptavg.formats import CheckpointReader, Structure, open_reader
-from ckptavg.keras_models import batch_norm_layers, load_weights, model_config, save_weights
+from ckptavg.formats import Structure, open_reader
+from ckptavg.keras_models import (
+    all_layers,
+    batch_norm_layers,
+    load_weights,
+    model_config,
+    save_weights,
+)
 from ckptavg.saving.framework import Framework, Placement
 from ckptavg.tensors import Extent, TensorInfo
 
@@ -25,23 +35,27 @@ class Keras3(Framework):
 
     def place(self, model: Any, include_optimizer: bool) -> Placement | None:
         """Lets Keras save marks in place of the variables, and looks where they went."""
+        marks = _Marks()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "marks.weights.h5"
-            marks = _Marks()
             try:
                 with marks:
-                    self.save(model, path, include_optimizer)
+                    save_weights(model, path)
+                structure, variables = _placed(path, marks)
+                if include_optimizer:
+                    with _marked_optimizers(model, marks):
+                        layers = list(all_layers(model))
+                        keras.saving.save_weights(model, path, objects_to_skip=layers)
+                    added, of_optimizers = _placed(path, marks, structure.tensors)
+                    structure = Structure(
+                        {**structure.tensors, **added.tensors},
+                        {**added.groups, **structure.groups},
+                        optimizer=added.optimizer,
+                    )
+                    variables |= of_optimizers
             except Exception:  # a layer that computes with what it saves may raise anything
                 return None
-            with open_reader(path) as reader:
-                variables = _marked(reader, marks)
-                structure = reader.structure
-        if variables is None:
-            return None
-        tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
-        return Placement(
-            Structure(tensors, structure.groups, optimizer=structure.optimizer), variables
-        )
+        return Placement(structure, variables)
 
     def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
         if include_optimizer:
@@ -90,6 +104,37 @@ class Keras3(Framework):
         return super().is_chief(model)
 
 
+@contextmanager
+def _marked_optimizers(model: Any, marks: "_Marks") -> Iterator[None]:
+    """Lets optimizers save marks while everything else is saved as it is.
+
+    Keras makes an optimizer of its own on the way to those, to compare them with, which it could
+    not do in a scope.
+    """
+    values = [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
+    values += [o.inner_optimizer for o in values if hasattr(o, "inner_optimizer")]
+    found = {id(optimizer): optimizer for optimizer in values}.values()  # each once
+
+    def marked(save: Callable[[Any], None], store: Any) -> None:
+        with marks:
+            save(store)
+
+    try:
+        for optimizer in found:
+            optimizer.save_own_variables = partial(marked, optimizer.save_own_variables)
+        yield
+    finally:
+        for optimizer in found:
+            vars(optimizer).pop("save_own_variables", None)
+
+
+class _Mark(np.ndarray):
+    """A number that can be asked for its value as tensors of TensorFlow can."""
+
+    def numpy(self) -> np.ndarray:
+        return np.asarray(self)
+
+
 class _Marks(keras.StatelessScope):
     """A scope in which every variable has a number of its own for its value.
 
@@ -105,24 +150,31 @@ class _Marks(keras.StatelessScope):
     def get_current_value(self, variable: Any) -> np.ndarray:
         if id(variable) not in self._marks:
             mark = _MARKS + len(self._marks)
-            self._marks[id(variable)] = np.array(mark, np.int64)
+            self._marks[id(variable)] = np.array(mark, np.int64).view(_Mark)
             self.variables[mark] = variable
         return self._marks[id(variable)]
 
 
-def _marked(reader: CheckpointReader, marks: _Marks) -> dict[str, Any] | None:
-    """The variable of each tensor in a file of marks; None if one holds anything else."""
+def _placed(
+    path: Path, marks: _Marks, known: Container[str] = ()
+) -> tuple[Structure, dict[str, Any]]:
+    """The structure of a file of marks, but for tensors that are known, and their variables.
+
+    Raises:
+        ValueError: a tensor is no mark.
+    """
     variables = {}
-    for name, tensor in reader.structure.tensors.items():
-        if tensor.dtype != "int64" or tensor.shape != ():
-            return None
-        buffer = bytearray(8)
-        reader.read_into(tensor, 0, memoryview(buffer))
-        variable = marks.variables.get(int.from_bytes(buffer, "little"))
-        if variable is None:
-            return None
-        variables[name] = variable
-    return variables
+    with open_reader(path) as reader:
+        for name, tensor in reader.structure.tensors.items():
+            if name in known:
+                continue
+            if tensor.dtype != "int64" or tensor.shape != ():
+                raise ValueError(f"{name} is no mark")
+            buffer = bytearray(8)
+            reader.read_into(tensor, 0, memoryview(buffer))
+            variables[name] = marks.variables[int.from_bytes(buffer, "little")]
+        tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
+        return replace(reader.structure, tensors=tensors), variables
 
 
 def _tensor(name: str, variable: Any) -> TensorInfo:

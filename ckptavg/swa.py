@@ -1,14 +1,13 @@
 """SWA, the Keras callback that averages weights within `fit`, BatchNorm statistics included."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from ckptavg.batch_norm import BatchNormPass, update_batch_norm
-from ckptavg.keras_models import batch_norm_layers, load_weights
+from ckptavg.keras_models import batch_norm_layers
 from ckptavg.keras_saving import Keras3
 from ckptavg.swa_callback import AveragingCallback
 
@@ -56,9 +55,6 @@ class SWA(AveragingCallback, keras.callbacks.Callback):
 
     def _has_statistics(self) -> bool:
         return any(layer.trainable for layer in batch_norm_layers(self.model))
-
-    def _load(self, path: Path) -> None:
-        load_weights(self.model, path)
 
     def _update_batch_norm(self, data: Any) -> None:
         update_batch_norm(self.model, data)

@@ -58,10 +58,6 @@ class AveragingCallback(SavingCallback):
         """Whether the model has BatchNorm statistics that a pass would set."""
 
     @abstractmethod
-    def _load(self, path: Path) -> None:
-        """Loads the average into the model."""
-
-    @abstractmethod
     def _begin_pass(self, former: list[np.ndarray]) -> None:
         """Makes the batches of this epoch go through a forward pass that gathers statistics.
 
@@ -196,7 +192,7 @@ class AveragingCallback(SavingCallback):
         self._check(self._background.drain())
         output = self.directory / f"average{self.framework.suffix}"
         merge(open_run(self.directory), output, overwrite=True)
-        self._load(output)
+        self.framework.load(self.model, output)
         self._tell("final model weights set to stochastic weight average")
 
     def _remove(self) -> None:

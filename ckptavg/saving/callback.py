@@ -186,7 +186,9 @@ class SavingCallback:
             if self._run is not None:
                 self._run.begin(epoch, self._first_step)
             if self.schedule.sets_rate:
-                known = initial_rate(self.directory)
+                # Of several workers only the chief knows when it has removed what was noted there.
+                anew = self.options.existing == "overwrite"
+                known = None if anew else initial_rate(self.directory)
                 self._rates.start_from(self._rates.initial if known is None else known)
                 if self._run is not None:
                     self._run.note_rate(self._rates.initial)
