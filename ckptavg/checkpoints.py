@@ -108,6 +108,16 @@ def select(
     return chosen
 
 
+def positions(checkpoints: Sequence[Checkpoint]) -> tuple[float, ...]:
+    """Where checkpoints are in training: steps, or else epochs, or else their order, from 1."""
+    steps = [checkpoint.record and checkpoint.record.step for checkpoint in checkpoints]
+    epochs = [checkpoint.epoch for checkpoint in checkpoints]
+    for known in (steps, epochs):
+        if None not in known:
+            return tuple(map(float, known))
+    return tuple(float(number) for number in range(1, len(checkpoints) + 1))
+
+
 def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:
     """Epochs in a few words, such as `15 checkpoints of epochs 16-30`."""
     epochs = [checkpoint.epoch for checkpoint in checkpoints]

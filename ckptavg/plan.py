@@ -18,7 +18,7 @@ from ckptavg.formats import (
     writer_of,
 )
 from ckptavg.outputs import check_output
-from ckptavg.recipes import check_coefficients, uniform
+from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.record import DIGEST_SIZE, BatchNormRecord
 from ckptavg.rules import (
     AVERAGE,
@@ -32,9 +32,10 @@ from ckptavg.rules import (
     decide,
 )
 from ckptavg.source_plan import SourcePlan, check_same_model, plan_sources
-from ckptavg.sources import Sources, resolve
+from ckptavg.sources import Sources
 from ckptavg.strips import count_regions
 from ckptavg.tensors import BLOCK_SIZE
+from ckptavg.weighting import weigh
 
 _DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
 DEFAULT_JOBS = 4
@@ -54,7 +55,7 @@ class MergePlan:
         overwrite: whether a file of that name may be replaced.
         sources: in the order in which they were named.
         items: what becomes of every tensor of the checkpoints.
-        recipe: how the coefficients came about: `uniform`, `coefficients`, or `copy` of one.
+        recipe: how the coefficients came about, such as `uniform` or `ema:0.9`; or `copy` of one.
         jobs: threads.
         batch_norm: what the BatchNorm statistics of the output will be worth.
         model_file: the model's configuration, if there is one.
@@ -100,6 +101,7 @@ def plan_merge(
     sources: Sources,
     output: str | Path,
     *,
+    recipe: Recipe | str = UNIFORM,
     coefficients: Sequence[float] | None = None,
     normalize: bool = True,
     non_float: str = EQUAL,
@@ -116,18 +118,15 @@ def plan_merge(
     take it from the model that it is given. With `copy` every tensor is that of the last
     checkpoint, to the bit, as `convert` wants it.
     """
-    checkpoints = resolve(sources)
+    weighted = weigh(sources, recipe, coefficients=coefficients, normalize=normalize)
+    checkpoints = weighted.checkpoints
     output = named_like(checkpoint_path(output), checkpoints[0].path)
     check_output(output, overwrite)
     plan = plan_average(
         checkpoints,
         output,
-        recipe="copy" if copy else "uniform" if coefficients is None else "coefficients",
-        coefficients=(
-            uniform(len(checkpoints))
-            if coefficients is None
-            else check_coefficients(coefficients, len(checkpoints), normalize=normalize)
-        ),
+        recipe="copy" if copy else weighted.recipe,
+        coefficients=weighted.coefficients,
         non_float=non_float,
         copy=copy,
         max_memory=max_memory,

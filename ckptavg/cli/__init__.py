@@ -11,7 +11,16 @@ from typer.core import TyperGroup
 from ckptavg.errors import CkptavgError
 from ckptavg.version import __version__
 
-_COMMANDS = ("demo", "merge", "update-bn", "evaluate", "inspect", "verify", "convert")
+_COMMANDS = (
+    "demo",
+    "merge",
+    "recipes",
+    "update-bn",
+    "evaluate",
+    "inspect",
+    "verify",
+    "convert",
+)
 _STYLE = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
 
 

@@ -1,35 +1,36 @@
 """`ckptavg merge`: average checkpoints."""
 
-import shlex
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ckptavg.checkpoints import Checkpoint, list_epochs, select
+from ckptavg.checkpoints import Checkpoint, select
 from ckptavg.cli.common import (
     DATA_HELP,
     Json,
     Model,
     Overwrite,
-    human_size,
     keras_session,
-    model_hint,
     parse_epochs,
     parse_size,
     print_json,
     progress_bars,
     resident,
 )
+from ckptavg.cli.merge_report import (
+    batch_norm_content,
+    print_batch_norm,
+    print_merged,
+    report_content,
+)
 from ckptavg.cli.plan_table import plan_content, print_plan
 from ckptavg.errors import MemoryLimitError, ResourceError, SpecError
-from ckptavg.merging import MergeReport, run_plan
+from ckptavg.merging import run_plan
 from ckptavg.plan import MergePlan, plan_merge
-from ckptavg.record import BatchNormRecord
+from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe
 from ckptavg.sources import resolve
 
 
@@ -70,11 +71,30 @@ def merge(
     mode: Annotated[
         str, typer.Option(help="Best is min, max, or auto: by name.", metavar="MODE")
     ] = "auto",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How to weigh the checkpoints: uniform, the plain mean, if left out; "
+            "`ckptavg recipes` lists them.",
+            show_default=False,
+        ),
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(metavar="D", help="Of the recipe ema, from checkpoint to checkpoint."),
+    ] = None,
+    sigma_rel: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Of power-ema: its length as a share of the training, up to 0.289."
+        ),
+    ] = None,
     coefficients: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="One for each checkpoint, like 0.2,0.3,0.5; the plain mean if left out.",
+            help="One for each checkpoint, like 0.2,0.3,0.5, in place of a recipe.",
             show_default=False,
         ),
     ] = None,
@@ -143,6 +163,7 @@ def merge(
         plan = plan_merge(
             chosen,
             output,
+            recipe=_recipe(recipe, decay, sigma_rel, coefficients),
             coefficients=_numbers(coefficients),
             normalize=not no_normalize,
             non_float=non_float,
@@ -161,10 +182,10 @@ def merge(
     with progress_bars() as bar:
         report = run_plan(plan, bar("merging", plan.bytes_read), resume=resume)
     if json:
-        print_json(_report(report))
+        print_json(report_content(report))
         return
-    _print_merged(report)
-    _print_batch_norm(report.output, report.record.batch_norm)
+    print_merged(report)
+    print_batch_norm(report.output, report.record.batch_norm)
 
 
 def _merge_into_model(
@@ -197,12 +218,14 @@ def _merge_into_model(
             batch_progress=bar("BatchNorm pass", batches),
         )
     if json:
-        report = _report(result.merged)
-        report.update(output=str(result.output), batch_norm=_batch_norm(result.record.batch_norm))
+        report = report_content(result.merged)
+        report.update(
+            output=str(result.output), batch_norm=batch_norm_content(result.record.batch_norm)
+        )
         print_json(report)
         return
-    _print_merged(result.merged, result.output)
-    _print_batch_norm(result.output, result.record.batch_norm)
+    print_merged(result.merged, result.output)
+    print_batch_norm(result.output, result.record.batch_norm)
 
 
 def _choose(
@@ -215,6 +238,13 @@ def _choose(
 ) -> tuple[Checkpoint, ...]:
     wanted = None if epochs is None else parse_epochs(epochs)
     return select(resolve(sources), epochs=wanted, last=last, best=best, monitor=monitor, mode=mode)
+
+
+def _recipe(
+    name: str | None, decay: float | None, sigma_rel: float | None, coefficients: str | None
+) -> Recipe:
+    default = UNIFORM if coefficients is None else COEFFICIENTS
+    return Recipe(name or default, decay=decay, sigma_rel=sigma_rel)
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -240,83 +270,3 @@ def _limit_of_the_process(limit: str | None) -> Iterator[int | None]:
             f"--max-memory {limit} is too low: at least {held + error.least:,} bytes are needed, "
             f"{held:,} of them by the program itself"
         ) from error
-
-
-def _print_merged(report: MergeReport, output: Path | None = None) -> None:
-    plan = report.plan
-    actions = Counter(item.action for item in plan.items)
-    copied = actions["equal"] + actions["last"]
-    tensors = [f"{actions['average']} averaged"]
-    tensors += [f"{copied} copied"] if copied else []
-    tensors += [f"{actions['drop']} dropped (optimizer state)"] if actions["drop"] else []
-    typer.echo(f"wrote {output or report.output}: {_described(plan)}")
-    typer.echo(f"  tensors     {', '.join(tensors)}")
-    speed = plan.bytes_read / max(report.seconds, 1e-9)
-    typer.echo(
-        f"  read        {human_size(plan.bytes_read)} in {report.seconds:.2f} s "
-        f"({human_size(speed)}/s)"
-    )
-    unverified = len(report.unverified)
-    recorded = all(source.proof is not None for source in plan.sources)
-    by = "the digests in the records" if recorded else "digests and checksums"
-    proof = f"every byte proven by {by}"
-    if unverified:
-        proof = f"{unverified} of {len(plan.sources)} checkpoints unverified: they have no record"
-    typer.echo(f"  proof       {proof}")
-    if report.resumed:
-        typer.echo(f"  resumed     {report.resumed:.0%} were done before, and proven again")
-
-
-def _described(plan: MergePlan) -> str:
-    epochs = [source.epoch for source in plan.sources if source.epoch is not None]
-    count = f"{len(plan.sources)} checkpoint" + ("s" if len(plan.sources) != 1 else "")
-    mean = "mean" if plan.recipe == "uniform" else "weighted mean"
-    return f"the {mean} of {count}" + (f" (epochs {list_epochs(epochs)})" if epochs else "")
-
-
-def _print_batch_norm(output: Path, state: BatchNormRecord | None) -> None:
-    if state is None:
-        return
-    if state.samples is not None:
-        typer.echo(
-            f"  BatchNorm   statistics of {state.layers} layers {state.statistics}: re-estimated "
-            f"from {state.samples:,} samples"
-        )
-    elif state.statistics == "stale":
-        typer.echo(
-            "  BatchNorm   statistics are stale: they are averages, not those of the averaged\n"
-            "              network. Re-estimate them from training data before use:\n\n"
-            f"    {_how_to_refresh(output)}"
-        )
-
-
-def _how_to_refresh(output: Path) -> str:
-    for suffix in (".weights.h5", ".keras"):
-        if output.name.endswith(suffix):
-            target = output.with_name(output.name.removesuffix(suffix) + "-bn" + suffix)
-            return (
-                f"ckptavg update-bn {shlex.quote(str(output))} -o {shlex.quote(str(target))}"
-                f"{model_hint(output)} --data SPEC"
-            )
-    return "load it into your model, then call ckptavg.update_batch_norm(model, data)"
-
-
-def _report(report: MergeReport) -> dict[str, Any]:
-    plan = report.plan
-    return {
-        "output": str(report.output),
-        "recipe": plan.recipe,
-        "sources": [asdict(source) for source in report.record.sources],
-        "tensors": dict(Counter(item.action for item in plan.items)),
-        "bytes_read": plan.bytes_read,
-        "bytes_written": plan.bytes_written,
-        "seconds": report.seconds,
-        "resumed": report.resumed,
-        "jobs": plan.jobs,
-        "unverified": [str(path) for path in report.unverified],
-        "batch_norm": _batch_norm(report.record.batch_norm),
-    }
-
-
-def _batch_norm(state: BatchNormRecord | None) -> dict[str, Any] | None:
-    return None if state is None else asdict(state)

@@ -6,7 +6,9 @@ from typing import Any
 import typer
 
 from ckptavg.cli.common import human_size, new_table, print_table, resident
+from ckptavg.cli.merge_report import print_recipe
 from ckptavg.plan import MergePlan
+from ckptavg.recipes import effective_sample_size
 
 _ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}
 
@@ -16,6 +18,7 @@ def print_plan(plan: MergePlan) -> None:
     counts = Counter(_ACTIONS[item.action] for item in plan.items)
     typer.echo(f"would write {plan.output}, nothing is written now")
     typer.echo(f"  tensors     {', '.join(f'{n} {action}' for action, n in counts.items())}")
+    print_recipe(plan)
     typer.echo(f"  read        {human_size(plan.bytes_read)} of {len(plan.sources)} checkpoints")
     typer.echo(f"  written     {human_size(plan.bytes_written)}")
     typer.echo(f"  disk        {human_size(plan.disk)}")
@@ -55,6 +58,7 @@ def plan_content(plan: MergePlan) -> dict[str, Any]:
         "output": str(plan.output),
         "files": [str(file) for file in plan.output_files],
         "recipe": plan.recipe,
+        "effective_sample_size": effective_sample_size(plan.coefficients),
         "sources": [
             {
                 "path": str(source.path),
