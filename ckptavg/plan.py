@@ -17,9 +17,10 @@ from ckptavg.formats import (
     open_reader,
     writer_of,
 )
+from ckptavg.json_values import DIGEST_SIZE
 from ckptavg.outputs import check_output
 from ckptavg.recipes import UNIFORM, Recipe
-from ckptavg.record import DIGEST_SIZE, BatchNormRecord
+from ckptavg.record import BatchNormRecord
 from ckptavg.rules import (
     AVERAGE,
     DROP,

@@ -28,6 +28,9 @@ SUMMARIES = {
 }
 """What each recipe does, by its name."""
 
+_OWNERS = {"decay": (EMA,), "sigma_rel": (POWER_EMA, POSTHOC_EMA), "at_step": (POSTHOC_EMA,)}
+"""The recipes that each parameter belongs to."""
+
 _SUM_TOLERANCE = 1e-6
 
 
@@ -39,6 +42,7 @@ class Recipe:
         name: one of `SUMMARIES`.
         decay: of `ema`, from one checkpoint to the next at their mean distance; between 0 and 1.
         sigma_rel: of `power-ema` and `posthoc-ema`, relative standard deviation of their profile.
+        at_step: of `posthoc-ema`, the step that it is an average up to; the last one by default.
 
     Raises:
         RecipeError: the name is unknown, or the parameter is missing, impossible, or not its own.
@@ -51,15 +55,16 @@ class Recipe:
     name: str = UNIFORM
     decay: float | None = None
     sigma_rel: float | None = None
+    at_step: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in SUMMARIES:
             raise RecipeError(
                 f"there is no recipe {self.name!r:.40}, there are {', '.join(SUMMARIES)}"
             )
-        for parameter, owners in (("decay", (EMA,)), ("sigma_rel", (POWER_EMA, POSTHOC_EMA))):
+        for parameter, owners in _OWNERS.items():
             given, option = getattr(self, parameter), f"--{parameter.replace('_', '-')}"
-            if given is None and self.name in owners:
+            if given is None and self.name in owners and parameter != "at_step":
                 raise RecipeError(f"the recipe {self.name} needs {option} (in Python {parameter}=)")
             if given is not None and self.name not in owners:
                 raise RecipeError(f"{option} belongs to {' and '.join(owners)}, not {self.name}")
@@ -110,7 +115,8 @@ class Recipe:
 
     def __str__(self) -> str:
         parameter = self.decay if self.decay is not None else self.sigma_rel
-        return self.name if parameter is None else f"{self.name}:{parameter:g}"
+        text = self.name if parameter is None else f"{self.name}:{parameter:g}"
+        return text if self.at_step is None else f"{text} at step {self.at_step}"
 
 
 def uniform(count: int) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
 WEIGHTS_SUFFIX = ".weights.h5"
 RECORD_PATTERN = "epoch-*.json"
+EMA_PATTERN = "ema-*.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,14 @@ class Run:
     Attributes:
         directory: the directory that `CheckpointSaver` was given.
         checkpoints: those that have a record, by epoch; a file without one was not saved whole.
+        averages: tracked averages of the weights, noted during training, by step; merges of the run
+            leave them out, but for the recipe `posthoc-ema`.
         uncommitted: files in the checkpoint folder that have no record.
     """
 
     directory: Path
     checkpoints: tuple[Checkpoint, ...]
+    averages: tuple[Checkpoint, ...] = ()
     uncommitted: tuple[Path, ...] = ()
 
     @property
@@ -96,15 +100,19 @@ def open_run(directory: str | Path) -> Run:
             f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
             "as CheckpointSaver makes it"
         )
-    records = {path: Record.read(path) for path in sorted(folder.glob(RECORD_PATTERN))}
-    for path, record in records.items():
-        if Path(record.file).name != record.file or not record.file:
-            raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
-        if record.epoch is None:
+    checkpoints = _recorded(folder, RECORD_PATTERN)
+    for checkpoint in checkpoints:
+        if checkpoint.record.epoch is None:
+            path = checkpoint.record.path
             raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
-    checkpoints = [Checkpoint(folder / record.file, record) for record in records.values()]
     checkpoints.sort(key=lambda checkpoint: (checkpoint.record.epoch, checkpoint.path.name))
-    recorded = {checkpoint.path for checkpoint in checkpoints}
+    averages = _recorded(folder, EMA_PATTERN)
+    for average in averages:
+        if average.record.ema is None:
+            path = average.record.path
+            raise RecordError(f"the record {path} does not say which average it is of")
+    averages.sort(key=lambda average: (average.record.ema.step, average.record.ema.sigma_rel))
+    recorded = {checkpoint.path for checkpoint in (*checkpoints, *averages)}
     files = (p for p in folder.iterdir() if p.name.endswith(WEIGHTS_SUFFIX) and p not in recorded)
     uncommitted = tuple(sorted(p for p in files if not p.name.startswith(TEMPORARY_PREFIX)))
     if not checkpoints:
@@ -112,4 +120,15 @@ def open_run(directory: str | Path) -> Run:
             f"the run {directory} holds no checkpoint yet"
             + (f", only {uncommitted[0].name} without a record" if uncommitted else "")
         )
-    return Run(directory, tuple(checkpoints), uncommitted)
+    return Run(directory, tuple(checkpoints), tuple(averages), uncommitted)
+
+
+def _recorded(folder: Path, pattern: str) -> list[Checkpoint]:
+    """Checkpoints whose records match a pattern; a file without a record was not saved whole."""
+    found = []
+    for path in sorted(folder.glob(pattern)):
+        record = Record.read(path)
+        if Path(record.file).name != record.file or not record.file:
+            raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
+        found.append(Checkpoint(folder / record.file, record))
+    return found

@@ -1,12 +1,17 @@
 """Which checkpoints enter an average, each with which coefficient."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptavg.checkpoints import Checkpoint, positions
-from ckptavg.errors import RecipeError
-from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients
-from ckptavg.sources import Sources, resolve
+from ckptavg.errors import CkptavgWarning, RecipeError
+from ckptavg.posthoc_ema import Snapshot, reconstruct
+from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe, check_coefficients
+from ckptavg.sources import Sources, resolve, resolve_averages
+
+_TOLERANCE = 0.01
+"""How far the profile of a reconstructed average may be from the wanted one, as a share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,9 @@ def weigh(
 ) -> Weighted:
     """Gives the checkpoints of `sources` their coefficients; arguments are those of `merge`.
 
+    Warns:
+        CkptavgWarning: the averages that a run tracked cannot represent the wanted one well.
+
     Raises:
         RecipeError: recipe and coefficients do not fit each other, or the checkpoints.
         RunError: there are no checkpoints where `sources` points.
@@ -40,9 +48,37 @@ def weigh(
             if coefficients is not None
             else "the recipe coefficients needs coefficients (--coefficients)"
         )
+    if recipe.name == POSTHOC_EMA:
+        return _reconstruct(resolve_averages(sources), recipe)
     checkpoints = resolve(sources)
     if coefficients is not None:
         found = check_coefficients(coefficients, len(checkpoints), normalize=normalize)
     else:
         found = recipe.coefficients(positions(checkpoints))
     return Weighted(checkpoints, found, str(recipe))
+
+
+def _reconstruct(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
+    """The tracked averages that make up another one."""
+    tracked = [Snapshot(a.record.ema.sigma_rel, a.record.ema.step) for a in averages]
+    last = max(snapshot.step for snapshot in tracked)
+    step = last if recipe.at_step is None else recipe.at_step
+    if step > last:
+        raise RecipeError(f"averages were tracked up to step {last}, but step {step} is asked for")
+    found = reconstruct(tracked, Snapshot(recipe.sigma_rel, step))
+    if found.error > _TOLERANCE:
+        sigmas = ", ".join(f"{s:g}" for s in sorted({snapshot.sigma_rel for snapshot in tracked}))
+        warnings.warn(
+            f"the tracked averages (sigma_rel {sigmas}, {len(tracked)} files) cannot represent "
+            f"sigma_rel {recipe.sigma_rel:g} at step {step} well: the profile is off by "
+            f"{found.error:.1%}. Ask for a length nearer to the tracked ones, or for the step of a "
+            "file",
+            CkptavgWarning,
+            stacklevel=2,
+        )
+    used = [n for n, coefficient in enumerate(found.coefficients) if coefficient != 0.0]
+    return Weighted(
+        tuple(averages[n] for n in used),
+        tuple(found.coefficients[n] for n in used),
+        str(recipe),
+    )

@@ -27,10 +27,10 @@ from ckptavg.cli.merge_report import (
     report_content,
 )
 from ckptavg.cli.plan_table import plan_content, print_plan
-from ckptavg.errors import MemoryLimitError, ResourceError, SpecError
+from ckptavg.errors import MemoryLimitError, RecipeError, ResourceError, SpecError
 from ckptavg.merging import run_plan
 from ckptavg.plan import MergePlan, plan_merge
-from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe
+from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe
 from ckptavg.sources import resolve
 
 
@@ -87,8 +87,13 @@ def merge(
     sigma_rel: Annotated[
         float | None,
         typer.Option(
-            metavar="S", help="Of power-ema: its length as a share of the training, up to 0.289."
+            metavar="S",
+            help="Of power-ema and posthoc-ema: length as a share of the training, up to 0.289.",
         ),
+    ] = None,
+    at_step: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of posthoc-ema: the step to end at; the last by default."),
     ] = None,
     coefficients: Annotated[
         str | None,
@@ -155,7 +160,13 @@ def merge(
         raise ResourceError(
             "--max-memory limits a merge without --data: the BatchNorm pass needs what Keras needs"
         )
-    chosen = _choose(sources, epochs, last, best, monitor, mode)
+    weights = _recipe(recipe, decay, sigma_rel, at_step, coefficients)
+    if weights.name == POSTHOC_EMA:
+        if epochs is not None or last is not None or best is not None:
+            raise RecipeError("posthoc-ema takes all averages that a run has tracked: choose none")
+        chosen = sources
+    else:
+        chosen = _choose(sources, epochs, last, best, monitor, mode)
     configured = model is not None and model.endswith((".keras", ".json"))
     # A callable must be called to know the model's configuration; a file can be read.
     live = data is not None or (not configured and model is not None and output.suffix == ".keras")
@@ -163,7 +174,7 @@ def merge(
         plan = plan_merge(
             chosen,
             output,
-            recipe=_recipe(recipe, decay, sigma_rel, coefficients),
+            recipe=weights,
             coefficients=_numbers(coefficients),
             normalize=not no_normalize,
             non_float=non_float,
@@ -241,10 +252,14 @@ def _choose(
 
 
 def _recipe(
-    name: str | None, decay: float | None, sigma_rel: float | None, coefficients: str | None
+    name: str | None,
+    decay: float | None,
+    sigma_rel: float | None,
+    at_step: int | None,
+    coefficients: str | None,
 ) -> Recipe:
     default = UNIFORM if coefficients is None else COEFFICIENTS
-    return Recipe(name or default, decay=decay, sigma_rel=sigma_rel)
+    return Recipe(name or default, decay=decay, sigma_rel=sigma_rel, at_step=at_step)
 
 
 def _numbers(text: str | None) -> list[float] | None:
