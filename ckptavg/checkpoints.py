@@ -183,7 +183,7 @@ def _best(
                 f"the record of {checkpoint.path} has no metric '{monitor}', it has: {known}"
             )
 
-    sign = _sign(monitor, mode)
+    sign = metric_sign(monitor, mode)
 
     def rank(checkpoint: Checkpoint) -> tuple[bool, float]:
         value = checkpoint.record.metrics[monitor]
@@ -193,7 +193,7 @@ def _best(
     return tuple(checkpoint for checkpoint in checkpoints if checkpoint in best)
 
 
-def _sign(monitor: str, mode: str) -> int:
+def metric_sign(monitor: str, mode: str) -> int:
     """+1 if the metric is to be small, -1 if it is to be large."""
     if mode in ("min", "max"):
         return 1 if mode == "min" else -1

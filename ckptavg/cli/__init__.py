@@ -16,6 +16,7 @@ _COMMANDS = (
     "demo",
     "merge",
     "recipes",
+    "sweep",
     "update-bn",
     "evaluate",
     "inspect",
