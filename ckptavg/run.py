@@ -8,6 +8,7 @@ from ckptavg.checkpoints import Checkpoint, select
 from ckptavg.errors import RecordError, RunError
 from ckptavg.files import TEMPORARY_PREFIX
 from ckptavg.record import Record
+from ckptavg.swad import Swad
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
@@ -52,6 +53,7 @@ class Run:
         best: int | None = None,
         monitor: str = "val_loss",
         mode: str = "auto",
+        window: Swad | None = None,
     ) -> tuple[Checkpoint, ...]:
         """Chooses checkpoints of the run; conditions apply one after the other.
 
@@ -61,6 +63,7 @@ class Run:
             best: number of checkpoints to keep, those with the best `monitor`.
             monitor: metric in the records that `best` goes by.
             mode: `min`, `max`, or `auto`: by the name of the metric.
+            window: keep those between the convergence of the loss `monitor` and its rise.
 
         Returns:
             The chosen checkpoints, by epoch.
@@ -74,7 +77,13 @@ class Run:
             >>> ckptavg.merge(run.select(best=5, monitor="val_accuracy"), "best5.weights.h5")
         """
         return select(
-            self.checkpoints, epochs=epochs, last=last, best=best, monitor=monitor, mode=mode
+            self.checkpoints,
+            epochs=epochs,
+            last=last,
+            best=best,
+            monitor=monitor,
+            mode=mode,
+            window=window,
         )
 
 

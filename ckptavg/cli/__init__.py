@@ -17,6 +17,7 @@ _COMMANDS = (
     "merge",
     "recipes",
     "sweep",
+    "soup",
     "update-bn",
     "evaluate",
     "inspect",

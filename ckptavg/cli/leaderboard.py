@@ -60,7 +60,8 @@ def csv_path(output: Path) -> Path:
 
 
 def _metrics(lines: Sequence[Line], monitor: str) -> list[str]:
-    return [monitor, *(name for name in lines[0].metrics if name != monitor)]
+    others = [name for name in lines[0].metrics if name != monitor]
+    return [monitor, *others] if lines[0].metrics else []
 
 
 def _text(value: Any) -> str:

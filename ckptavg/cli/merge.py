@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.checkpoints import Checkpoint, select
+from ckptavg.checkpoints import select
 from ckptavg.cli.common import (
     DATA_HELP,
     Json,
@@ -32,6 +32,7 @@ from ckptavg.merging import run_plan
 from ckptavg.plan import MergePlan, plan_merge
 from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe
 from ckptavg.sources import resolve
+from ckptavg.swad import Swad
 
 
 def merge(
@@ -62,11 +63,28 @@ def merge(
     last: Annotated[
         int | None, typer.Option(help="Only the last N checkpoints.", metavar="N")
     ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="swad: only those from the convergence of the loss --monitor to its rise.",
+            show_default=False,
+        ),
+    ] = None,
+    n_converge: Annotated[
+        int, typer.Option(metavar="N", help="Of swad: checkpoints without a new best loss.")
+    ] = 3,
+    n_tolerance: Annotated[
+        int, typer.Option(metavar="N", help="Of swad: checkpoints that are all too high.")
+    ] = 6,
+    tolerance_ratio: Annotated[
+        float, typer.Option(metavar="R", help="Of swad: how much higher is too high.")
+    ] = 0.3,
     best: Annotated[
         int | None, typer.Option(help="Only the N best by --monitor.", metavar="N")
     ] = None,
     monitor: Annotated[
-        str, typer.Option(help="Metric that --best goes by.", metavar="NAME")
+        str, typer.Option(help="Metric that --best and --window go by.", metavar="NAME")
     ] = "val_loss",
     mode: Annotated[
         str, typer.Option(help="Best is min, max, or auto: by name.", metavar="MODE")
@@ -162,11 +180,21 @@ def merge(
         )
     weights = _recipe(recipe, decay, sigma_rel, at_step, coefficients)
     if weights.name == POSTHOC_EMA:
-        if epochs is not None or last is not None or best is not None:
+        if any(choice is not None for choice in (epochs, last, best, window)):
             raise RecipeError("posthoc-ema takes all averages that a run has tracked: choose none")
         chosen = sources
     else:
-        chosen = _choose(sources, epochs, last, best, monitor, mode)
+        wanted = None if epochs is None else parse_epochs(epochs)
+        swad = _swad(window, n_converge, n_tolerance, tolerance_ratio)
+        chosen = select(
+            resolve(sources),
+            epochs=wanted,
+            last=last,
+            best=best,
+            monitor=monitor,
+            mode=mode,
+            window=swad,
+        )
     configured = model is not None and model.endswith((".keras", ".json"))
     # A callable must be called to know the model's configuration; a file can be read.
     live = data is not None or (not configured and model is not None and output.suffix == ".keras")
@@ -239,16 +267,12 @@ def _merge_into_model(
     print_batch_norm(result.output, result.record.batch_norm)
 
 
-def _choose(
-    sources: list[str],
-    epochs: str | None,
-    last: int | None,
-    best: int | None,
-    monitor: str,
-    mode: str,
-) -> tuple[Checkpoint, ...]:
-    wanted = None if epochs is None else parse_epochs(epochs)
-    return select(resolve(sources), epochs=wanted, last=last, best=best, monitor=monitor, mode=mode)
+def _swad(
+    window: str | None, n_converge: int, n_tolerance: int, tolerance_ratio: float
+) -> Swad | None:
+    if window not in (None, "swad"):
+        raise typer.BadParameter(f"--window is '{window}', but must be swad")
+    return None if window is None else Swad(n_converge, n_tolerance, tolerance_ratio)
 
 
 def _recipe(
