@@ -55,6 +55,9 @@ _HOMES = {
     "verify": "verification",
 }
 
+_MODULES = ("tf_keras",)
+"""Reached as attributes too: `ckptavg.tf_keras.CheckpointSaver`, where tf_keras is installed."""
+
 __all__ = [
     "SWA",
     "BatchNormReport",
@@ -82,6 +85,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"ckptavg.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'ckptavg' has no attribute '{name}'")
     return getattr(importlib.import_module(f"ckptavg.{_HOMES[name]}"), name)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from ckptavg.formats import CheckpointReader, Structure, open_reader
-from ckptavg.keras_models import batch_norm_layers, model_config, save_weights
+from ckptavg.keras_models import batch_norm_layers, load_weights, model_config, save_weights
 from ckptavg.saving.framework import Framework, Placement
 from ckptavg.tensors import Extent, TensorInfo
 
@@ -48,6 +48,9 @@ class Keras3(Framework):
             keras.saving.save_weights(model, path)
         else:
             save_weights(model, path)
+
+    def load(self, model: Any, path: Path) -> None:
+        load_weights(model, path)
 
     def is_built(self, model: Any, include_optimizer: bool) -> bool:
         optimizer = model.optimizer if include_optimizer else None

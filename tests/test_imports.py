@@ -15,8 +15,8 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("tensorflow", "keras", "jax", "torch", "matplotlib", "pandas",
-                                      "sklearn"):
+        if name.partition(".")[0] in ("tensorflow", "keras", "tf_keras", "jax", "torch",
+                                      "matplotlib", "pandas", "sklearn"):
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocked())
