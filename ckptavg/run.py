@@ -1,7 +1,7 @@
 """A run: a directory that a saver filled with checkpoints."""
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from ckptavg.record import Record
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
-RECORD_PATTERNS = ("epoch-*.json", "step-*.json")
 
+_RECORD = re.compile(r"(epoch|step)-[^.]*\.json")
+_WEIGHTS = (".h5", ".weights.json")
 _SHARD = re.compile(r"(.+)_\d{5,}\.weights\.h5")
 
 
@@ -106,18 +107,18 @@ def open_run(directory: str | Path) -> Run:
             raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
     checkpoints = [Checkpoint(folder / record.file, record) for record in records.values()]
     checkpoints.sort(key=in_order_of_training)
-    uncommitted = tuple(sorted(_uncommitted(folder, {record.file for record in records.values()})))
+    torn = tuple(sorted(uncommitted(folder, records.values())))
     if not checkpoints:
         raise RunError(
             f"the run {directory} holds no checkpoint yet"
-            + (f", only {uncommitted[0].name} without a record" if uncommitted else "")
+            + (f", only {torn[0].name} without a record" if torn else "")
         )
-    return Run(directory, tuple(checkpoints), uncommitted)
+    return Run(directory, tuple(checkpoints), torn)
 
 
 def record_files(folder: Path) -> list[Path]:
     """The records of a folder of checkpoints."""
-    return sorted(path for pattern in RECORD_PATTERNS for path in folder.glob(pattern))
+    return sorted(path for path in folder.iterdir() if _RECORD.fullmatch(path.name))
 
 
 def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
@@ -126,10 +127,11 @@ def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
     return record.epoch, record.step or 0, checkpoint.path.name
 
 
-def _uncommitted(folder: Path, recorded: Container[str]) -> Iterator[Path]:
+def uncommitted(folder: Path, records: Iterable[Record]) -> Iterator[Path]:
     """Weights that no record names, and that are no shard of such as one names."""
+    recorded = {record.file for record in records}
     for path in folder.iterdir():
-        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(".h5"):
+        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(_WEIGHTS):
             continue
         shard = _SHARD.fullmatch(path.name)
         index = f"{shard[1]}.weights.json" if shard else path.name
