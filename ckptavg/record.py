@@ -11,7 +11,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any
 
 import xxhash
 
-from ckptavg.errors import RecordError
-from ckptavg.files import staged_text, write_text
+from ckptavg.errors import OutputError, RecordError
+from ckptavg.files import staged_text, temporary_sibling, write_text
 from ckptavg.json_values import digest_text, number, optional, text, whole
 from ckptavg.version import __version__
 
@@ -231,18 +231,25 @@ def commit_with_record(
     """Commits a file and its record, which goes to `place` and is returned.
 
     The record is written out before anything is replaced, because the disk may be full. A former
-    file's record is removed first: a crash on the way may leave a file without a record, but none
-    with a wrong one.
+    file's record is taken away first: a crash on the way may leave a file without a record, but
+    none with a wrong one.
+
+    Raises:
+        OutputError: a folder stands where the record is to go.
     """
-    former = place.read_bytes() if place.is_file() else None
+    if place.is_dir():
+        raise OutputError(f"{place} is in the way: the record goes there")
+    former = temporary_sibling(place)
     with staged_text(place, record.to_json(tensors)) as commit_record:
-        place.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            place.replace(former)
         try:
             commit()
         except BaseException:
-            if former is not None:
-                place.write_bytes(former)
+            with suppress(FileNotFoundError):
+                former.replace(place)
             raise
+        former.unlink(missing_ok=True)
         commit_record()
     return replace(record, path=place)
 

@@ -1,7 +1,7 @@
 """A run: a directory that a saver filled with checkpoints."""
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from ckptavg.swad import Swad
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
-RECORD_PATTERNS = ("epoch-*.json", "step-*.json")
-EMA_PATTERNS = ("ema-*.json",)
+RECORDS = re.compile(r"(epoch|step)-[^.]*\.json")
+EMA_RECORDS = re.compile(r"ema-.*\.json")
 
+_WEIGHTS = (".h5", ".weights.json")
 _SHARD = re.compile(r"(.+)_\d{5,}\.weights\.h5")
 
 
@@ -111,31 +112,31 @@ def open_run(directory: str | Path) -> Run:
             f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
             "as CheckpointSaver makes it"
         )
-    checkpoints = _recorded(folder, RECORD_PATTERNS)
+    checkpoints = _recorded(folder, RECORDS)
     for checkpoint in checkpoints:
         if checkpoint.record.epoch is None:
             path = checkpoint.record.path
             raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
     checkpoints.sort(key=in_order_of_training)
-    averages = _recorded(folder, EMA_PATTERNS)
+    averages = _recorded(folder, EMA_RECORDS)
     for average in averages:
         if average.record.ema is None:
             path = average.record.path
             raise RecordError(f"the record {path} does not say which average it is of")
     averages.sort(key=lambda average: (average.record.ema.step, average.record.ema.sigma_rel))
-    recorded = {checkpoint.path.name for checkpoint in (*checkpoints, *averages)}
-    uncommitted = tuple(sorted(_uncommitted(folder, recorded)))
+    records = [checkpoint.record for checkpoint in (*checkpoints, *averages)]
+    torn = tuple(sorted(uncommitted(folder, records)))
     if not checkpoints:
         raise RunError(
             f"the run {directory} holds no checkpoint yet"
-            + (f", only {uncommitted[0].name} without a record" if uncommitted else "")
+            + (f", only {torn[0].name} without a record" if torn else "")
         )
-    return Run(directory, tuple(checkpoints), tuple(averages), uncommitted)
+    return Run(directory, tuple(checkpoints), tuple(averages), torn)
 
 
-def record_files(folder: Path, patterns: Iterable[str] = RECORD_PATTERNS) -> list[Path]:
+def record_files(folder: Path, pattern: re.Pattern[str] = RECORDS) -> list[Path]:
     """The records of a folder of checkpoints."""
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
 def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
@@ -144,10 +145,10 @@ def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
     return record.epoch, record.step or 0, checkpoint.path.name
 
 
-def _recorded(folder: Path, patterns: Iterable[str]) -> list[Checkpoint]:
+def _recorded(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
     """Checkpoints whose records match a pattern; a file without a record was not saved whole."""
     found = []
-    for path in record_files(folder, patterns):
+    for path in record_files(folder, pattern):
         record = Record.read(path)
         if Path(record.file).name != record.file or not record.file:
             raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
@@ -155,10 +156,11 @@ def _recorded(folder: Path, patterns: Iterable[str]) -> list[Checkpoint]:
     return found
 
 
-def _uncommitted(folder: Path, recorded: Container[str]) -> Iterator[Path]:
+def uncommitted(folder: Path, records: Iterable[Record]) -> Iterator[Path]:
     """Weights that no record names, and that are no shard of such as one names."""
+    recorded = {record.file for record in records}
     for path in folder.iterdir():
-        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(".h5"):
+        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(_WEIGHTS):
             continue
         shard = _SHARD.fullmatch(path.name)
         index = f"{shard[1]}.weights.json" if shard else path.name

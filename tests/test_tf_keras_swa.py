@@ -96,7 +96,7 @@ def test_an_error_in_the_pass_leaves_the_former_weights(tmp_path):
     model.compile("sgd", "sparse_categorical_crossentropy")
     swa = SWA(2, directory=tmp_path / "run")
     with pytest.raises(DataError, match="brought NaN or infinity"):
-        model.fit(data, epochs=4, verbose=0, callbacks=[turn, keep, swa])
+        model.fit(data, epochs=4, verbose=0, callbacks=[turn, swa, keep])
     for one, two in zip(model.get_weights(), kept["weights"], strict=True):
         assert np.array_equal(one, two)
     before = model.get_weights()
