@@ -125,6 +125,24 @@ def positions(checkpoints: Sequence[Checkpoint]) -> tuple[float, ...]:
     return tuple(float(number) for number in range(1, len(checkpoints) + 1))
 
 
+def leave_out_non_finite(
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[tuple[Checkpoint, ...], tuple[Checkpoint, ...]]:
+    """Checkpoints without those whose records say that they hold NaN or infinity; and those.
+
+    Raises:
+        RunError: there are no others.
+    """
+    good = tuple(c for c in checkpoints if c.record is None or not c.record.non_finite)
+    bad = tuple(c for c in checkpoints if c not in good)
+    if not good:
+        raise RunError(
+            f"there is nothing to average: '{bad[0].record.non_finite[0]}' in {bad[0].path} holds "
+            "NaN or infinity" + (", and so it is with all checkpoints" if len(bad) > 1 else "")
+        )
+    return good, bad
+
+
 def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:
     """Epochs in a few words, such as `15 checkpoints of epochs 16-30`."""
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
@@ -178,7 +196,7 @@ def _count(checkpoints: tuple[Checkpoint, ...], number: int, word: str) -> tuple
 def _best(
     checkpoints: tuple[Checkpoint, ...], number: int, monitor: str, mode: str
 ) -> tuple[Checkpoint, ...]:
-    values, sign = _metrics(checkpoints, monitor), metric_sign(monitor, mode)
+    values, sign = _metrics(checkpoints, monitor), direction(monitor, mode)
 
     def rank(index: int) -> tuple[bool, float]:
         return (math.isnan(values[index]), sign * values[index])
@@ -203,7 +221,7 @@ def _metrics(checkpoints: Sequence[Checkpoint], monitor: str) -> list[float]:
     return [checkpoint.record.metrics[monitor] for checkpoint in checkpoints]
 
 
-def metric_sign(monitor: str, mode: str) -> int:
+def direction(monitor: str, mode: str) -> int:
     """+1 if the metric is to be small, -1 if it is to be large."""
     if mode in ("min", "max"):
         return 1 if mode == "min" else -1

@@ -65,6 +65,7 @@ class MergePlan:
         bytes_written: of tensors.
         disk: bytes that the folder of the output must have free.
         memory: projected working memory in bytes, beyond the interpreter and its libraries.
+        left_out: checkpoints that hold NaN or infinity, as their records say.
     """
 
     output: Path
@@ -80,6 +81,7 @@ class MergePlan:
     bytes_written: int
     disk: int
     memory: int
+    left_out: tuple[Checkpoint, ...] = field(default=(), repr=False)
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -119,7 +121,7 @@ def plan_merge(
     take it from the model that it is given. With `copy` every tensor is that of the last
     checkpoint, to the bit, as `convert` wants it.
     """
-    weighted = weigh(sources, recipe, coefficients=coefficients, normalize=normalize)
+    weighted = weigh(sources, recipe, coefficients=coefficients, normalize=normalize, keep_all=copy)
     checkpoints = weighted.checkpoints
     output = named_like(checkpoint_path(output), checkpoints[0].path)
     check_output(output, overwrite)
@@ -136,7 +138,9 @@ def plan_merge(
     _check_files(plan, overwrite)
     archive = writer_of(output, plan.structure.naming).needs_model_config
     twice = archive or live_model  # the weights first, then the file around them
-    plan = replace(plan, overwrite=overwrite, disk=plan.bytes_written * (1 + twice))
+    plan = replace(
+        plan, overwrite=overwrite, left_out=weighted.left_out, disk=plan.bytes_written * (1 + twice)
+    )
     _check_disk(output, plan.disk)
     model_file = Path(model) if model is not None else _model_file(checkpoints)
     config = None

@@ -122,6 +122,7 @@ class Record:
         recipe: how the coefficients were chosen; None for a checkpoint of a run.
         sources: the checkpoints that were averaged; empty for a checkpoint of a run.
         ema: the average of weights over training that the file holds; None for weights themselves.
+        non_finite: stored names of tensors that hold NaN or infinity; no average takes them.
         path: the file that the record was read from or written to.
     """
 
@@ -139,6 +140,7 @@ class Record:
     recipe: str | None = None
     sources: tuple[SourceRecord, ...] = ()
     ema: EmaRecord | None = None
+    non_finite: tuple[str, ...] = ()
     path: Path | None = field(default=None, compare=False)
 
     def write(self, path: Path, tensors: TensorRecords) -> "Record":
@@ -197,6 +199,7 @@ class Record:
             recipe=optional(text, content["recipe"]),
             sources=tuple(map(_read_source, content["sources"])),
             ema=optional(_read_ema, content.get("ema")),
+            non_finite=tuple(map(text, content.get("non_finite", ()))),
             path=path,
         )
 
@@ -223,15 +226,14 @@ def find_record(checkpoint: Path) -> Record | None:
 
 
 def commit_with_record(
-    commit: Callable[[], None], record: Record, tensors: TensorRecords, path: Path
+    commit: Callable[[], None], record: Record, tensors: TensorRecords, place: Path
 ) -> Record:
-    """Commits a file and its record, which it returns.
+    """Commits a file and its record, which goes to `place` and is returned.
 
     The record is written out before anything is replaced, because the disk may be full. A former
     file's record is removed first: a crash on the way may leave a file without a record, but none
     with a wrong one.
     """
-    place = record_path(path)
     former = place.read_bytes() if place.is_file() else None
     with staged_text(place, record.to_json(tensors)) as commit_record:
         place.unlink(missing_ok=True)

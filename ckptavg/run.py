@@ -1,6 +1,7 @@
 """A run: a directory that a saver filled with checkpoints."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from ckptavg.swad import Swad
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
-WEIGHTS_SUFFIX = ".weights.h5"
-RECORD_PATTERN = "epoch-*.json"
+RECORD_PATTERNS = ("epoch-*.json", "step-*.json")
 EMA_PATTERN = "ema-*.json"
+
+_SHARD = re.compile(r"(.+)_\d{5,}\.weights\.h5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +111,20 @@ def open_run(directory: str | Path) -> Run:
             f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
             "as CheckpointSaver makes it"
         )
-    checkpoints = _recorded(folder, RECORD_PATTERN)
+    checkpoints = _recorded(folder, record_files(folder))
     for checkpoint in checkpoints:
         if checkpoint.record.epoch is None:
             path = checkpoint.record.path
             raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
-    checkpoints.sort(key=lambda checkpoint: (checkpoint.record.epoch, checkpoint.path.name))
-    averages = _recorded(folder, EMA_PATTERN)
+    checkpoints.sort(key=in_order_of_training)
+    averages = _recorded(folder, folder.glob(EMA_PATTERN))
     for average in averages:
         if average.record.ema is None:
             path = average.record.path
             raise RecordError(f"the record {path} does not say which average it is of")
     averages.sort(key=lambda average: (average.record.ema.step, average.record.ema.sigma_rel))
-    recorded = {checkpoint.path for checkpoint in (*checkpoints, *averages)}
-    files = (p for p in folder.iterdir() if p.name.endswith(WEIGHTS_SUFFIX) and p not in recorded)
-    uncommitted = tuple(sorted(p for p in files if not p.name.startswith(TEMPORARY_PREFIX)))
+    recorded = {checkpoint.record.file for checkpoint in (*checkpoints, *averages)}
+    uncommitted = tuple(sorted(_uncommitted(folder, recorded)))
     if not checkpoints:
         raise RunError(
             f"the run {directory} holds no checkpoint yet"
@@ -132,12 +133,34 @@ def open_run(directory: str | Path) -> Run:
     return Run(directory, tuple(checkpoints), tuple(averages), uncommitted)
 
 
-def _recorded(folder: Path, pattern: str) -> list[Checkpoint]:
-    """Checkpoints whose records match a pattern; a file without a record was not saved whole."""
+def record_files(folder: Path) -> list[Path]:
+    """The records of a folder of checkpoints."""
+    return sorted(path for pattern in RECORD_PATTERNS for path in folder.glob(pattern))
+
+
+def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
+    """A key that sorts the checkpoints of a run."""
+    record = checkpoint.record
+    return record.epoch, record.step or 0, checkpoint.path.name
+
+
+def _recorded(folder: Path, records: Iterable[Path]) -> list[Checkpoint]:
+    """The checkpoints of records; a file without a record was not saved whole."""
     found = []
-    for path in sorted(folder.glob(pattern)):
+    for path in records:
         record = Record.read(path)
         if Path(record.file).name != record.file or not record.file:
             raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
         found.append(Checkpoint(folder / record.file, record))
     return found
+
+
+def _uncommitted(folder: Path, recorded: Container[str]) -> Iterator[Path]:
+    """Weights that no record names, and that are no shard of such as one names."""
+    for path in folder.iterdir():
+        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(".h5"):
+            continue
+        shard = _SHARD.fullmatch(path.name)
+        index = f"{shard[1]}.weights.json" if shard else path.name
+        if index not in recorded and path.name not in recorded:
+            yield path

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckptavg.checkpoints import Checkpoint, positions
+from ckptavg.checkpoints import Checkpoint, leave_out_non_finite, positions
 from ckptavg.errors import CkptavgWarning, RecipeError
 from ckptavg.posthoc_ema import Snapshot, reconstruct
 from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe, check_coefficients
@@ -16,11 +16,12 @@ _TOLERANCE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """Checkpoints with their coefficients, and how these came about."""
+    """Checkpoints with their coefficients, how these came about, and those left out for NaN."""
 
     checkpoints: tuple[Checkpoint, ...]
     coefficients: tuple[float, ...]
     recipe: str
+    left_out: tuple[Checkpoint, ...] = ()
 
 
 def weigh(
@@ -29,8 +30,12 @@ def weigh(
     *,
     coefficients: Sequence[float] | None = None,
     normalize: bool = True,
+    keep_all: bool = False,
 ) -> Weighted:
     """Gives the checkpoints of `sources` their coefficients; arguments are those of `merge`.
+
+    Checkpoints whose records say that they hold NaN or infinity are left out, unless coefficients
+    are given for each, or with `keep_all`.
 
     Warns:
         CkptavgWarning: the averages that a run tracked cannot represent the wanted one well.
@@ -50,16 +55,18 @@ def weigh(
         )
     if recipe.name == POSTHOC_EMA:
         return _reconstruct(resolve_averages(sources), recipe)
-    checkpoints = resolve(sources)
+    checkpoints, left_out = resolve(sources), ()
     if coefficients is not None:
         found = check_coefficients(coefficients, len(checkpoints), normalize=normalize)
-    else:
-        found = recipe.coefficients(positions(checkpoints))
-    return Weighted(checkpoints, found, str(recipe))
+        return Weighted(checkpoints, found, str(recipe))
+    if not keep_all:
+        checkpoints, left_out = leave_out_non_finite(checkpoints)
+    return Weighted(checkpoints, recipe.coefficients(positions(checkpoints)), str(recipe), left_out)
 
 
 def _reconstruct(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
     """The tracked averages that make up another one."""
+    averages, left_out = leave_out_non_finite(averages)
     tracked = [Snapshot(a.record.ema.sigma_rel, a.record.ema.step) for a in averages]
     last = max(snapshot.step for snapshot in tracked)
     step = last if recipe.at_step is None else recipe.at_step
@@ -81,4 +88,5 @@ def _reconstruct(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
         tuple(averages[n] for n in used),
         tuple(found.coefficients[n] for n in used),
         str(recipe),
+        left_out,
     )

@@ -1,7 +1,5 @@
 """The BatchNorm pass against numpy on the concatenated data, and that nothing else changes."""
 
-import inspect
-
 import keras
 import numpy as np
 import pytest
@@ -291,16 +289,22 @@ def test_an_interrupt_leaves_the_model_as_it_was():
     assert model.get_layer("stem_bn").momentum == 0.99
 
 
-@pytest.mark.skipif(
-    "renorm" not in inspect.signature(keras.layers.BatchNormalization).parameters,
-    reason="this Keras has no renorm",
-)
-def test_renorm_is_refused_by_name():
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.BatchNormalization(renorm=True, name="again")]
-    )
-    with pytest.raises(ModelError, match="again' uses renorm"):
-        update_batch_norm(model, np.zeros((4, 4)))
+def test_renorm_is_set_as_if_its_former_statistics_had_never_been():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(renorm=True)])
+    layer = randomize(model, 3).layers[0]
+    x = np.random.default_rng(0).normal(5, 2, (64, 4)).astype("float32")
+    update_batch_norm(model, [x[:40], x[40:]])
+    mean, variance = x.astype("f8").mean(0), x.astype("f8").var(0)
+    deviation = np.sqrt(variance + layer.epsilon)
+    for variable, expected in (
+        (layer.moving_mean, mean),
+        (layer.moving_variance, variance),
+        (layer.moving_stddev, deviation),
+        (layer.renorm_mean, mean),
+        (layer.renorm_stddev, deviation),
+    ):
+        np.testing.assert_allclose(variable, expected, rtol=1e-6)
+    assert layer.renorm
 
 
 def test_a_batch_norm_beyond_the_forward_pass_is_reported():

@@ -42,6 +42,7 @@ def print_merged(report: MergeReport, output: Path | None = None) -> None:
     if unverified:
         proof = f"{unverified} of {len(plan.sources)} checkpoints unverified: they have no record"
     typer.echo(f"  proof       {proof}")
+    print_left_out(plan)
     if report.resumed:
         typer.echo(f"  resumed     {report.resumed:.0%} were done before, and proven again")
 
@@ -62,6 +63,13 @@ def print_recipe(plan: MergePlan) -> None:
     )
     for label, line in zip(("recipe", *[""] * len(lines)), (*lines, worth), strict=True):
         typer.echo(f"  {label:<12}{line}")
+
+
+def print_left_out(plan: MergePlan) -> None:
+    """Prints which checkpoints a merge leaves out, and why."""
+    for checkpoint in plan.left_out:
+        name = checkpoint.record.non_finite[0]
+        typer.echo(f"  left out    {checkpoint.path.name}: '{name}' holds NaN or infinity")
 
 
 def list_coefficients(coefficients: Sequence[float]) -> str:
@@ -113,6 +121,7 @@ def report_content(report: MergeReport) -> dict[str, Any]:
         "resumed": report.resumed,
         "jobs": plan.jobs,
         "unverified": [str(path) for path in report.unverified],
+        "left_out": [str(checkpoint.path) for checkpoint in plan.left_out],
         "batch_norm": batch_norm_content(report.record.batch_norm),
     }
 

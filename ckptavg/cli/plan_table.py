@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from ckptavg.cli.common import human_size, new_table, print_table, resident
-from ckptavg.cli.merge_report import print_recipe
+from ckptavg.cli.merge_report import print_left_out, print_recipe
 from ckptavg.plan import MergePlan
 from ckptavg.recipes import effective_sample_size
 
@@ -28,6 +28,7 @@ def print_plan(plan: MergePlan) -> None:
     decoded = sum(item.tensor.extent is None for item in plan.items)
     if decoded:
         typer.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
+    print_left_out(plan)
     sources = new_table()
     sources.add_column("checkpoint", overflow="fold")
     for title in ("epoch", "coefficient", "size", "proof"):
@@ -59,6 +60,7 @@ def plan_content(plan: MergePlan) -> dict[str, Any]:
         "files": [str(file) for file in plan.output_files],
         "recipe": plan.recipe,
         "effective_sample_size": effective_sample_size(plan.coefficients),
+        "left_out": [str(checkpoint.path) for checkpoint in plan.left_out],
         "sources": [
             {
                 "path": str(source.path),

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from ckptavg.batch_norm import BatchNormReport, update_batch_norm
-from ckptavg.checkpoints import metric_sign
+from ckptavg.checkpoints import direction
 from ckptavg.errors import DataError, ModelError
 from ckptavg.evaluation import measure
 from ckptavg.keras_models import batch_norm_layers, build, model_config
@@ -97,7 +97,7 @@ class Judge:
         """
         self.model = model
         self.monitor = monitor.removeprefix("val_")
-        self._sign = metric_sign(monitor, mode)
+        self._sign = direction(monitor, mode)
         self._data, self._eval_data, self._steps = data, eval_data, steps
         self._print = data_print(eval_data)
         self._data_digest = None if data is None else data_print(data, steps=steps).digest

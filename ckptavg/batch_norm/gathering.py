@@ -1,0 +1,109 @@
+"""Batches through a step into a pool, with errors that name the batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.batch_norm.statistics import Merge, Pool, Statistics, averaged, pooled
+from ckptavg.batch_norm.steps import HiddenCallError, Step
+from ckptavg.errors import CkptavgError, DataError, ModelError, ResourceError, first_line
+
+
+class Gathering:
+    """The statistics of some layers, gathered batch by batch.
+
+    What a batch gave is read from the device when the next one is on its way there, so that the
+    device does not wait.
+
+    Attributes:
+        batches: batches seen.
+        samples: samples seen.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        layers: Sequence[Any],
+        merge: Merge = pooled,
+    ) -> None:
+        self.batches = self.samples = 0
+        self._layers = layers
+        self._step = step
+        self._merge = merge
+        self._pool = Pool(merge)
+        self._unread: list[Any] = []
+
+    def add(self, inputs: Any) -> Any:
+        """Runs the model on the inputs of a batch.
+
+        Returns:
+            The outputs of the model, on the device.
+        """
+        try:
+            outputs, columns = self._step(inputs)
+            samples = self._step.count(inputs)
+        except HiddenCallError as error:
+            raise self._hidden(error.number) from error
+        except Exception as error:
+            raise self._explained(error, self.batches) from error
+        self._read()
+        self._unread = columns
+        self.batches += 1
+        self.samples += samples
+        return outputs
+
+    def statistics(self) -> dict[int, Statistics]:
+        """Of every layer that was called, by its number, in the order of first calls."""
+        self._read()
+        found = dict(self._pool.by_layer(lambda number: self._layers[number].moving_mean.shape[0]))
+        for number, statistics in found.items():
+            if not statistics.count.all():
+                raise DataError(
+                    f"all positions that reach the layer '{self._layers[number].path}' are masked"
+                )
+        return found
+
+    def _read(self) -> None:
+        unread, self._unread = self._unread, []
+        for tensor in unread:
+            try:
+                columns = keras.ops.convert_to_numpy(tensor)
+            except Exception as error:  # a device may tell only now
+                raise self._explained(error, self.batches - 1) from error
+            self._check(columns)
+            self._pool.add(columns)
+
+    def _check(self, columns: np.ndarray) -> None:
+        numbers, count = columns[0], columns[1]
+        index = self.batches - 1
+        broken = ~np.isfinite(columns).all(axis=0)
+        if broken.any():
+            path = self._layers[int(numbers[broken][0])].path
+            raise DataError(
+                f"batch {index} of the data brought NaN or infinity to the layer '{path}': "
+                "the statistics were left as they were"
+            )
+        if self._merge is averaged and (count < 2).any():
+            path = self._layers[int(numbers[count < 2][0])].path
+            raise DataError(
+                f"batch {index} of the data has fewer than two values of each channel for the "
+                f"layer '{path}': the unbiased variance of mode='cumulative' needs more"
+            )
+
+    def _hidden(self, number: int | None) -> ModelError:
+        what = "a BatchNormalization layer"
+        if number is not None:
+            what = f"the layer '{self._layers[number].path}'"
+        return ModelError(
+            f"{what} is called inside a loop or a function of its own (a tf.function, an RNN "
+            "cell), where its statistics cannot be seen"
+        )
+
+    def _explained(self, error: Exception, index: int) -> CkptavgError:
+        if self._step.is_exhausted(error):
+            return ResourceError(
+                f"memory does not suffice for batch {index} of the data: use smaller batches"
+            )
+        return DataError(f"the model rejects batch {index} of the data: {first_line(error)}")

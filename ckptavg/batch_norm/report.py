@@ -1,0 +1,95 @@
+"""What a BatchNorm pass did."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.batch_norm.statistics import Statistics
+
+_WORST_ERROR = 0.1
+"""How far off, in standard deviations, the worst mean of a layer may be expected to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How far the statistics of a layer moved, in standard deviations of the new ones.
+
+    Attributes:
+        layer: its path.
+        mean: root mean square over the channels of (new mean - former mean) / deviation, where the
+            deviation is sqrt(variance + epsilon), as the layer divides by it.
+        deviation: root mean square over the channels of (new deviation - former one) / new one.
+    """
+
+    layer: str
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormReport:
+    """What a BatchNorm pass did.
+
+    Attributes:
+        layers: paths of the layers whose statistics were set.
+        frozen: paths of layers left alone because their `trainable` is False.
+        unused: paths of layers left alone because the forward pass did not reach them, or the model
+            calls them with `training=False`.
+        samples: samples seen.
+        batches: batches seen.
+        mode: how statistics were defined, see `update_batch_norm`.
+        shifts: how far the statistics of each of `layers` moved.
+        warnings: what makes the statistics doubtful, in words.
+    """
+
+    layers: tuple[str, ...]
+    frozen: tuple[str, ...]
+    unused: tuple[str, ...]
+    samples: int
+    batches: int
+    mode: str = "batch"
+    shifts: tuple[Shift, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def shifts(layers: Iterable[tuple[Any, Statistics]]) -> Iterator[Shift]:
+    """How far statistics will move that have not been written yet."""
+    for layer, statistics in layers:
+        mean, variance = (
+            keras.ops.convert_to_numpy(variable.value).astype(np.float64)
+            for variable in (layer.moving_mean, layer.moving_variance)
+        )
+        deviation = np.sqrt(statistics.variance + layer.epsilon)
+        with np.errstate(invalid="ignore"):  # the former ones may be anything
+            former = np.sqrt(variance + layer.epsilon)
+            yield Shift(
+                layer.path,
+                _root_mean_square((statistics.mean - mean) / deviation),
+                _root_mean_square((deviation - former) / deviation),
+            )
+
+
+def warnings(layers: Sequence[Any], samples: int) -> Iterator[str]:
+    """Says so when there were too few samples for the channels.
+
+    The mean of n samples is off by a normal error of 1/sqrt(n) standard deviations, the worst of C
+    channels by sqrt(2 ln C / n). Positions within a sample depend on each other: they do not count.
+    """
+    if not layers:
+        return
+    widest = max(layers, key=lambda layer: layer.moving_mean.shape[0])
+    channels = widest.moving_mean.shape[0]
+    enough = math.ceil(2 * math.log(max(channels, 2)) / _WORST_ERROR**2)
+    if samples < enough:
+        yield (
+            f"{samples:,} samples are few for the {channels:,} channels of '{widest.path}': means "
+            f"may be off by a tenth of a standard deviation, {enough:,} would be enough"
+        )
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

@@ -1,0 +1,83 @@
+"""`update_batch_norm`: BatchNorm statistics of a model from data."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from ckptavg.batch_norm.passes import BatchNormPass
+from ckptavg.batch_norm.population import update_population
+from ckptavg.batch_norm.report import BatchNormReport
+from ckptavg.batches import Progress, input_batches
+from ckptavg.errors import DataError
+
+
+def update_batch_norm(
+    model: keras.Model,
+    data: Any,
+    *,
+    steps: int | None = None,
+    mode: str = "batch",
+    progress: Progress | None = None,
+) -> BatchNormReport:
+    """Sets BatchNorm statistics to those of `data` under the model's present weights.
+
+    The averaged network has other activations than any network it was averaged from, so that the
+    averaged statistics are wrong for it (Izmailov et al., arXiv 1803.05407, section 3.2). This
+    runs the model forward over all batches and pools each layer's mean and (biased) variance in
+    float64 by their true counts: batch x positions, or the number of unmasked ones. It does not
+    depend on momentum, on former statistics, nor on how the data are divided into batches, but
+    for what layers in between make of a batch, which `mode` says:
+
+    - `batch`: the model runs in training mode, as training saw the data: every layer upstream
+      normalizes by the statistics of its own batch, dropout and augmentation are at work.
+    - `population`: every layer meets what it will meet in the deployed network, in which all layers
+      upstream are in inference mode and have these statistics already. Independent of the batches
+      at any depth. The data are read several times, at most twice more than there are layers on
+      one path through the model.
+    - `cumulative`: the model runs as in `batch`, but each layer gets the unweighted mean of the
+      means and of the unbiased variances of its batches, which is what PyTorch's
+      `torch.optim.swa_utils.update_bn` does. To compare with; it is not exact.
+
+    Layers that are frozen, or that the model calls with `training=False`, keep and use the
+    statistics that they have. Nothing else changes: the pass runs in a `keras.StatelessScope`, so
+    that no variable is written until all statistics are known; after an error all are as they were.
+    Random layers draw anew for every batch, from the seeds that they hold, which stay.
+
+    Args:
+        model: a built Keras model on the TensorFlow, JAX or torch backend.
+        data: a `tf.data.Dataset` or other iterable of batches, a `keras.utils.PyDataset`, an array
+            `x`, or a tuple `(x, y)`; targets are not used.
+        steps: number of batches to see; all by default.
+        mode: `batch`, `population` or `cumulative`, as above.
+        progress: called with the number of new batches as they have been seen.
+
+    Returns:
+        What was done; a model without BatchNorm is left as it is, at once.
+
+    Raises:
+        DataError: the data are empty, cannot be read, or the model rejects them, or NaN or infinity
+            reached a layer; the message names the batch.
+        ModelError: the backend or a kind of layer is not supported.
+
+    Example:
+        >>> model.load_weights("swa.weights.h5")
+        >>> ckptavg.update_batch_norm(model, train_dataset)
+    """
+
+    def told(_: Any) -> None:
+        if progress is not None:
+            progress(1)
+
+    if mode == "population":
+        if isinstance(data, Iterator):
+            raise DataError(
+                "mode='population' reads the data several times, but a "
+                f"{type(data).__name__} can be read only once: pass what it comes from"
+            )
+        return update_population(model, lambda: input_batches(data, steps=steps), told)
+    with BatchNormPass(model, mode=mode) as bn:
+        for inputs in input_batches(data, steps=steps) if bn.layers else ():
+            bn.add(inputs)
+            told(inputs)
+        return bn.finish()
