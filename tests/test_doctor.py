@@ -186,8 +186,11 @@ def test_the_doctor_command(folder):  # noqa: F811
     status, out, err = main("doctor", "run", *options, "--eval-data", "train.py:test_data")
     assert status == 0, err
     assert "barrier" in out
-    status, _, err = main("doctor", "run", *options)
-    assert (status, "need both a model" in err) == (1, True)
+    # the run holds the configuration of the model
+    assert main("doctor", "run", *options[2:], "--eval-data", "train.py:test_data")[1] == out
+    for some in (options, options[:2], options[2:]):
+        status, _, err = main("doctor", "run", *some)
+        assert (status, "need both a model" in err) == (1, True)
 
 
 def test_the_doctor_needs_no_tensorflow(trained_run):

@@ -15,6 +15,7 @@ from ckptavg.cli.common import (
     Steps,
     Training,
     keras_session,
+    model_spec,
     new_table,
     print_json,
     print_table,
@@ -52,15 +53,16 @@ def doctor(
     size = sum(c.record.size for c in checkpoints if c.record is not None) or None
     with progress_bars() as bar:
         reading = bar("reading", size)
-        if model is None and eval_data is None:
+        if model is data is eval_data is None:
             report = examine(checkpoints, progress=reading)
         else:
             with keras_session():
                 from ckptavg.specs import load_data, load_model
 
+                known = model if eval_data is None else model_spec(model, checkpoints[0].path)
                 report = examine(
                     checkpoints,
-                    model=None if model is None else load_model(model),
+                    model=None if known is None else load_model(known),
                     data=None if data is None else load_data(data),
                     eval_data=None if eval_data is None else load_data(eval_data),
                     steps=steps,

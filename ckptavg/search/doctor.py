@@ -116,7 +116,7 @@ def doctor(
         RunError: there are no checkpoints, or none that can be read.
         SpecError: of model and evaluation data only one is given.
     """
-    if (model is None) != (eval_data is None):
+    if (model is None) != (eval_data is None) or (data is not None and eval_data is None):
         raise SpecError("midpoints need both a model (--model) and data (--eval-data)")
     checkpoints = resolve(sources)
     diagnoses = {
