@@ -54,10 +54,10 @@ class Swad:
                 if len(recent) == self.n_converge and converged:
                     start = end - self.n_converge
                     limit = (1 + self.tolerance_ratio) * math.fsum(recent) / self.n_converge
-            elif (
-                end - start > self.n_tolerance and min(values[end - self.n_tolerance : end]) > limit
-            ):
-                return start, end - self.n_tolerance
+                continue
+            last = end - self.n_tolerance
+            if last > start and min(values[last:end]) > limit:
+                return start, last
         if start is None:
             raise RunError(
                 f"the loss has not converged: no checkpoint of {len(values)} was followed by "

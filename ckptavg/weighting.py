@@ -67,6 +67,7 @@ def weigh(
 
 def _reconstruct(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
     """The tracked averages that make up another one."""
+    averages, left_out = leave_out_non_finite(averages)
     tracked = [Snapshot(a.record.ema.sigma_rel, a.record.ema.step) for a in averages]
     last = max(snapshot.step for snapshot in tracked)
     step = last if recipe.at_step is None else recipe.at_step
@@ -88,4 +89,5 @@ def _reconstruct(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
         tuple(averages[n] for n in used),
         tuple(found.coefficients[n] for n in used),
         str(recipe),
+        left_out,
     )

@@ -143,5 +143,8 @@ def test_the_soup_command(folder):  # noqa: F811
     content = json.loads(main("soup", "run", *options, *again)[1])
     assert (content["tried"], len(content["ingredients"])) == (1, 4)
     assert np.isfinite(content["metrics"]["loss"])
+    Path("y.keras.csv").write_text("precious")
+    status, _, err = main("soup", "run", *options[:-1], "y.keras")
+    assert (status, "y.keras.csv exists already" in err) == (1, True)
     status, _, err = main("soup", "run", *SPECS, "-o", "x.keras")
     assert (status, "pass --eval-data SPEC" in err) == (1, True)

@@ -18,6 +18,7 @@ _COMMANDS = (
     "recipes",
     "sweep",
     "soup",
+    "doctor",
     "update-bn",
     "evaluate",
     "inspect",

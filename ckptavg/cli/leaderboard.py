@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from ckptavg.cli.common import new_table, print_table
+from ckptavg.errors import OutputError
 from ckptavg.files import write_text
 from ckptavg.outputs import writing
 
@@ -52,6 +53,20 @@ def write_csv(path: Path, lines: Sequence[Line], monitor: str) -> None:
         writer.writerow([number, *line.facts.values(), *(line.metrics[m] for m in metrics)])
     with writing(path):
         write_text(path, text.getvalue())
+
+
+def check_csv(output: Path, overwrite: bool) -> None:
+    """Refuses an output whose leaderboard would replace a file.
+
+    Raises:
+        OutputError: there is one, and it is not to be overwritten.
+    """
+    path = csv_path(output)
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} exists already: choose another name for {output.name}, or overwrite both "
+            "(--overwrite)"
+        )
 
 
 def csv_path(output: Path) -> Path:

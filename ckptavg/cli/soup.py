@@ -21,7 +21,7 @@ from ckptavg.cli.common import (
     print_json,
     progress_bars,
 )
-from ckptavg.cli.leaderboard import Line, csv_path, print_lines, write_csv
+from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
 from ckptavg.errors import SpecError
 from ckptavg.sources import resolve
 
@@ -61,6 +61,7 @@ def soup(
     """
     if eval_data is None:
         raise SpecError("a soup needs data that choose: pass --eval-data SPEC")
+    check_csv(output, overwrite)
     checkpoints = resolve(sources)
     spec = model_spec(model, checkpoints[0].path)
     with keras_session(), progress_bars() as bar:

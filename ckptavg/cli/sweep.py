@@ -24,7 +24,7 @@ from ckptavg.cli.common import (
     print_json,
     progress_bars,
 )
-from ckptavg.cli.leaderboard import Line, csv_path, print_lines, write_csv
+from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
 from ckptavg.errors import SpecError
 from ckptavg.run import open_run
 
@@ -83,6 +83,8 @@ def sweep(
     """
     if eval_data is None:
         raise SpecError("a sweep needs data that choose: pass --eval-data SPEC")
+    if output is not None:
+        check_csv(output, overwrite)
     opened = open_run(run)
     spec = model_spec(model, opened.checkpoints[-1].path)
     memory = parse_size(max_memory)

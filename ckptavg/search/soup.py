@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from ckptavg.checkpoints import Checkpoint
+from ckptavg.checkpoints import Checkpoint, leave_out_non_finite
 from ckptavg.errors import RecipeError
 from ckptavg.evaluation import measure
 from ckptavg.formats import check_keras_output
@@ -111,7 +111,7 @@ def soup(
     """
     if method not in (GREEDY, UNIFORM):
         raise RecipeError(f"method is {method!r:.40}, but must be '{GREEDY}' or '{UNIFORM}'")
-    checkpoints, output = resolve(sources), Path(output)
+    checkpoints, output = leave_out_non_finite(resolve(sources))[0], Path(output)
     check_keras_output(output)
     check_output(output, overwrite)
     judge = Judge(model, data=data, eval_data=eval_data, monitor=monitor, mode=mode, steps=steps)

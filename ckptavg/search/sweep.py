@@ -1,13 +1,13 @@
 """A sweep: many averages of one run, each through a BatchNorm pass and an evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from ckptavg.checkpoints import Checkpoint, positions
+from ckptavg.checkpoints import Checkpoint, leave_out_non_finite, positions
 from ckptavg.errors import RecipeError, RunError
 from ckptavg.evaluation import measure
 from ckptavg.formats import check_keras_output
@@ -157,6 +157,7 @@ def sweep(
         >>> report.best.coefficients
     """
     run = run if isinstance(run, Run) else open_run(run)
+    run = replace(run, checkpoints=leave_out_non_finite(run.checkpoints)[0])
     output = _checked(output, overwrite)
     candidates = list_candidates(
         run, windows=windows, stride=stride, recipes=recipes, budget=budget

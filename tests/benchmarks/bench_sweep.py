@@ -2,19 +2,17 @@
 
     .venv/bin/python tests/benchmarks/bench_sweep.py
 
-100 windows of a run of 30 checkpoints are swept, and in the same process as many BatchNorm passes
-and evaluations run on the same model and data, without any checkpoint. Both take turns, so that a
-machine that is busy for a while is busy for both; ratios are of the same round. A sweep reads 30
-checkpoints, averages 100 windows, sets the weights 100 times, and fingerprints the data.
+100 windows of a run of 30 checkpoints are swept. After each candidate one BatchNorm pass and one
+evaluation run on the same model and data, by themselves, and are timed apart: both take turns, so
+that a machine that is busy for a while is busy for both. Beside the passes and evaluations a sweep
+reads 30 checkpoints, averages 100 windows, sets the weights 100 times, and fingerprints the data.
 """
 
 import argparse
 import os
 import shutil
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -28,8 +26,7 @@ from ckptavg.batch_norm import update_batch_norm
 from ckptavg.evaluation import measure
 from ckptavg.proof import tensor_records
 from ckptavg.record import Record, now
-from ckptavg.run import open_run
-from ckptavg.search.sweep import list_candidates, sweep
+from ckptavg.search.sweep import sweep
 
 
 def build(blocks: int, filters: int) -> keras.Model:
@@ -62,40 +59,33 @@ def make_run(directory: Path, model: keras.Model, count: int) -> None:
         record.write(folder / f"epoch-{epoch:04d}.json", tensor_records(path))
 
 
-def timed(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--runs", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--folder", type=Path, help="where the run goes (default: a temporary one)")
     arguments = parser.parse_args()
     quick = arguments.quick
-    windows, count = (5, 4) if quick else (100, 30)
-    images, rounds = (64, 1) if quick else (256, arguments.runs)
+    windows, count, images = (5, 4, 64) if quick else (100, 30, 256)
     rng = np.random.default_rng(1)
-    x = rng.standard_normal((images, 8, 8, 3), dtype="float32")
-    data, eval_data = x, (x[: images // 2], rng.integers(0, 10, images // 2))
+    data = rng.standard_normal((images, 8, 8, 3), dtype="float32")
+    eval_data = data[: images // 2], rng.integers(0, 10, images // 2)
     model = build(2, 4) if quick else build(8, 128)
-    size = 4 * model.count_params()
-    times: dict[str, list[float]] = {"alone": [], "memory": [], "disk": []}
-
-    def alone() -> None:
-        for _ in range(windows):
-            update_batch_norm(model, data)
-            measure(model, eval_data)
-
+    rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         run = Path(folder) / "run"
         make_run(run, model, count)
-        found = list_candidates(open_run(run), windows="all", budget=windows)
-        assert len(found) == windows
+        for name, max_memory in (("in memory", None), ("in a file", 0)):
+            alone: list[float] = []
 
-        def swept(max_memory: int | None) -> None:
+            def pass_alone(_: int, alone: list[float] = alone) -> None:
+                started = time.perf_counter()
+                update_batch_norm(model, data)
+                measure(model, eval_data)
+                alone.append(time.perf_counter() - started)
+
+            update_batch_norm(model, data)
+            measure(model, eval_data)
+            started = time.perf_counter()
             report = sweep(
                 run,
                 model=model,
@@ -105,30 +95,17 @@ def main() -> None:
                 windows="all",
                 budget=windows,
                 max_memory=max_memory,
+                progress=pass_alone,
             )
-            assert report.known == 0
+            whole = time.perf_counter() - started - sum(alone)
+            assert (report.tried, report.known, len(alone)) == (windows, 0, windows)
             shutil.rmtree(run / "search")
-
-        update_batch_norm(model, data)
-        measure(model, eval_data)
-        for _ in range(rounds):
-            times["alone"].append(timed(alone))
-            times["memory"].append(timed(lambda: swept(None)))
-            times["disk"].append(timed(lambda: swept(0)))
-    rows = []
-    for name, what in (
-        ("alone", f"{windows} BatchNorm passes and evaluations"),
-        ("memory", f"sweep of {windows} windows of {count} checkpoints"),
-        ("disk", "the same, sums in a file"),
-    ):
-        ratios = [a / b for a, b in zip(times[name], times["alone"], strict=True)]
-        seconds = number(statistics.median(times[name]))
-        rows.append((what, seconds, "1" if name == "alone" else number(statistics.median(ratios))))
+            rows.append((name, *map(number, (sum(alone), whole, whole / sum(alone)))))
     print(
-        f"{model.count_params():,} weights ({size / 1e6:.1f} MB a checkpoint), "
-        f"{len(model.weights)} tensors, {images:,} images, medians of {rounds} rounds\n"
+        f"{windows} windows of {count} checkpoints of {4 * model.count_params() / 1e6:.1f} MB with "
+        f"{len(model.weights)} tensors, {images:,} images\n"
     )
-    print(table(("what", "s", "x alone"), rows))
+    print(table(("sums", "passes and evaluations s", "sweep s", "ratio"), rows))
 
 
 if __name__ == "__main__":
