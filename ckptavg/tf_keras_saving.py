@@ -95,8 +95,7 @@ class Keras2(Framework):
         """None: only tf_keras could build the model of its configuration, and merges use Keras."""
 
     def count_batch_norm(self, model: Any) -> int:
-        layers = model._flatten_layers(include_self=False, recursive=True)  # as Keras 3 has it
-        return sum(isinstance(layer, _BATCH_NORM) for layer in layers)
+        return len(batch_norm_layers(model))
 
     def learning_rate(self, optimizer: Any) -> float:
         rate = optimizer.learning_rate
@@ -115,6 +114,12 @@ class Keras2(Framework):
 
     def steps_per_execution(self, model: Any) -> int:
         return int(tf_keras.backend.get_value(model.steps_per_execution))
+
+
+def batch_norm_layers(model: Any) -> list[Any]:
+    """The BatchNorm layers of a model, those in nested models too."""
+    layers = model._flatten_layers(include_self=False, recursive=True)  # as Keras 3 has it
+    return [layer for layer in layers if isinstance(layer, _BATCH_NORM)]
 
 
 def _folders(model: Any) -> dict[str, list[Any]]:

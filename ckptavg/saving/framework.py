@@ -67,6 +67,11 @@ class Framework(ABC):
     def is_built(self, model: Any, include_optimizer: bool) -> bool:
         """Whether all variables that are to be saved exist."""
 
+    def variables(self, model: Any, include_optimizer: bool) -> list[Any]:
+        """The variables that make a placement, in a fixed order; others ask for another one."""
+        optimizer = getattr(model, "optimizer", None) if include_optimizer else None
+        return [*model.variables, *(() if optimizer is None else optimizer.variables)]
+
     @abstractmethod
     def host_view(self, variable: Any) -> np.ndarray:
         """A variable's values on the host, without a copy where that can be had."""
@@ -98,6 +103,10 @@ class Framework(ABC):
     @abstractmethod
     def iterations(self, optimizer: Any) -> int:
         """Optimizer steps taken."""
+
+    def batches(self, optimizer: Any) -> int:
+        """Batches that an optimizer has seen."""
+        return self.iterations(optimizer) * self.accumulation(optimizer)
 
     def steps_per_execution(self, model: Any) -> int:
         """Batches that one call of a batch's hooks stands for."""
