@@ -76,6 +76,7 @@ class BatchNormRecord:
         batches: batches that they came in.
         data: the data SPEC they came from.
         tensors: stored names of the statistics that the pass changed.
+        mode: of the pass, see `update_batch_norm`.
     """
 
     layers: int
@@ -84,6 +85,7 @@ class BatchNormRecord:
     batches: int | None = None
     data: str | None = None
     tensors: tuple[str, ...] = ()
+    mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +311,7 @@ def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:
         batches=_optional(_whole, content["batches"]),
         data=_optional(_text, content["data"]),
         tensors=tuple(map(_text, content.get("tensors", ()))),
+        mode=_optional(_text, content.get("mode")),
     )
 
 

@@ -1,6 +1,5 @@
 """`BatchNormPass`: statistics gathered batch by batch, written at the end."""
 
-from contextlib import ExitStack
 from typing import Any, Self
 
 import keras
@@ -38,20 +37,26 @@ class BatchNormPass:
 
     def __init__(self, model: keras.Model, *, mode: str = "batch") -> None:
         if mode not in _MERGES:
-            raise ModelError(f"mode is {mode!r}, but must be one of {', '.join(_MERGES)}")
+            raise ModelError(
+                f"mode is {mode!r}, but must be batch or cumulative; or population where the data "
+                "can be read several times, in update_batch_norm"
+            )
         self._mode = mode
         self._targets = Targets.of(model)
         self._observer = Observer(self._targets.layers)
         step = make_step(model, self._observer)
         self._gathering = Gathering(step, self._targets.layers, _MERGES[mode])
-        self._opened = ExitStack()
+        self._attached = self._observer.attached()
+        self._open = False
 
     def __enter__(self) -> Self:
-        self._opened.enter_context(self._observer.attached())
+        self._attached.__enter__()
+        self._open = True
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._opened.close()
+        self._open = False
+        self._attached.__exit__(None, None, None)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -85,6 +90,8 @@ class BatchNormPass:
             ModelError: a layer is called where its statistics cannot be seen.
             ResourceError: memory does not suffice.
         """
+        if not self._open:
+            raise RuntimeError("batches are gathered within: with BatchNormPass(model) as bn")
         return self._gathering.add(inputs)
 
     def finish(self) -> BatchNormReport:
