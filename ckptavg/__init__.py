@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ckptavg.refresh import RefreshReport, merge_into_model, refresh_batch_norm
     from ckptavg.run import Run, open_run
     from ckptavg.saver import CheckpointSaver
+    from ckptavg.swa import SWA
     from ckptavg.verification import Verification, verify
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "Record": "record",
     "RefreshReport": "refresh",
     "Run": "run",
+    "SWA": "swa",
     "Verification": "verification",
     "convert": "conversion",
     "evaluate": "evaluation",
@@ -54,6 +56,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "SWA",
     "BatchNormReport",
     "Checkpoint",
     "CheckpointSaver",

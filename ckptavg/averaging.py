@@ -14,7 +14,7 @@ from ckptavg.plan import MergePlan
 from ckptavg.proof import Checksums, region_digest
 from ckptavg.rules import AVERAGE, EQUAL, LAST
 from ckptavg.strips import Segment, Strip
-from ckptavg.tensors import TensorInfo
+from ckptavg.tensors import TensorInfo, all_finite
 
 Progress = Callable[[int], None]
 """Is told of bytes that were read, from any thread."""
@@ -163,7 +163,7 @@ class Worker:
         result = self._mean.result(self._terms.divisor, keep_equal=self._terms.normalized)
         size = dtype.itemsize
         for part, first, last in parts:
-            if not _all_finite(result[first // size : last // size]):
+            if not all_finite(result[first // size : last // size]):
                 place = strip.segments[part].region.start + start + first - strip.offsets[part]
                 self._explain_not_finite(strip.segments[part], place, last - first, read)
         return result.view(np.uint8).data
@@ -260,10 +260,3 @@ class _Digests:
         for index, hasher in self._hashers.items():
             self._digests[index] = hasher.digest()
         return self._digests
-
-
-def _all_finite(values: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite. A finite sum proves it at a fraction of the cost."""
-    if np.isfinite(values.sum(dtype=np.float64)):
-        return True
-    return bool(np.isfinite(values.astype(np.float64)).all())

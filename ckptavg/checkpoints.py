@@ -108,6 +108,24 @@ def select(
     return chosen
 
 
+def leave_out_non_finite(
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[tuple[Checkpoint, ...], tuple[Checkpoint, ...]]:
+    """Checkpoints without those whose records say that they hold NaN or infinity; and those.
+
+    Raises:
+        RunError: there are no others.
+    """
+    good = tuple(c for c in checkpoints if c.record is None or not c.record.non_finite)
+    bad = tuple(c for c in checkpoints if c not in good)
+    if not good:
+        raise RunError(
+            f"there is nothing to average: '{bad[0].record.non_finite[0]}' in {bad[0].path} holds "
+            "NaN or infinity" + (", and so it is with all checkpoints" if len(bad) > 1 else "")
+        )
+    return good, bad
+
+
 def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:
     """Epochs in a few words, such as `15 checkpoints of epochs 16-30`."""
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
@@ -173,7 +191,7 @@ def _best(
                 f"the record of {checkpoint.path} has no metric '{monitor}', it has: {known}"
             )
 
-    sign = _sign(monitor, mode)
+    sign = direction(monitor, mode)
 
     def rank(checkpoint: Checkpoint) -> tuple[bool, float]:
         value = checkpoint.record.metrics[monitor]
@@ -183,7 +201,7 @@ def _best(
     return tuple(checkpoint for checkpoint in checkpoints if checkpoint in best)
 
 
-def _sign(monitor: str, mode: str) -> int:
+def direction(monitor: str, mode: str) -> int:
     """+1 if the metric is to be small, -1 if it is to be large."""
     if mode in ("min", "max"):
         return 1 if mode == "min" else -1

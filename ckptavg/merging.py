@@ -21,6 +21,7 @@ from ckptavg.record import (
     SourceRecord,
     commit_with_record,
     now,
+    record_path,
     versions,
 )
 from ckptavg.rules import EQUAL
@@ -166,7 +167,9 @@ def run_plan(
             journal.keep = writer.keep_partial = resume
             raise
         check_output(plan.output, plan.overwrite)
-        record = commit_with_record(writer.commit, record, digests.tensor_records(), plan.output)
+        record = commit_with_record(
+            writer.commit, record, digests.tensor_records(), record_path(plan.output)
+        )
     return MergeReport(
         output=plan.output,
         record=record,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptavg.errors import CkptavgError, OutputError, ResourceError
 from ckptavg.record import is_record, record_path
-from ckptavg.run import CHECKPOINT_FOLDER, RECORD_PATTERN
+from ckptavg.run import CHECKPOINT_FOLDER, record_files
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -26,7 +26,7 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path} is a directory: name a file to write")
     if not folder.is_dir():
         raise OutputError(f"cannot write {path}: the folder {folder} does not exist, make it first")
-    if folder.resolve().name == CHECKPOINT_FOLDER and any(folder.glob(RECORD_PATTERN)):
+    if folder.resolve().name == CHECKPOINT_FOLDER and record_files(folder):
         raise OutputError(
             f"cannot write {path}: its folder holds the checkpoints of a run, and it would "
             "be taken for one of them. Name another folder"

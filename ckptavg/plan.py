@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptavg.accumulate import PIECE
-from ckptavg.checkpoints import Checkpoint, checkpoint_path, main_file
+from ckptavg.checkpoints import Checkpoint, checkpoint_path, leave_out_non_finite, main_file
 from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
 from ckptavg.files import is_file, partial
 from ckptavg.formats import (
@@ -63,6 +63,7 @@ class MergePlan:
         bytes_written: of tensors.
         disk: bytes that the folder of the output must have free.
         memory: projected working memory in bytes, beyond the interpreter and its libraries.
+        left_out: checkpoints that hold NaN or infinity, as their records say.
     """
 
     output: Path
@@ -78,6 +79,7 @@ class MergePlan:
     bytes_written: int
     disk: int
     memory: int
+    left_out: tuple[Checkpoint, ...] = field(default=(), repr=False)
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -116,7 +118,9 @@ def plan_merge(
     take it from the model that it is given. With `copy` every tensor is that of the last
     checkpoint, to the bit, as `convert` wants it.
     """
-    checkpoints = resolve(sources)
+    checkpoints, left_out = resolve(sources), ()
+    if coefficients is None and not copy:
+        checkpoints, left_out = leave_out_non_finite(checkpoints)
     output = named_like(checkpoint_path(output), checkpoints[0].path)
     check_output(output, overwrite)
     plan = plan_average(
@@ -136,7 +140,9 @@ def plan_merge(
     _check_files(plan, overwrite)
     archive = writer_of(output, plan.structure.naming).needs_model_config
     twice = archive or live_model  # the weights first, then the file around them
-    plan = replace(plan, overwrite=overwrite, disk=plan.bytes_written * (1 + twice))
+    plan = replace(
+        plan, overwrite=overwrite, left_out=left_out, disk=plan.bytes_written * (1 + twice)
+    )
     _check_disk(output, plan.disk)
     model_file = Path(model) if model is not None else _model_file(checkpoints)
     config = None

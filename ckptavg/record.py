@@ -109,6 +109,7 @@ class Record:
         model: configuration of the model, a path relative to the record; None if there is none.
         recipe: how the coefficients were chosen; None for a checkpoint of a run.
         sources: the checkpoints that were averaged; empty for a checkpoint of a run.
+        non_finite: stored names of tensors that hold NaN or infinity; no average takes them.
         path: the file that the record was read from or written to.
     """
 
@@ -125,6 +126,7 @@ class Record:
     model: str | None = None
     recipe: str | None = None
     sources: tuple[SourceRecord, ...] = ()
+    non_finite: tuple[str, ...] = ()
     path: Path | None = field(default=None, compare=False)
 
     def write(self, path: Path, tensors: TensorRecords) -> "Record":
@@ -182,6 +184,7 @@ class Record:
             model=_optional(_text, content["model"]),
             recipe=_optional(_text, content["recipe"]),
             sources=tuple(map(_read_source, content["sources"])),
+            non_finite=tuple(map(_text, content.get("non_finite", ()))),
             path=path,
         )
 
@@ -208,15 +211,14 @@ def find_record(checkpoint: Path) -> Record | None:
 
 
 def commit_with_record(
-    commit: Callable[[], None], record: Record, tensors: TensorRecords, path: Path
+    commit: Callable[[], None], record: Record, tensors: TensorRecords, place: Path
 ) -> Record:
-    """Commits a file and its record, which it returns.
+    """Commits a file and its record, which goes to `place` and is returned.
 
     The record is written out before anything is replaced, because the disk may be full. A former
     file's record is removed first: a crash on the way may leave a file without a record, but none
     with a wrong one.
     """
-    place = record_path(path)
     former = place.read_bytes() if place.is_file() else None
     with staged_text(place, record.to_json(tensors)) as commit_record:
         place.unlink(missing_ok=True)

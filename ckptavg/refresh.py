@@ -186,7 +186,9 @@ def _save(
             sources=former.sources if former else (),
         )
         check_output(output, overwrite)
-        return commit_with_record(lambda: commit(temporary, output), record, tensors, output)
+        return commit_with_record(
+            lambda: commit(temporary, output), record, tensors, record_path(output)
+        )
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """A run: a directory that a saver filled with checkpoints."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from ckptavg.record import Record
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
-WEIGHTS_SUFFIX = ".weights.h5"
-RECORD_PATTERN = "epoch-*.json"
+RECORD_PATTERNS = ("epoch-*.json", "step-*.json")
+
+_SHARD = re.compile(r"(.+)_\d{5,}\.weights\.h5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +98,40 @@ def open_run(directory: str | Path) -> Run:
             f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
             "as CheckpointSaver makes it"
         )
-    records = {path: Record.read(path) for path in sorted(folder.glob(RECORD_PATTERN))}
+    records = {path: Record.read(path) for path in record_files(folder)}
     for path, record in records.items():
         if Path(record.file).name != record.file or not record.file:
             raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
         if record.epoch is None:
             raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
     checkpoints = [Checkpoint(folder / record.file, record) for record in records.values()]
-    checkpoints.sort(key=lambda checkpoint: (checkpoint.record.epoch, checkpoint.path.name))
-    recorded = {checkpoint.path for checkpoint in checkpoints}
-    files = (p for p in folder.iterdir() if p.name.endswith(WEIGHTS_SUFFIX) and p not in recorded)
-    uncommitted = tuple(sorted(p for p in files if not p.name.startswith(TEMPORARY_PREFIX)))
+    checkpoints.sort(key=in_order_of_training)
+    uncommitted = tuple(sorted(_uncommitted(folder, {record.file for record in records.values()})))
     if not checkpoints:
         raise RunError(
             f"the run {directory} holds no checkpoint yet"
             + (f", only {uncommitted[0].name} without a record" if uncommitted else "")
         )
     return Run(directory, tuple(checkpoints), uncommitted)
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The records of a folder of checkpoints."""
+    return sorted(path for pattern in RECORD_PATTERNS for path in folder.glob(pattern))
+
+
+def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
+    """A key that sorts the checkpoints of a run."""
+    record = checkpoint.record
+    return record.epoch, record.step or 0, checkpoint.path.name
+
+
+def _uncommitted(folder: Path, recorded: Container[str]) -> Iterator[Path]:
+    """Weights that no record names, and that are no shard of such as one names."""
+    for path in folder.iterdir():
+        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(".h5"):
+            continue
+        shard = _SHARD.fullmatch(path.name)
+        index = f"{shard[1]}.weights.json" if shard else path.name
+        if index not in recorded and path.name not in recorded:
+            yield path

@@ -151,6 +151,17 @@ def test_a_pass_that_is_not_finished_changes_nothing():
     assert "call" not in vars(model.get_layer("stem_bn"))
 
 
+def test_a_pass_may_be_left_between_batches():
+    x, model = normal(), single()
+    bn = BatchNormPass(model)
+    for part in (x[:40], x[40:]):
+        with bn:
+            bn.add(part)
+        assert "call" not in vars(model.layers[0])
+    assert bn.finish().samples == 64
+    np.testing.assert_allclose(model.layers[0].moving_mean, x.mean(0), rtol=1e-5)
+
+
 def test_batches_are_not_gathered_outside_of_the_pass():
     with pytest.raises(RuntimeError, match="with BatchNormPass"):
         BatchNormPass(single()).add(normal())

@@ -1,5 +1,6 @@
 """`BatchNormPass`: statistics gathered batch by batch, written at the end."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import keras
@@ -19,7 +20,8 @@ class BatchNormPass:
     """Re-estimates BatchNorm statistics batch by batch, within a loop of one's own.
 
     Nothing is written before `finish`, which sets the statistics and nothing else; after an
-    exception everything is as it was. See `update_batch_norm`, which is the loop for data at hand.
+    exception everything is as it was. The layers are watched within the `with` only, which may be
+    entered again. See `update_batch_norm`, which is the loop for data at hand.
 
     Args:
         model: a built Keras model on the TensorFlow, JAX or torch backend.
@@ -46,17 +48,16 @@ class BatchNormPass:
         self._observer = Observer(self._targets.layers)
         step = make_step(model, self._observer)
         self._gathering = Gathering(step, self._targets.layers, _MERGES[mode])
-        self._attached = self._observer.attached()
-        self._open = False
+        self._attached: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Self:
+        self._attached = self._observer.attached()
         self._attached.__enter__()
-        self._open = True
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._open = False
-        self._attached.__exit__(None, None, None)
+        attached, self._attached = self._attached, None
+        attached.__exit__(None, None, None)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -90,7 +91,7 @@ class BatchNormPass:
             ModelError: a layer is called where its statistics cannot be seen.
             ResourceError: memory does not suffice.
         """
-        if not self._open:
+        if self._attached is None:
             raise RuntimeError("batches are gathered within: with BatchNormPass(model) as bn")
         return self._gathering.add(inputs)
 

@@ -35,7 +35,7 @@ from ckptavg.cli.pass_options import (
     Steps,
     print_pass,
 )
-from ckptavg.cli.plan_table import plan_content, print_plan
+from ckptavg.cli.plan_table import plan_content, print_left_out, print_plan
 from ckptavg.errors import MemoryLimitError, ResourceError, SpecError
 from ckptavg.merging import MergeReport, run_plan
 from ckptavg.plan import MergePlan, plan_merge
@@ -283,6 +283,7 @@ def _print_merged(report: MergeReport, output: Path | None = None) -> None:
     if unverified:
         proof = f"{unverified} of {len(plan.sources)} checkpoints unverified: they have no record"
     typer.echo(f"  proof       {proof}")
+    print_left_out(plan)
     if report.resumed:
         typer.echo(f"  resumed     {report.resumed:.0%} were done before, and proven again")
 
@@ -329,6 +330,7 @@ def _report(report: MergeReport) -> dict[str, Any]:
         "resumed": report.resumed,
         "jobs": plan.jobs,
         "unverified": [str(path) for path in report.unverified],
+        "left_out": [str(checkpoint.path) for checkpoint in plan.left_out],
         "batch_norm": _batch_norm(report.record.batch_norm),
     }
 

@@ -25,6 +25,7 @@ def print_plan(plan: MergePlan) -> None:
     decoded = sum(item.tensor.extent is None for item in plan.items)
     if decoded:
         typer.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
+    print_left_out(plan)
     sources = new_table()
     sources.add_column("checkpoint", overflow="fold")
     for title in ("epoch", "coefficient", "size", "proof"):
@@ -49,12 +50,20 @@ def print_plan(plan: MergePlan) -> None:
         print_table(table)
 
 
+def print_left_out(plan: MergePlan) -> None:
+    """Prints which checkpoints a merge leaves out, and why."""
+    for checkpoint in plan.left_out:
+        name = checkpoint.record.non_finite[0]
+        typer.echo(f"  left out    {checkpoint.path.name}: '{name}' holds NaN or infinity")
+
+
 def plan_content(plan: MergePlan) -> dict[str, Any]:
     """A plan for machines."""
     return {
         "output": str(plan.output),
         "files": [str(file) for file in plan.output_files],
         "recipe": plan.recipe,
+        "left_out": [str(checkpoint.path) for checkpoint in plan.left_out],
         "sources": [
             {
                 "path": str(source.path),

@@ -1,5 +1,6 @@
 """Cases take turns for some rounds; their medians, and ratios of what ran in the same round."""
 
+import os
 import shutil
 import statistics
 import sys
@@ -76,7 +77,10 @@ def take_turns(
     *,
     warm_up: bool = True,
 ) -> Results:
-    """Runs every case once in each round.
+    """Runs every case once in each round, in an order that is turned from round to round.
+
+    What a case leaves to be written to the disk is written before the next one begins, and none is
+    always the neighbour of the same others.
 
     Args:
         section: how progress is reported.
@@ -87,11 +91,13 @@ def take_turns(
     """
     results = Results()
     for number in range(0 if warm_up else 1, runs + 1):
-        for case in cases:
+        turn = max(0, number - 1) % len(cases)
+        for case in (*cases[turn:], *cases[:turn]):
             if case.slow and number != 1:
                 continue
             print(f"{section}, round {number} of {runs}: {case.name}", file=sys.stderr)
             prepare(case.inputs)
+            os.sync()
             usage = _run(case, results)
             if number:
                 results.add(case.name, number, usage)

@@ -1,0 +1,128 @@
+"""Keras 3 as saving sees it: where its variables go in files, their values, its learning rate."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.formats import CheckpointReader, Structure, open_reader
+from ckptavg.keras_models import batch_norm_layers, model_config, save_weights
+from ckptavg.saving.framework import Framework, Placement
+from ckptavg.tensors import Extent, TensorInfo
+
+_MARKS = 2**40
+"""What the marks of variables start from: no layer makes such numbers from its variables."""
+
+
+class Keras3(Framework):
+    """Keras 3 on any of its backends."""
+
+    packages = ("numpy", "h5py", "keras", keras.backend.backend())
+    suffix = ".weights.h5"
+    sharded_suffix = ".weights.json"
+
+    def place(self, model: Any, include_optimizer: bool) -> Placement | None:
+        """Lets Keras save marks in place of the variables, and looks where they went."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "marks.weights.h5"
+            marks = _Marks()
+            try:
+                with marks:
+                    self.save(model, path, include_optimizer)
+            except Exception:  # a layer that computes with what it saves may raise anything
+                return None
+            with open_reader(path) as reader:
+                variables = _marked(reader, marks)
+                structure = reader.structure
+        if variables is None:
+            return None
+        tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
+        return Placement(
+            Structure(tensors, structure.groups, optimizer=structure.optimizer), variables
+        )
+
+    def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
+        if include_optimizer:
+            keras.saving.save_weights(model, path)
+        else:
+            save_weights(model, path)
+
+    def is_built(self, model: Any, include_optimizer: bool) -> bool:
+        optimizer = model.optimizer if include_optimizer else None
+        return model.built and (optimizer is None or optimizer.built)
+
+    def host_view(self, variable: Any) -> np.ndarray:
+        value = variable.value
+        if keras.backend.backend() == "tensorflow":
+            value = value.read_value()  # whose memory numpy reads as it is
+        return np.asarray(keras.ops.convert_to_numpy(value))
+
+    def model_json(self, model: Any) -> str:
+        return model_config(model).to_json()
+
+    def count_batch_norm(self, model: Any) -> int:
+        return len(batch_norm_layers(model))
+
+    def learning_rate(self, optimizer: Any) -> float:
+        return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+    def set_learning_rate(self, optimizer: Any, rate: float) -> None:
+        optimizer.learning_rate = rate
+
+    def iterations(self, optimizer: Any) -> int:
+        return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+    def synchronize(self, model: Any) -> None:
+        # On JAX the state of a training is beside the variables until an epoch ends.
+        if keras.backend.backend() == "jax":
+            model.jax_state_sync()
+
+    def is_chief(self, model: Any) -> bool:
+        if keras.backend.backend() == "jax":
+            import jax
+
+            return jax.process_index() == 0
+        return super().is_chief(model)
+
+
+class _Marks(keras.StatelessScope):
+    """A scope in which every variable has a number of its own for its value.
+
+    Attributes:
+        variables: by their marks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variables: dict[int, Any] = {}
+        self._marks: dict[int, np.ndarray] = {}
+
+    def get_current_value(self, variable: Any) -> np.ndarray:
+        if id(variable) not in self._marks:
+            mark = _MARKS + len(self._marks)
+            self._marks[id(variable)] = np.array(mark, np.int64)
+            self.variables[mark] = variable
+        return self._marks[id(variable)]
+
+
+def _marked(reader: CheckpointReader, marks: _Marks) -> dict[str, Any] | None:
+    """The variable of each tensor in a file of marks; None if one holds anything else."""
+    variables = {}
+    for name, tensor in reader.structure.tensors.items():
+        if tensor.dtype != "int64" or tensor.shape != ():
+            return None
+        buffer = bytearray(8)
+        reader.read_into(tensor, 0, memoryview(buffer))
+        variable = marks.variables.get(int.from_bytes(buffer, "little"))
+        if variable is None:
+            return None
+        variables[name] = variable
+    return variables
+
+
+def _tensor(name: str, variable: Any) -> TensorInfo:
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    tensor = TensorInfo(name, tuple(variable.shape), dtype, None)
+    return TensorInfo(name, tensor.shape, dtype, Extent(0, tensor.nbytes))

@@ -1,0 +1,1 @@
+"""What saves checkpoints during training, whichever Keras trains: options, copies, files, locks."""

@@ -1,0 +1,97 @@
+"""What saving asks of a framework: Keras 3 and tf_keras answer, each in a module of its own."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ckptavg.formats import Structure
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the variables of a model go in its checkpoints.
+
+    Attributes:
+        structure: of the checkpoints; its tensors have the shapes and dtypes of the variables.
+        variables: what each tensor holds, by its stored name.
+    """
+
+    structure: Structure
+    variables: Mapping[str, Any]
+
+
+class Framework(ABC):
+    """One kind of Keras, as far as saving depends on it.
+
+    Attributes:
+        packages: those whose versions a record names.
+        suffix: of the checkpoint files that it loads.
+        sharded_suffix: of those that are split among files.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+    suffix: ClassVar[str]
+    sharded_suffix: ClassVar[str]
+
+    @abstractmethod
+    def place(self, model: Any, include_optimizer: bool) -> Placement | None:
+        """Where variables go; None if the framework alone can write files of this model."""
+
+    @abstractmethod
+    def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
+        """Writes a checkpoint by the framework's own means, in place."""
+
+    @abstractmethod
+    def is_built(self, model: Any, include_optimizer: bool) -> bool:
+        """Whether all variables that are to be saved exist."""
+
+    @abstractmethod
+    def host_view(self, variable: Any) -> np.ndarray:
+        """A variable's values on the host, without a copy where that can be had."""
+
+    @abstractmethod
+    def model_json(self, model: Any) -> str | None:
+        """The model's configuration for the run; None if this framework has none to keep.
+
+        Raises:
+            ModelError: the model cannot be serialized.
+        """
+
+    @abstractmethod
+    def count_batch_norm(self, model: Any) -> int:
+        """Number of BatchNormalization layers."""
+
+    @abstractmethod
+    def learning_rate(self, optimizer: Any) -> float:
+        """The present learning rate."""
+
+    @abstractmethod
+    def set_learning_rate(self, optimizer: Any, rate: float) -> None:
+        """Sets the learning rate.
+
+        Raises:
+            TypeError: the optimizer has a schedule of its own.
+        """
+
+    @abstractmethod
+    def iterations(self, optimizer: Any) -> int:
+        """Optimizer steps taken."""
+
+    def steps_per_execution(self, model: Any) -> int:
+        """Batches that one call of a batch's hooks stands for."""
+        return model.steps_per_execution
+
+    def accumulation(self, optimizer: Any) -> int:
+        """Batches whose gradients make one step."""
+        return getattr(optimizer, "gradient_accumulation_steps", None) or 1
+
+    def synchronize(self, model: Any) -> None:  # noqa: B027 (most need nothing)
+        """Makes the variables hold their present values, in the middle of an epoch too."""
+
+    def is_chief(self, model: Any) -> bool:
+        """Whether this process is the one that writes files, of several that train together."""
+        strategy = getattr(model, "distribute_strategy", None)
+        return strategy is None or bool(strategy.extended.should_checkpoint)
