@@ -72,8 +72,8 @@ class PreparedInputs:
 
     def __iter__(self) -> Iterator[Any]:
         data = self.data
-        if self.batch_size and _is_arrays(data):
-            data = _slices(data, self.batch_size)
+        if _is_arrays(data):
+            data = _slices(data, self.batch_size or BATCH_SIZE)
         elif self.batch_size:
             data = data.rebatch(self.batch_size)
         for index, batch in enumerate(_read_ahead(data)):

@@ -1,17 +1,18 @@
-"""The benchmark program itself, at tiny sizes: it is run by hand, and would rot unseen."""
+"""The benchmark programs themselves, at tiny sizes: they are run by hand, and would rot unseen."""
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 
-def bench(*options: str) -> list[list[str]]:
+def bench(*options: str, program: str = "bench_merge.py") -> list[list[str]]:
     """The cells of all tables that it prints."""
-    program = Path(__file__).parent / "benchmarks" / "bench_merge.py"
+    path = Path(__file__).parent / "benchmarks" / program
     result = subprocess.run(
-        [sys.executable, str(program), "--quick", *options],
+        [sys.executable, str(path), "--quick", *options],
         capture_output=True,
         text=True,
         check=False,
@@ -27,6 +28,14 @@ def test_the_benchmark_runs_with_a_warm_and_a_cold_cache():
     for row in rows:
         assert all(row), "an empty cell"
         assert row[-1] == "0 %", "misrounded"
+
+
+def test_the_benchmarks_of_the_batch_norm_pass_run():
+    how = [row[0] for row in bench(program="bench_batch_norm.py")]
+    assert {"BatchNorm pass", "pass, mode batch"} <= set(how)
+    backend = "jax" if find_spec("jax") else "tensorflow"
+    on_cpu = ("--device", "cpu", "--backend", backend)
+    assert len(bench(*on_cpu, program="bench_batch_norm_gpu.py")) == 2 + 4
 
 
 @pytest.mark.slow

@@ -100,6 +100,8 @@ def test_batch_sizes_of_arrays_and_dictionaries():
     assert [len(batch["a"]) for batch in prepared] == [20, 20, 10]
     assert [sorted(batch) for batch in prepared] == [["a", "b"]] * 3
     assert (count_batches(prepared, None), count_batches(prepared, 2)) == (3, 2)
+    halved = PreparedInputs(x, preprocess=lambda batch: {n: v / 2 for n, v in batch.items()})
+    assert [(len(batch["b"]), batch["b"].max()) for batch in halved] == [(32, 0.5), (18, 0.5)]
     endless = PreparedInputs(tf.data.Dataset.from_tensors(np.ones((4, 6))).repeat(), 8)
     model = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization()])
     assert update_batch_norm(model, endless, steps=3).samples == 24

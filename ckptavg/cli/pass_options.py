@@ -1,5 +1,6 @@
 """Options of commands that run a BatchNorm pass, and how they print what it did."""
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,4 +129,5 @@ def print_pass(done: "BatchNormReport") -> None:
         if paths:
             typer.echo(f"  left alone  {', '.join(paths)} ({what})")
     for warning in done.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        lines = textwrap.wrap(warning, 86)
+        typer.echo("  doubtful    " + "\n              ".join(lines))

@@ -34,14 +34,14 @@ def main() -> None:
     data = [rng.normal(0, 1, (batch, images, images, 3)).astype("float32") for _ in range(count)]
     keras.utils.set_random_seed(0)
     with computing_on("cpu"):
-        weights = _model(images).get_weights()
+        weights = _model(images, options.quick).get_weights()
 
     runs = [("cpu", "full", False), (options.device, "default", False)]
     runs += [(options.device, "full", False), (options.device, "default", True)]
     rows, reference = [], None
     for device, precision, mixed in runs:
         with computing_on(device), _precision(options.backend, precision):
-            model = _model(images)
+            model = _model(images, options.quick)
             model.set_weights(weights)
             found, seconds, first = _pass(model, data, options.runs, mixed)
         reference = reference or found
@@ -69,10 +69,21 @@ def main() -> None:
     print(table(header, rows))
 
 
-def _model(images: int):
+def _model(images: int, quick: bool):
     import keras
 
-    return keras.applications.ResNet50(weights=None, input_shape=(images, images, 3), classes=10)
+    shape = (images, images, 3)
+    if not quick:
+        return keras.applications.ResNet50(weights=None, input_shape=shape, classes=10)
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, "softmax"),
+        ]
+    )
 
 
 def _pass(model, data, runs, mixed):
