@@ -43,7 +43,10 @@ def staged_text(path: Path, text: str) -> Iterator[Callable[[], None]]:
     """Writes a small file beside its place, where it goes when the yielded function is called."""
     temporary = temporary_sibling(path)
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # some systems find out only now that the disk is full
         yield lambda: commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -103,8 +103,12 @@ def build(model: keras.Model, data: Any = None) -> Any:
 
 def save_weights(model: keras.Model, path: Path) -> None:
     """Writes a `.weights.h5` file in place, without optimizers, also those a model adds itself."""
-    optimizers = [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
-    keras.saving.save_weights(model, path, objects_to_skip=optimizers or None)
+    keras.saving.save_weights(model, path, objects_to_skip=tracked_optimizers(model) or None)
+
+
+def tracked_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The optimizers of a model: the one it was compiled with, and those it has of its own."""
+    return [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
 
 
 def save_model(model: keras.Model, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Keras 3 as saving sees it: where its variables go in files, their values, its learning rate."""
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,19 @@ import keras
 import numpy as np
 
 from ckptavg.formats import CheckpointReader, Structure, open_reader
-from ckptavg.keras_models import batch_norm_layers, model_config, save_weights
+from ckptavg.keras_models import (
+    batch_norm_layers,
+    load_weights,
+    model_config,
+    save_weights,
+    tracked_optimizers,
+)
 from ckptavg.saving.framework import Framework, Placement
 from ckptavg.tensors import Extent, TensorInfo
 
-_MARKS = 2**40
-"""What the marks of variables start from: no layer makes such numbers from its variables."""
+_FIRST_MARK = 2**40
+_MARK_SIZE = 64
+"""Numbers set apart for each variable, more than a mark has."""
 
 
 class Keras3(Framework):
@@ -49,9 +57,16 @@ class Keras3(Framework):
         else:
             save_weights(model, path)
 
+    def load(self, model: Any, path: Path) -> None:
+        load_weights(model, path)
+
     def is_built(self, model: Any, include_optimizer: bool) -> bool:
-        optimizer = model.optimizer if include_optimizer else None
-        return model.built and (optimizer is None or optimizer.built)
+        optimizers = tracked_optimizers(model) if include_optimizer else []
+        return model.built and all(optimizer.built for optimizer in optimizers)
+
+    def variables(self, model: Any, include_optimizer: bool) -> list[Any]:
+        optimizers = tracked_optimizers(model) if include_optimizer else []
+        return [*model.variables, *(v for o in optimizers for v in o.variables)]
 
     def host_view(self, variable: Any) -> np.ndarray:
         value = variable.value
@@ -74,6 +89,16 @@ class Keras3(Framework):
     def iterations(self, optimizer: Any) -> int:
         return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
+    def batches(self, optimizer: Any) -> int:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        counter = next((v for v in inner.variables if v.name == "iteration"), None)
+        if counter is None:
+            return super().batches(optimizer)
+        return int(keras.ops.convert_to_numpy(counter))
+
+    def accumulation(self, optimizer: Any) -> int:
+        return super().accumulation(getattr(optimizer, "inner_optimizer", optimizer))
+
     def synchronize(self, model: Any) -> None:
         # On JAX the state of a training is beside the variables until an epoch ends.
         if keras.backend.backend() == "jax":
@@ -88,35 +113,41 @@ class Keras3(Framework):
 
 
 class _Marks(keras.StatelessScope):
-    """A scope in which every variable has a number of its own for its value.
+    """A scope in which every variable has a small array of numbers of its own for its value.
+
+    What a layer does to its variables before it saves them shows: the numbers are whole, negative
+    and falling, and their array has as many dimensions as the variable, of unequal size.
 
     Attributes:
-        variables: by their marks.
+        variables: by the first number of their marks.
+        marks: by the identity of the variables.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.variables: dict[int, Any] = {}
-        self._marks: dict[int, np.ndarray] = {}
+        self.marks: dict[int, np.ndarray] = {}
 
     def get_current_value(self, variable: Any) -> np.ndarray:
-        if id(variable) not in self._marks:
-            mark = _MARKS + len(self._marks)
-            self._marks[id(variable)] = np.array(mark, np.int64)
-            self.variables[mark] = variable
-        return self._marks[id(variable)]
+        if id(variable) not in self.marks:
+            shape = [(2, 3, 2, 3)[axis] if axis < 4 else 1 for axis in range(len(variable.shape))]
+            first = _FIRST_MARK + _MARK_SIZE * len(self.marks)
+            self.marks[id(variable)] = -np.arange(first, first + math.prod(shape)).reshape(shape)
+            self.variables[-first] = variable
+        return self.marks[id(variable)].copy()
 
 
 def _marked(reader: CheckpointReader, marks: _Marks) -> dict[str, Any] | None:
     """The variable of each tensor in a file of marks; None if one holds anything else."""
     variables = {}
     for name, tensor in reader.structure.tensors.items():
-        if tensor.dtype != "int64" or tensor.shape != ():
+        if tensor.dtype != "int64" or not 0 < tensor.nbytes < 8 * _MARK_SIZE:
             return None
-        buffer = bytearray(8)
+        buffer = bytearray(tensor.nbytes)
         reader.read_into(tensor, 0, memoryview(buffer))
-        variable = marks.variables.get(int.from_bytes(buffer, "little"))
-        if variable is None:
+        found = np.frombuffer(buffer, np.int64).reshape(tensor.shape)
+        variable = marks.variables.get(int(found.flat[0]))
+        if variable is None or not np.array_equal(found, marks.marks[id(variable)]):
             return None
         variables[name] = variable
     return variables

@@ -1,7 +1,7 @@
 """A run: a directory that a saver filled with checkpoints."""
 
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +9,14 @@ from ckptavg.checkpoints import Checkpoint, select
 from ckptavg.errors import RecordError, RunError
 from ckptavg.files import TEMPORARY_PREFIX
 from ckptavg.record import Record
+from ckptavg.swad import Swad
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
-RECORD_PATTERNS = ("epoch-*.json", "step-*.json")
+RECORDS = re.compile(r"(epoch|step)-[^.]*\.json")
+EMA_RECORDS = re.compile(r"ema-.*\.json")
 
+_WEIGHTS = (".h5", ".weights.json")
 _SHARD = re.compile(r"(.+)_\d{5,}\.weights\.h5")
 
 
@@ -24,11 +27,14 @@ class Run:
     Attributes:
         directory: the directory that `CheckpointSaver` was given.
         checkpoints: those that have a record, by epoch; a file without one was not saved whole.
+        averages: tracked averages of the weights, noted during training, by step; merges of the run
+            leave them out, but for the recipe `posthoc-ema`.
         uncommitted: files in the checkpoint folder that have no record.
     """
 
     directory: Path
     checkpoints: tuple[Checkpoint, ...]
+    averages: tuple[Checkpoint, ...] = ()
     uncommitted: tuple[Path, ...] = ()
 
     @property
@@ -50,6 +56,7 @@ class Run:
         best: int | None = None,
         monitor: str = "val_loss",
         mode: str = "auto",
+        window: Swad | None = None,
     ) -> tuple[Checkpoint, ...]:
         """Chooses checkpoints of the run; conditions apply one after the other.
 
@@ -59,6 +66,7 @@ class Run:
             best: number of checkpoints to keep, those with the best `monitor`.
             monitor: metric in the records that `best` goes by.
             mode: `min`, `max`, or `auto`: by the name of the metric.
+            window: keep those between the convergence of the loss `monitor` and its rise.
 
         Returns:
             The chosen checkpoints, by epoch.
@@ -72,7 +80,13 @@ class Run:
             >>> ckptavg.merge(run.select(best=5, monitor="val_accuracy"), "best5.weights.h5")
         """
         return select(
-            self.checkpoints, epochs=epochs, last=last, best=best, monitor=monitor, mode=mode
+            self.checkpoints,
+            epochs=epochs,
+            last=last,
+            best=best,
+            monitor=monitor,
+            mode=mode,
+            window=window,
         )
 
 
@@ -98,26 +112,31 @@ def open_run(directory: str | Path) -> Run:
             f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
             "as CheckpointSaver makes it"
         )
-    records = {path: Record.read(path) for path in record_files(folder)}
-    for path, record in records.items():
-        if Path(record.file).name != record.file or not record.file:
-            raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
-        if record.epoch is None:
+    checkpoints = _recorded(folder, RECORDS)
+    for checkpoint in checkpoints:
+        if checkpoint.record.epoch is None:
+            path = checkpoint.record.path
             raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
-    checkpoints = [Checkpoint(folder / record.file, record) for record in records.values()]
     checkpoints.sort(key=in_order_of_training)
-    uncommitted = tuple(sorted(_uncommitted(folder, {record.file for record in records.values()})))
+    averages = _recorded(folder, EMA_RECORDS)
+    for average in averages:
+        if average.record.ema is None:
+            path = average.record.path
+            raise RecordError(f"the record {path} does not say which average it is of")
+    averages.sort(key=lambda average: (average.record.ema.step, average.record.ema.sigma_rel))
+    records = [checkpoint.record for checkpoint in (*checkpoints, *averages)]
+    torn = tuple(sorted(uncommitted(folder, records)))
     if not checkpoints:
         raise RunError(
             f"the run {directory} holds no checkpoint yet"
-            + (f", only {uncommitted[0].name} without a record" if uncommitted else "")
+            + (f", only {torn[0].name} without a record" if torn else "")
         )
-    return Run(directory, tuple(checkpoints), uncommitted)
+    return Run(directory, tuple(checkpoints), tuple(averages), torn)
 
 
-def record_files(folder: Path) -> list[Path]:
+def record_files(folder: Path, pattern: re.Pattern[str] = RECORDS) -> list[Path]:
     """The records of a folder of checkpoints."""
-    return sorted(path for pattern in RECORD_PATTERNS for path in folder.glob(pattern))
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
 def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
@@ -126,10 +145,22 @@ def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
     return record.epoch, record.step or 0, checkpoint.path.name
 
 
-def _uncommitted(folder: Path, recorded: Container[str]) -> Iterator[Path]:
+def _recorded(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
+    """Checkpoints whose records match a pattern; a file without a record was not saved whole."""
+    found = []
+    for path in record_files(folder, pattern):
+        record = Record.read(path)
+        if Path(record.file).name != record.file or not record.file:
+            raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
+        found.append(Checkpoint(folder / record.file, record))
+    return found
+
+
+def uncommitted(folder: Path, records: Iterable[Record]) -> Iterator[Path]:
     """Weights that no record names, and that are no shard of such as one names."""
+    recorded = {record.file for record in records}
     for path in folder.iterdir():
-        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(".h5"):
+        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(_WEIGHTS):
             continue
         shard = _SHARD.fullmatch(path.name)
         index = f"{shard[1]}.weights.json" if shard else path.name

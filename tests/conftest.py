@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -68,6 +70,46 @@ def flip_bit(path: Path, offset: int) -> None:
 def leftovers(folder: Path) -> list[str]:
     """Temporary files that should not be there."""
     return [path.name for path in folder.rglob("*") if path.name.startswith(".tmp-")]
+
+
+_HOLD = """
+mount -t tmpfs -o size=4m none "$1" && mkdir "$1/rw" "$1/ro" \
+&& mount -t tmpfs -o ro none "$1/ro" && echo ready && exec sleep 600
+"""
+
+
+@pytest.fixture(scope="session")
+def disks(tmp_path_factory) -> Iterator[Path]:
+    """A file system of 4 MiB, with the folder `rw`, and in `ro` one that is read-only.
+
+    They are mounted in a namespace of a process of their own, and reached through it.
+    """
+    place = tmp_path_factory.mktemp("disks")
+    if not shutil.which("unshare"):
+        pytest.skip("there is no program 'unshare' to mount a small disk with")
+    process = subprocess.Popen(
+        ["unshare", "-Urm", "sh", "-c", _HOLD, "sh", place],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        inside = Path(f"/proc/{process.pid}/root{place}")
+        if process.stdout.readline() != "ready\n" or not (inside / "rw").is_dir():
+            pytest.skip("this system does not let its users mount a small disk")
+        yield inside
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def small_disk(disks) -> Iterator[Path]:
+    folder = disks / "rw"
+    folder.mkdir(exist_ok=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+    (disks / "ballast").unlink(missing_ok=True)
 
 
 @pytest.fixture

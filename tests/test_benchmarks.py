@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 
-def bench(*options: str, program: str = "bench_merge.py") -> list[list[str]]:
-    """The cells of all tables that it prints."""
-    path = Path(__file__).parent / "benchmarks" / program
+def bench(*options: str, name: str = "bench_merge") -> list[list[str]]:
+    """The cells of all tables that a benchmark prints."""
+    program = Path(__file__).parent / "benchmarks" / f"{name}.py"
     result = subprocess.run(
-        [sys.executable, str(path), "--quick", *options],
+        [sys.executable, str(program), "--quick", *options],
         capture_output=True,
         text=True,
         check=False,
@@ -31,11 +31,18 @@ def test_the_benchmark_runs_with_a_warm_and_a_cold_cache():
 
 
 def test_the_benchmarks_of_the_batch_norm_pass_run():
-    how = [row[0] for row in bench(program="bench_batch_norm.py")]
+    how = [row[0] for row in bench(name="bench_batch_norm")]
     assert {"BatchNorm pass", "pass, mode batch"} <= set(how)
     backend = "jax" if find_spec("jax") else "tensorflow"
     on_cpu = ("--device", "cpu", "--backend", backend)
-    assert len(bench(*on_cpu, program="bench_batch_norm_gpu.py")) == 2 + 4
+    assert len(bench(*on_cpu, name="bench_batch_norm_gpu")) == 2 + 4
+
+
+def test_the_benchmark_of_sweeps_runs():
+    header, _, *rows = bench(name="bench_sweep")
+    assert header == ["sums", "passes and evaluations s", "sweep s", "ratio"]
+    assert len(rows) == 2
+    assert all(all(row) for row in rows)
 
 
 @pytest.mark.slow

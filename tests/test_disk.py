@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,45 +22,7 @@ from tests.test_merging import write_h5
 
 PAGE = 4096
 
-_HOLD = """
-mount -t tmpfs -o size=4m none "$1" && mkdir "$1/rw" "$1/ro" \
-&& mount -t tmpfs -o ro none "$1/ro" && echo ready && exec sleep 600
-"""
 _ANYBODY = ["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
-
-
-@pytest.fixture(scope="module")
-def disks(tmp_path_factory) -> Iterator[Path]:
-    """A file system of 4 MiB, with the folder `rw`, and in `ro` one that is read-only.
-
-    They are mounted in a namespace of a process of their own, and reached through it.
-    """
-    place = tmp_path_factory.mktemp("disks")
-    if not shutil.which("unshare"):
-        pytest.skip("there is no program 'unshare' to mount a small disk with")
-    process = subprocess.Popen(
-        ["unshare", "-Urm", "sh", "-c", _HOLD, "sh", place],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        inside = Path(f"/proc/{process.pid}/root{place}")
-        if process.stdout.readline() != "ready\n" or not (inside / "rw").is_dir():
-            pytest.skip("this system does not let its users mount a small disk")
-        yield inside
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def small_disk(disks) -> Iterator[Path]:
-    folder = disks / "rw"
-    folder.mkdir(exist_ok=True)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-    (disks / "ballast").unlink(missing_ok=True)
 
 
 def free(folder: Path) -> int:

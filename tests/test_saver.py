@@ -1,12 +1,7 @@
 """CheckpointSaver in real trainings."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import h5py
 import keras
@@ -203,57 +198,6 @@ def test_a_model_that_cannot_be_serialized_is_saved_without_configuration(tmp_pa
     assert run.records[0].batch_norm.layers == 1
     report = ckptavg.merge(run, tmp_path / "o.weights.h5")
     assert report.record.batch_norm.statistics == "stale"
-
-
-_KILLED = """
-import sys
-import keras, numpy as np
-import ckptavg
-model = keras.Sequential([keras.Input((64,))] + [keras.layers.Dense(512) for _ in range(12)])
-model.compile("sgd", "mse")
-x = np.zeros((8, 64), "float32")
-saver = ckptavg.CheckpointSaver(sys.argv[1], start_epoch=1)
-print("ready", flush=True)
-model.fit(x, np.zeros((8, 512)), epochs=100000, callbacks=[saver], verbose=0)
-"""
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, kills):
-    rng = np.random.default_rng(kills)
-    for number in range(kills):
-        directory = tmp_path / str(number)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _KILLED, str(directory)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            assert process.stdout.readline() == b"ready\n"
-            deadline = time.monotonic() + 60
-            while not list(directory.glob("checkpoints/epoch-*.json")):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.3))
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-        run = open_run(directory)
-        assert run.checkpoints
-        for checkpoint in run.checkpoints:
-            assert tensor_records(checkpoint.path) == checkpoint.record.read_tensors()
-        model = keras.Sequential(
-            [keras.Input((64,))] + [keras.layers.Dense(512) for _ in range(12)]
-        )
-        model.compile("sgd", "mse")
-        last = run.records[-1].epoch
-        saver = CheckpointSaver(directory, start_epoch=1, existing="resume")
-        x = np.zeros((8, 64), "float32")
-        model.fit(
-            x, np.zeros((8, 512)), initial_epoch=last, epochs=last + 1, callbacks=[saver], verbose=0
-        )
-        assert open_run(directory).records[-1].epoch == last + 1
-        assert not leftovers(directory)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cyclic"])

@@ -256,7 +256,6 @@ def test_an_exception_leaves_the_model_and_the_checkpoints(tmp_path):
         train(SWA(2, directory=tmp_path / "run"), model, callbacks=[failing])
     for one, two in zip(model.get_weights(), failing.weights, strict=True):
         assert np.array_equal(one, two)
-    assert [record.epoch for record in open_run(tmp_path / "run").records] == [2, 3, 4]
     train(SWA(2, directory=tmp_path / "run", existing="resume"), model, initial_epoch=4)
     assert [record.epoch for record in open_run(tmp_path / "run").records] == [2, 3, 4, 5]
 

@@ -117,6 +117,7 @@ def print_pass(done: "BatchNormReport") -> None:
             f"  BatchNorm   {len(done.layers)} layers re-estimated from {done.samples:,} samples "
             f"in {done.batches:,} batches" + (f", {done.mode}" if done.mode != "batch" else "")
         )
+    if done.shifts:
         worst = max(done.shifts, key=lambda shift: shift.mean)
         typer.echo(
             f"  moved       by up to {worst.mean:.2g} standard deviations in the mean "

@@ -1,5 +1,6 @@
 """Work that goes on while training does, a bounded amount of it."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ class Background(Generic[T]):
     def __init__(self, limit: int) -> None:
         """Takes on at most `limit` pieces of work at a time."""
         self._limit = limit
+        self._process = os.getpid()
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[T]] = deque()
 
@@ -37,6 +39,7 @@ class Background(Generic[T]):
     def submit(self, work: Callable[[], T]) -> None:
         """Begins a piece of work as soon as those before it are finished."""
         if self._pool is None:
+            self._process = os.getpid()
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="ckptavg-saver")
         self._waiting.append(self._pool.submit(work))
 
@@ -49,6 +52,9 @@ class Background(Generic[T]):
 
     def drain(self) -> list[T | BaseException]:
         """Waits for everything, ends the thread and gives the results."""
+        if self._process != os.getpid():  # a fork, where the thread is not
+            self._waiting.clear()
+            self._pool = None
         found = [_outcome(future) for future in self._waiting]
         self._waiting.clear()
         if self._pool is not None:

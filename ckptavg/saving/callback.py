@@ -1,27 +1,28 @@
 """What CheckpointSaver does as a callback, for any framework."""
 
+import atexit
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ckptavg.errors import ModelError, SaverError
-from ckptavg.files import temporary_sibling
-from ckptavg.formats import Structure
 from ckptavg.record import BatchNormRecord, Record, now, versions
 from ckptavg.run import CHECKPOINT_FOLDER, MODEL_FILE
 from ckptavg.saving.background import Background
-from ckptavg.saving.checkpoint_files import stored_as
-from ckptavg.saving.framework import Framework, Placement
+from ckptavg.saving.checkpoint_files import save_beside
+from ckptavg.saving.framework import Framework
+from ckptavg.saving.layout import Layout
 from ckptavg.saving.options import Options
 from ckptavg.saving.rates import Rates
 from ckptavg.saving.run_lock import RunLock
 from ckptavg.saving.run_writer import RunWriter, explained, initial_rate
 from ckptavg.saving.snapshot import Snapshot
+from ckptavg.saving.steps import Steps
 from ckptavg.schedule import RateFunction, Schedule
 
 _PATIENCE = 1.0
@@ -87,6 +88,7 @@ class SavingCallback:
             on_error=on_error,
             in_flight=in_flight,
         )
+        self.framework.check(self.options)
         self.verbose = verbose
         self.blocked = []
         self._background: Background[Record] = Background(in_flight)
@@ -99,30 +101,33 @@ class SavingCallback:
             self.on_train_batch_end = self._end_batch
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._abandon()  # a former training
         self.blocked = []
         self._first_epoch: int | None = None
         self._run: RunWriter | None = None
-        self._placement: Placement | None = None
-        self._structure: Structure | None = None
-        self._is_placed = self._wrote_config = self._has_waited = False
-        self._snapshots = cycle([Snapshot() for _ in range(self.options.in_flight)])
+        self._layout = Layout(self.framework, self.options, self.model)
+        self._has_config = self._has_waited = False
+        self._snapshots = deque(Snapshot() for _ in range(self.options.in_flight))
         self._versions = versions(self.framework.packages)
         self._rates.begin(self.model, self.params)
         self._check_epochs()
         if self.schedule.sets_rate and self.options.existing != "resume":
             self.schedule.rates(self._rates.initial)
-        if self.framework.is_chief(self.model):
-            self._open_run()
-        if self.framework.is_built(self.model, self.options.include_optimizer):
-            self._place()
+        with self._abandoned_on_error():
+            if self.framework.is_chief(self.model):
+                self._open_run()
+            if self.framework.is_built(self.model, self.options.include_optimizer):
+                self._layout.find()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._check(self._background.collect())
-        if self._first_epoch is None:
-            self._first_epoch = epoch
-            self._begin_run(epoch)
-        self._epoch, self._seen = epoch, 0
-        rate = self._rates.begin_epoch(epoch)
+        self._epoch = epoch
+        with self._abandoned_on_error():
+            if self._first_epoch is None:
+                self._first_epoch = epoch
+                self._begin_run(epoch)
+            self._steps.begin_epoch()
+            rate = self._rates.begin_epoch(epoch)
         if logs is not None and rate is not None:
             logs["learning_rate"] = rate
         if epoch + 1 == self.schedule.start_epoch:
@@ -148,50 +153,33 @@ class SavingCallback:
         return self.schedule.saves(epoch)
 
     def _begin_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._rates.begin_batch(self._epoch, batch)
+        with self._abandoned_on_error():
+            self._rates.begin_batch(self._epoch, batch)
 
     def _end_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._rates.end_batch(batch)
-        former = self._step
-        self._batches += batch + 1 - self._seen
-        self._seen = batch + 1
-        if self.schedule.saves_step(self._step, former, self._epoch):
-            self._save(f"step-{self._step:08d}", self._epoch, logs or {})
-
-    @property
-    def _step(self) -> int:
-        """Optimizer steps taken, counted by batches: to ask the optimizer would wait for it."""
-        return self._first_step + self._batches // self._accumulation
+        former, step = self._steps.end_batch(batch), self._steps.taken
+        if self.schedule.saves_step(step, former, self._epoch):
+            self._save(f"step-{step:08d}", self._epoch, logs or {})
 
     def _open_run(self) -> None:
         with explained(f"cannot use the directory {self.directory}"):
             (self.directory / CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
-            self._lock = RunLock(self.directory, self._background.drain)
-        try:
-            self._run = RunWriter(self.directory, self.options)
-        except BaseException:
-            self._release()
-            raise
+            self._lock = RunLock(self.directory, self._abandon)
+        atexit.register(self._abandon)
+        self._run = RunWriter(self.directory, self.options)
 
     def _begin_run(self, epoch: int) -> None:
         """Makes ready when it is known which epoch comes first, as BackupAndRestore may decide."""
-        optimizer = getattr(self.model, "optimizer", None)
-        self._batches, self._accumulation = 0, 1
-        self._first_step = 0
-        if optimizer is not None:
-            self._first_step = self.framework.iterations(optimizer)
-            self._accumulation = self.framework.accumulation(optimizer)
-        try:
+        self._steps = Steps(self.framework, self.model, self.params, epoch)
+        goes_on = self.options.existing == "resume" and (epoch > 0 or self._steps.taken > 0)
+        if self._run is not None:
+            self._run.begin(goes_on)
+        if self.schedule.sets_rate:
+            known = initial_rate(self.directory) if goes_on else None
+            self._rates.start_from(self._rates.initial if known is None else known)
             if self._run is not None:
-                self._run.begin(epoch, self._first_step)
-            if self.schedule.sets_rate:
-                known = initial_rate(self.directory)
-                self._rates.start_from(self._rates.initial if known is None else known)
-                if self._run is not None:
-                    self._run.note_rate(self._rates.initial)
-        except BaseException:
-            self._release()
-            raise
+                self._run.note_rate(self._rates.initial)
 
     def _check_epochs(self) -> None:
         epochs = (self.params or {}).get("epochs")
@@ -199,20 +187,6 @@ class SavingCallback:
             raise SaverError(
                 f"training ends with epoch {epochs}, before the first checkpoint is due at the end "
                 f"of epoch {self.schedule.first_save}: train longer or lower start_epoch"
-            )
-
-    def _place(self) -> None:
-        """Finds out where variables go in the files, once in each training."""
-        self._is_placed = True
-        self._layers = self.framework.count_batch_norm(self.model)
-        self._placement = self.framework.place(self.model, self.options.include_optimizer)
-        dtype, size = self.options.save_dtype, self.options.max_shard_size
-        if self._placement is not None:
-            self._structure = stored_as(self._placement.structure, dtype, size)
-        elif dtype is not None or size is not None:
-            raise SaverError(
-                "a layer of the model saves more than its variables, so that its checkpoints can "
-                "only be written as Keras does: leave save_dtype and max_shard_size alone"
             )
 
     def _save(self, stem: str, epoch: int, logs: Mapping[str, Any]) -> None:
@@ -229,46 +203,49 @@ class SavingCallback:
             )
         try:
             work = self._prepared(stem, epoch, logs)
-        except (OSError, SaverError) as error:
+        except Exception as error:
             self._fail(error)
             return
         if work is not None:
             self._background.submit(work)
+            self._snapshots.rotate()  # only now: until then it is no work's
         self.blocked.append(time.perf_counter() - started)
 
     def _prepared(
         self, stem: str, epoch: int, logs: Mapping[str, Any]
     ) -> Callable[[], Record] | None:
         """Copies the weights; returns what is left to do in the other thread."""
-        if not self._is_placed:
-            self._place()
+        if self._lock is not None:
+            self._lock.renew()
+        self._layout.find()
         self.framework.synchronize(self.model)
-        snapshot = next(self._snapshots)
-        if self._placement is not None:
-            snapshot.take(self.framework, self._placement)
+        placement, snapshot = self._layout.placement, self._snapshots[0]
+        if placement is not None:
+            snapshot.take(self.framework, placement)
         if self._run is None:  # another process writes; values may be read by all at once only
             return None
         record = self._record(stem, epoch, logs)
-        config = self._config()
+        self._take_config()
         path = self._run.path(record)
         self._say(epoch, f"saving {path}")
-        if self._placement is not None:
-            write = partial(self._run.write, stem, self._structure, snapshot.values, record)
+        if placement is not None:
+            write = partial(self._run.write, stem, self._layout.structure, snapshot.values, record)
         else:
-            temporary = temporary_sibling(path)
-            self.framework.save(self.model, temporary, self.options.include_optimizer)
-            write = partial(self._run.adopt, stem, temporary, record)
-        return partial(self._run.written, stem, config, write)
+            include = self.options.include_optimizer
+            save = partial(self.framework.save, self.model, include_optimizer=include)
+            write = partial(self._run.adopt, stem, save_beside(path, save), record)
+        return partial(self._run.written, stem, write)
 
     def _record(self, stem: str, epoch: int, logs: Mapping[str, Any]) -> Record:
         optimizer = getattr(self.model, "optimizer", None)
+        if self.schedule.save_freq is not None or optimizer is None:
+            step = self._steps.taken
+        else:
+            step = self.framework.iterations(optimizer)
         metrics = _metrics(logs)
-        best = self.options.keep_best
-        if best is not None and best.monitor not in metrics:
-            raise SaverError(
-                f"keep_best goes by '{best.monitor}', but Keras logged only: "
-                f"{', '.join(sorted(metrics)) or 'nothing'}"
-            )
+        if self.options.keep_best is not None:
+            self.options.keep_best.check(metrics)
+        layers = self._layout.batch_norm_layers
         sharded = self.options.max_shard_size is not None
         return Record(
             file=stem + (self.framework.sharded_suffix if sharded else self.framework.suffix),
@@ -276,24 +253,24 @@ class SavingCallback:
             time=now(),
             versions=self._versions,
             epoch=epoch + 1,
-            step=self.framework.iterations(optimizer) if optimizer is not None else None,
+            step=step or None,
             learning_rate=self._rates.current(),
             initial_learning_rate=self._rates.initial if self.schedule.sets_rate else None,
             metrics=metrics,
-            batch_norm=BatchNormRecord(self._layers, "running") if self._layers else None,
+            batch_norm=BatchNormRecord(layers, "running") if layers else None,
         )
 
-    def _config(self) -> Callable[[], None] | None:
-        """What writes the model's configuration, once in each training."""
-        if self._wrote_config:
-            return None
-        self._wrote_config = True
+    def _take_config(self) -> None:
+        """Hands the model's configuration to the other thread, once in each training."""
+        if self._has_config:
+            return
+        self._has_config = True
+        config = None
         try:
             config = self.framework.model_json(self.model)
         except ModelError as error:
             self._say(None, f"no {self.directory / MODEL_FILE}: {error}")
-            config = None
-        return partial(self._run.write_model, config)
+        self._run.take_config(config)
 
     def _check(self, outcomes: Iterable[Record | BaseException]) -> None:
         """Tells of what went wrong in the other thread."""
@@ -308,10 +285,10 @@ class SavingCallback:
                 )
 
     def _fail(self, error: BaseException) -> None:
-        if isinstance(error, SaverError):
-            explained = error
-        else:
+        explained = error
+        if not isinstance(error, SaverError):
             explained = SaverError(f"a checkpoint could not be saved: {error!r}")
+            explained.__cause__ = error
         if self.options.on_error == "warn":
             warnings.warn(str(explained), stacklevel=2)
             return
@@ -320,9 +297,26 @@ class SavingCallback:
         for other in outcomes:
             if isinstance(other, BaseException):
                 explained.add_note(f"also: {other}")
-        raise explained from error
+        raise explained
+
+    def _abandon(self) -> None:
+        """Ends a training that an exception has ended: what was begun is finished."""
+        outcomes = self._background.drain()
+        self._release()
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                warnings.warn(f"after training was broken off: {outcome}", stacklevel=2)
+
+    @contextlib.contextmanager
+    def _abandoned_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._abandon()
+            raise
 
     def _release(self) -> None:
+        atexit.unregister(self._abandon)
         if self._lock is not None:
             self._lock.release()
             self._lock = None

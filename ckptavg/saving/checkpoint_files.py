@@ -1,6 +1,6 @@
 """One checkpoint of a run on disk: written with its record, and removed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 from ckptavg.accumulate import round_once
 from ckptavg.checkpoints import Checkpoint
 from ckptavg.errors import CkptavgError
-from ckptavg.files import commit
+from ckptavg.files import commit, temporary_sibling
 from ckptavg.formats import Structure, open_reader, open_writer
 from ckptavg.proof import tensor_records
 from ckptavg.record import Record, TensorRecord, commit_with_record, digest
@@ -75,6 +75,23 @@ def write_checkpoint(
                 non_finite.append(name)
         record = replace(record, size=writer.finish(), non_finite=tuple(non_finite))
         return commit_with_record(writer.commit, record, tensors, place)
+
+
+def save_beside(path: Path, save: Callable[[Path], None]) -> Path:
+    """Lets a file be written under a temporary name, which is returned; nothing stays of a failure.
+
+    Args:
+        path: what the file is to become.
+        save: writes it where it is told.
+    """
+    temporary = temporary_sibling(path)
+    try:
+        save(temporary)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def adopt_checkpoint(temporary: Path, path: Path, place: Path, record: Record) -> Record:

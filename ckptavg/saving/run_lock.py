@@ -41,6 +41,7 @@ class RunLock:
             SaverError: another training writes there.
             OSError: the lock cannot be written.
         """
+        self._directory = directory
         self._finish = finish
         self._thread = threading.get_ident()
         path = directory / LOCK_FILE
@@ -56,7 +57,7 @@ class RunLock:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._descriptor: int | None = os.open(path, flags, 0o666)
         try:
-            self._lock(directory)
+            self._lock()
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -65,6 +66,14 @@ class RunLock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
+    def renew(self) -> None:
+        """Takes the lock again if it went: another part of the process may have read its file.
+
+        Raises:
+            SaverError: another training has taken it meanwhile.
+        """
+        self._lock()
+
     def release(self) -> None:
         """Gives the lock up; nothing happens if that was done before."""
         if self._descriptor is not None:
@@ -72,21 +81,21 @@ class RunLock:
             self._descriptor = None
             del self._held[self._key]
 
-    def _lock(self, directory: Path) -> None:
+    def _lock(self) -> None:
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _UNKNOWN:
                 warnings.warn(
-                    f"the file system of {directory} has no locks: make sure that no other "
+                    f"the file system of {self._directory} has no locks: make sure that no other "
                     "training writes there",
                     stacklevel=2,
                 )
                 return
             owner = os.pread(self._descriptor, 200, 0).decode("utf-8", "replace")
             raise SaverError(
-                f"another training ({owner or 'of an unknown process'}) writes to {directory} now: "
-                "wait for it, end it, or name another directory"
+                f"another training ({owner or 'of an unknown process'}) writes to "
+                f"{self._directory} now: wait for it, end it, or name another directory"
             ) from error
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,13 @@ from ckptavg.errors import RunError, SaverError
 from ckptavg.files import TEMPORARY_PREFIX, write_text
 from ckptavg.formats import Structure
 from ckptavg.record import Record
-from ckptavg.run import CHECKPOINT_FOLDER, MODEL_FILE, in_order_of_training, open_run
+from ckptavg.run import (
+    CHECKPOINT_FOLDER,
+    MODEL_FILE,
+    in_order_of_training,
+    open_run,
+    uncommitted,
+)
 from ckptavg.saving.checkpoint_files import (
     adopt_checkpoint,
     remove_checkpoint,
@@ -25,6 +32,7 @@ from ckptavg.saving.options import Options
 
 STATE_FILE = "saver.json"
 _FORMAT = "ckptavg-saver"
+_OWN = re.compile(r"(epoch|step)-\d{4,}[._]")
 
 
 class RunWriter:
@@ -43,6 +51,7 @@ class RunWriter:
             RecordError: a record is damaged.
         """
         self.directory = directory
+        self._has_config, self._config = True, None
         self._options = options
         try:
             self.checkpoints = list(open_run(directory).checkpoints)
@@ -55,21 +64,24 @@ class RunWriter:
                 "(existing='overwrite'), or name another directory"
             )
 
-    def begin(self, first_epoch: int, first_step: int | None) -> None:
-        """Makes ready for a training that begins with a 0-based epoch, after some steps.
+    def begin(self, goes_on: bool) -> None:
+        """Makes ready for a training, and removes what a killed one left half-done.
+
+        Args:
+            goes_on: whether it goes on with the one that wrote the checkpoints.
 
         Raises:
-            SaverError: the training cannot be one that goes on.
+            SaverError: it does not, but they are to stay.
         """
         with explained(f"cannot use the directory {self.directory}"):
-            for leftover in (self.directory / CHECKPOINT_FOLDER).glob(f"{TEMPORARY_PREFIX}*"):
+            for leftover in self._leftovers():
                 leftover.unlink(missing_ok=True)
             if self._options.existing == "overwrite":
                 for checkpoint in self.checkpoints:
                     remove_checkpoint(checkpoint)
                 self.checkpoints = []
                 (self.directory / STATE_FILE).unlink(missing_ok=True)
-        if self.checkpoints and (first_epoch == 0 and not first_step):
+        if self.checkpoints and not goes_on:
             raise SaverError(
                 f"{self.directory} holds {describe_epochs(self.checkpoints)}, but training begins "
                 f"anew: pass initial_epoch={self.checkpoints[-1].epoch} to fit and load the "
@@ -82,26 +94,20 @@ class RunWriter:
         with explained(f"cannot use the directory {self.directory}"):
             write_text(self.directory / STATE_FILE, json.dumps(content, indent=1) + "\n")
 
-    def written(
-        self, stem: str, config: Callable[[], None] | None, write: Callable[[], Record]
-    ) -> Record:
+    def take_config(self, config: str | None) -> None:
+        """Takes the configuration of the model, to be written before the next checkpoint is."""
+        self._config, self._has_config = config, False
+
+    def written(self, stem: str, write: Callable[[], Record]) -> Record:
         """Does what is left of saving a checkpoint.
 
         Raises:
             SaverError: the system does not let it be done.
         """
         with explained(f"cannot save the checkpoint {stem} of {self.directory}"):
-            if config is not None:
-                config()
+            if not self._has_config:
+                self._write_config()
             return write()
-
-    def write_model(self, config: str | None) -> None:
-        """Writes the configuration of the model; a former one may be another model's."""
-        path = self.directory / MODEL_FILE
-        if config is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_text(path, config)
 
     def write(
         self, stem: str, structure: Structure, values: Mapping[str, np.ndarray], record: Record
@@ -121,6 +127,27 @@ class RunWriter:
     def path(self, record: Record) -> Path:
         """Where the checkpoint of a record goes."""
         return self.directory / CHECKPOINT_FOLDER / record.file
+
+    def _write_config(self) -> None:
+        """Writes the configuration of the model; a former one may be another model's."""
+        path = self.directory / MODEL_FILE
+        if self._config is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_text(path, self._config)
+        self._has_config = True
+
+    def _leftovers(self) -> Iterator[Path]:
+        """What a kill left: temporary files; beside records also checkpoints that have none.
+
+        Where there is no record at all, checkpoints may be somebody else's.
+        """
+        folder = self.directory / CHECKPOINT_FOLDER
+        yield from folder.glob(f"{TEMPORARY_PREFIX}*")
+        yield from self.directory.glob(f"{TEMPORARY_PREFIX}{'[0-9a-f]' * 16}.json")
+        if self.checkpoints:
+            orphans = uncommitted(folder, (c.record for c in self.checkpoints))
+            yield from (path for path in orphans if _OWN.match(path.name) and path.is_file())
 
     def _places(self, stem: str, record: Record) -> tuple[Path, Path, Record]:
         """Where a checkpoint and its record go, and that record with its model."""

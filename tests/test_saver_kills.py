@@ -1,0 +1,166 @@
+"""CheckpointSaver killed at random moments of its writes: what has a record is whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ckptavg
+from ckptavg import open_run
+from ckptavg.proof import tensor_records
+from ckptavg.run import record_files
+from tests.conftest import leftovers, read_tensors
+
+# Processes are forked from one that has imported everything and computed nothing. In each of them
+# all weights have the number of the epoch for their value when it is saved.
+_TRAININGS = """
+import json, os, signal, sys
+import keras, numpy as np
+import ckptavg
+
+def train(directory, initial_epoch, options):
+    layers = [keras.layers.Dense(512) for _ in range(6)]
+    model = keras.Sequential([keras.Input((512,)), *layers])
+    model.compile("sgd", "mse")
+    number = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, _: [
+        variable.assign(np.full(variable.shape, epoch + 1)) for variable in model.variables])
+    saver = ckptavg.CheckpointSaver(directory, start_epoch=1, existing="resume", **options)
+    model.fit(np.zeros((2, 512)), np.zeros((2, 512)), initial_epoch=initial_epoch,
+              epochs=10**6, callbacks=[number, saver], verbose=0)
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            train(*json.loads(line))
+        except BaseException as error:
+            print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+    print(child, flush=True)
+"""
+
+_OPTIONS = (
+    {"max_to_keep": 3},
+    {"max_to_keep": 4, "max_shard_size": 0.0035},
+    {"max_to_keep": 2, "keep_best": ["loss", 2]},
+    {"max_to_keep": 3, "in_flight": 2, "save_dtype": "float16"},
+)
+
+
+@dataclass
+class Kills:
+    """What the kills met.
+
+    Attributes:
+        amid: those that left a temporary file: they came amid a write.
+        orphans: those that left weights without a record, between the two renames or in pruning.
+    """
+
+    amid: int = 0
+    orphans: int = 0
+
+
+@pytest.fixture
+def trainings(tmp_path):
+    errors = (tmp_path / "errors").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAININGS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.stdin.close()
+    process.wait()
+    errors.close()
+
+
+def start(trainings, directory: Path, initial_epoch: int, options: dict) -> int:
+    trainings.stdin.write(json.dumps([str(directory), initial_epoch, options]) + "\n")
+    trainings.stdin.flush()
+    return int(trainings.stdout.readline())
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists():  # files are closed when it is gone, not before
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def wait_for_record(directory: Path, pid: int, former: set) -> None:
+    """Waits until a record was written that was not there as it is now."""
+    deadline = time.monotonic() + 120
+    while not stamps(directory) - former:
+        assert Path(f"/proc/{pid}").exists(), "training ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def stamps(directory: Path) -> set:
+    folder = directory / "checkpoints"
+    found = set()
+    for path in record_files(folder) if folder.is_dir() else ():
+        try:
+            found.add((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:  # pruned meanwhile
+            continue
+    return found
+
+
+def check_whole(directory: Path) -> None:
+    for checkpoint in open_run(directory).checkpoints:
+        record = checkpoint.record
+        assert tensor_records(checkpoint.path) == record.read_tensors()
+        for values in read_tensors(checkpoint.path).values():
+            assert (values == record.epoch).all()
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings, kills):
+    rng = np.random.default_rng(kills)
+    met = Kills()
+    for number in range(kills):
+        options = _OPTIONS[number % len(_OPTIONS)]
+        directory = tmp_path / f"run-{number % len(_OPTIONS)}"
+        former = stamps(directory)
+        left = {path for path in directory.rglob("*") if path.name.startswith(".tmp-")}
+        last = open_run(directory).records[-1].epoch if former else 0
+        if number % 3 == 2:  # from an earlier epoch: checkpoints are replaced
+            last = max(1, last - 2) if former else 0
+        pid = start(trainings, directory, last, options)
+        wait_for_record(directory, pid, former)
+        assert not [path for path in left if path.exists()]
+        time.sleep(rng.uniform(0, 0.3))
+        kill(pid)
+        met.amid += bool(leftovers(directory))
+        met.orphans += bool(open_run(directory).uncommitted)
+        check_whole(directory)
+    for number, options in enumerate(_OPTIONS):
+        directory = tmp_path / f"run-{number}"
+        former = stamps(directory)
+        pid = start(trainings, directory, open_run(directory).records[-1].epoch, options)
+        wait_for_record(directory, pid, former)
+        os.kill(pid, signal.SIGSTOP)
+        assert len(leftovers(directory)) <= 3  # those of the write that stands still
+        kill(pid)
+        report = ckptavg.merge(directory, tmp_path / f"{number}.weights.h5")
+        epochs = [source.epoch for source in report.record.sources]
+        for values in read_tensors(tmp_path / f"{number}.weights.h5").values():
+            assert np.allclose(values, np.mean(epochs), rtol=1e-6)
+    counts = f"{kills} kills: {met.amid} amid a write, {met.orphans} left weights without a record"
+    print(counts)  # noqa: T201
+    assert met.amid >= kills // 4
