@@ -23,6 +23,7 @@ format: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python tests/benchmarks/bench_merge.py $(BENCH_ARGS)
+	$(BIN)/python tests/benchmarks/bench_sweep.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache ckptavg-demo

@@ -8,6 +8,7 @@ from pathlib import Path
 from ckptavg.errors import RunError
 from ckptavg.files import is_file
 from ckptavg.record import Record, find_record
+from ckptavg.swad import Swad
 
 INDEX_SUFFIX = ".index"
 """Of the main file of a TensorFlow checkpoint, which is named by what stands before it."""
@@ -76,6 +77,7 @@ def select(
     best: int | None = None,
     monitor: str = "val_loss",
     mode: str = "auto",
+    window: Swad | None = None,
 ) -> tuple[Checkpoint, ...]:
     """Chooses among checkpoints; conditions apply one after the other.
 
@@ -86,6 +88,7 @@ def select(
         best: number of checkpoints to keep, those with the best `monitor`.
         monitor: metric in the records that `best` goes by.
         mode: `min`, `max`, or `auto`: by the name of the metric.
+        window: keep those between the convergence of the loss `monitor` and its rise.
 
     Returns:
         The chosen checkpoints, in the same order.
@@ -101,6 +104,10 @@ def select(
     if last is not None:
         _check_order(chosen)
         chosen = _count(chosen, last, "last")[-last:]
+    if window is not None:
+        _check_order(chosen)
+        start, stop = window.window(_metrics(chosen, monitor))
+        chosen = chosen[start:stop]
     if best is not None:
         chosen = _best(_count(chosen, best, "best"), best, monitor, mode)
     if not chosen:
@@ -124,6 +131,16 @@ def leave_out_non_finite(
             "NaN or infinity" + (", and so it is with all checkpoints" if len(bad) > 1 else "")
         )
     return good, bad
+
+
+def positions(checkpoints: Sequence[Checkpoint]) -> tuple[float, ...]:
+    """Where checkpoints are in training: steps, or else epochs, or else their order, from 1."""
+    steps = [checkpoint.record and checkpoint.record.step for checkpoint in checkpoints]
+    epochs = [checkpoint.epoch for checkpoint in checkpoints]
+    for known in (steps, epochs):
+        if None not in known:
+            return tuple(map(float, known))
+    return tuple(float(number) for number in range(1, len(checkpoints) + 1))
 
 
 def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:
@@ -179,6 +196,17 @@ def _count(checkpoints: tuple[Checkpoint, ...], number: int, word: str) -> tuple
 def _best(
     checkpoints: tuple[Checkpoint, ...], number: int, monitor: str, mode: str
 ) -> tuple[Checkpoint, ...]:
+    values, sign = _metrics(checkpoints, monitor), metric_sign(monitor, mode)
+
+    def rank(index: int) -> tuple[bool, float]:
+        return (math.isnan(values[index]), sign * values[index])
+
+    best = sorted(range(len(values)), key=rank)[:number]
+    return tuple(checkpoints[index] for index in sorted(best))
+
+
+def _metrics(checkpoints: Sequence[Checkpoint], monitor: str) -> list[float]:
+    """A metric of each checkpoint, from its record."""
     for checkpoint in checkpoints:
         if checkpoint.record is None:
             raise RunError(
@@ -190,18 +218,10 @@ def _best(
             raise RunError(
                 f"the record of {checkpoint.path} has no metric '{monitor}', it has: {known}"
             )
-
-    sign = direction(monitor, mode)
-
-    def rank(checkpoint: Checkpoint) -> tuple[bool, float]:
-        value = checkpoint.record.metrics[monitor]
-        return (math.isnan(value), sign * value)
-
-    best = sorted(checkpoints, key=rank)[:number]
-    return tuple(checkpoint for checkpoint in checkpoints if checkpoint in best)
+    return [checkpoint.record.metrics[monitor] for checkpoint in checkpoints]
 
 
-def direction(monitor: str, mode: str) -> int:
+def metric_sign(monitor: str, mode: str) -> int:
     """+1 if the metric is to be small, -1 if it is to be large."""
     if mode in ("min", "max"):
         return 1 if mode == "min" else -1

@@ -190,21 +190,20 @@ def _train(run: Path, seed: int, say: Callable[[str], None]) -> dict[str, list[f
 
 
 def _draw(picture: Path, accuracy: list[float], saved: list[int], average: float) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
-    from ckptavg.analysis.plots import metric_curve
+    from ckptavg.analysis.plots import metric_curve, save_figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.add_subplot()
-    metric_curve(
-        accuracy,
-        ax=ax,
-        saved_epochs=saved,
-        averages={"average of the checkpoints": average},
-        label="held-out accuracy",
-    )
-    ax.set_ylim(bottom=max(0.0, min(accuracy[2:]) - 0.01), top=1.002)
-    ax.set_title(f"Digits: accuracy on {HELD_OUT} held-out images")
-    figure.savefig(picture, dpi=120)
+    def draw(ax: Axes) -> Axes:
+        metric_curve(
+            accuracy,
+            ax=ax,
+            saved_epochs=saved,
+            averages={"average of the checkpoints": average},
+            label="held-out accuracy",
+        )
+        ax.set_ylim(bottom=max(0.0, min(accuracy[2:]) - 0.01), top=1.002)
+        ax.set_title(f"Digits: accuracy on {HELD_OUT} held-out images")
+        return ax
+
+    save_figure(draw, picture)

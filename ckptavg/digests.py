@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from ckptavg.averaging import GroupDigests, chosen_sources
 from ckptavg.formats import CheckpointWriter
 from ckptavg.journal import Journal
+from ckptavg.json_values import DIGEST_SIZE
 from ckptavg.plan import MergePlan
-from ckptavg.record import DIGEST_SIZE, TensorRecord, digest
+from ckptavg.record import TensorRecord, digest
 from ckptavg.rules import AVERAGE, DROP, EQUAL, LAST
 from ckptavg.strips import Segment, Strip, count_regions
 from ckptavg.tensors import regions

@@ -71,6 +71,10 @@ class SaverError(CkptavgError, ValueError):
     """CheckpointSaver was configured or used in a way that cannot work."""
 
 
+class CkptavgWarning(UserWarning):
+    """What was done may not be what was meant."""
+
+
 def first_line(error: BaseException) -> str:
     """The gist of an error of Keras or HDF5, which like to explain at length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

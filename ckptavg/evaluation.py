@@ -37,13 +37,16 @@ def evaluate(
         ModelError: the model is not compiled, or the checkpoint does not fit it.
         DataError: the model rejects the data.
     """
-    if not model.compiled:
-        raise ModelError(
-            f"the model '{model.name}' is not compiled, so it has no loss to evaluate: "
-            "compile it in the function that builds it"
-        )
-    arguments = fit_arguments(build(model, data))
+    _check_compiled(model)
+    data = build(model, data)
     load_weights(model, Path(checkpoint))
+    return measure(model, data, progress=progress)
+
+
+def measure(model: keras.Model, data: Any, *, progress: Progress | None = None) -> dict[str, float]:
+    """Evaluates a built model as it is; arguments, result and errors are those of `evaluate`."""
+    _check_compiled(model)
+    arguments = fit_arguments(data)
     try:
         with warnings.catch_warnings():
             # Keras warns when data end where they end.
@@ -59,6 +62,14 @@ def evaluate(
             f"the model cannot be evaluated on the data, which must be (x, y): {first_line(error)}"
         ) from error
     return dict(_numbers(metrics))
+
+
+def _check_compiled(model: keras.Model) -> None:
+    if not model.compiled:
+        raise ModelError(
+            f"the model '{model.name}' is not compiled, so it has no loss to evaluate: "
+            "compile it in the function that builds it"
+        )
 
 
 def _numbers(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:

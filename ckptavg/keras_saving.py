@@ -12,6 +12,7 @@ import numpy as np
 from ckptavg.formats import CheckpointReader, Structure, open_reader
 from ckptavg.keras_models import (
     batch_norm_layers,
+    load_weights,
     model_config,
     save_weights,
     tracked_optimizers,
@@ -70,6 +71,9 @@ class Keras3(Framework):
             keras.saving.save_weights(model, path)
         else:
             save_weights(model, path)
+
+    def load(self, model: Any, path: Path) -> None:
+        load_weights(model, path)
 
     def is_built(self, model: Any, include_optimizer: bool) -> bool:
         optimizers = tracked_optimizers(model) if include_optimizer else []

@@ -16,6 +16,7 @@ from ckptavg.formats import CheckpointReader, open_reader, open_writer
 from ckptavg.journal import Journal
 from ckptavg.outputs import check_output, writing
 from ckptavg.plan import MergePlan, plan_merge
+from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.record import (
     Record,
     SourceRecord,
@@ -57,6 +58,7 @@ def merge(
     sources: Sources,
     output: str | Path,
     *,
+    recipe: Recipe | str = UNIFORM,
     coefficients: Sequence[float] | None = None,
     normalize: bool = True,
     non_float: str = EQUAL,
@@ -82,7 +84,10 @@ def merge(
         output: the file to write, or the prefix of a TensorFlow checkpoint; its suffix says the
             format, which must be able to hold the names of the tensors. Without any suffix it
             gets that of the checkpoints.
-        coefficients: one for each checkpoint, with sum 1; the plain mean if left out.
+        recipe: `uniform`, the plain mean, or another of `ckptavg.recipes`: a `Recipe`, or its name
+            with its parameter, such as `ema:0.9`, `power-ema:0.1` or `sqrt-decay`. It goes by the
+            steps in the records, else by the epochs, else by the order of the checkpoints.
+        coefficients: one for each checkpoint, with sum 1, in place of a recipe.
         normalize: whether the coefficients must sum to 1.
         non_float: what becomes of what has no mean: `equal` (all must agree) or `last`.
         model: for a `.keras` output: the `model.json` of a run or a `.keras` file, to take the
@@ -101,7 +106,8 @@ def merge(
     Raises:
         RunError: there are no checkpoints where `sources` points.
         FormatError: a file is not a checkpoint, or the output's format cannot be written.
-        MismatchError: checkpoints are of different models, or coefficients do not fit.
+        MismatchError: checkpoints are of different models.
+        RecipeError: the recipe or the coefficients do not fit the checkpoints.
         IntegrityError: a file differs from its record, holds NaN or infinity, or changed meanwhile.
         OutputError: the output exists, or cannot be written there.
         ResourceError: memory or disk do not suffice.
@@ -113,6 +119,7 @@ def merge(
     plan = plan_merge(
         sources,
         output,
+        recipe=recipe,
         coefficients=coefficients,
         normalize=normalize,
         non_float=non_float,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptavg.accumulate import PIECE
-from ckptavg.checkpoints import Checkpoint, checkpoint_path, leave_out_non_finite, main_file
+from ckptavg.checkpoints import Checkpoint, checkpoint_path, main_file
 from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
 from ckptavg.files import is_file, partial
 from ckptavg.formats import (
@@ -17,9 +17,10 @@ from ckptavg.formats import (
     open_reader,
     writer_of,
 )
+from ckptavg.json_values import DIGEST_SIZE
 from ckptavg.outputs import check_output
-from ckptavg.recipes import check_coefficients, uniform
-from ckptavg.record import DIGEST_SIZE, BatchNormRecord
+from ckptavg.recipes import UNIFORM, Recipe
+from ckptavg.record import BatchNormRecord
 from ckptavg.rules import (
     AVERAGE,
     DROP,
@@ -32,9 +33,10 @@ from ckptavg.rules import (
     decide,
 )
 from ckptavg.source_plan import SourcePlan, check_same_model, plan_sources
-from ckptavg.sources import Sources, resolve
+from ckptavg.sources import Sources
 from ckptavg.strips import count_regions
 from ckptavg.tensors import BLOCK_SIZE
+from ckptavg.weighting import weigh
 
 _DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
 DEFAULT_JOBS = 4
@@ -54,7 +56,7 @@ class MergePlan:
         overwrite: whether a file of that name may be replaced.
         sources: in the order in which they were named.
         items: what becomes of every tensor of the checkpoints.
-        recipe: how the coefficients came about: `uniform`, `coefficients`, or `copy` of one.
+        recipe: how the coefficients came about, such as `uniform` or `ema:0.9`; or `copy` of one.
         jobs: threads.
         batch_norm: what the BatchNorm statistics of the output will be worth.
         model_file: the model's configuration, if there is one.
@@ -102,6 +104,7 @@ def plan_merge(
     sources: Sources,
     output: str | Path,
     *,
+    recipe: Recipe | str = UNIFORM,
     coefficients: Sequence[float] | None = None,
     normalize: bool = True,
     non_float: str = EQUAL,
@@ -118,20 +121,17 @@ def plan_merge(
     take it from the model that it is given. With `copy` every tensor is that of the last
     checkpoint, to the bit, as `convert` wants it.
     """
-    checkpoints, left_out = resolve(sources), ()
-    if coefficients is None and not copy:
-        checkpoints, left_out = leave_out_non_finite(checkpoints)
+    weighted = weigh(
+        sources, recipe, coefficients=coefficients, normalize=normalize, finite_only=not copy
+    )
+    checkpoints = weighted.checkpoints
     output = named_like(checkpoint_path(output), checkpoints[0].path)
     check_output(output, overwrite)
     plan = plan_average(
         checkpoints,
         output,
-        recipe="copy" if copy else "uniform" if coefficients is None else "coefficients",
-        coefficients=(
-            uniform(len(checkpoints))
-            if coefficients is None
-            else check_coefficients(coefficients, len(checkpoints), normalize=normalize)
-        ),
+        recipe="copy" if copy else weighted.recipe,
+        coefficients=weighted.coefficients,
         non_float=non_float,
         copy=copy,
         max_memory=max_memory,
@@ -141,7 +141,7 @@ def plan_merge(
     archive = writer_of(output, plan.structure.naming).needs_model_config
     twice = archive or live_model  # the weights first, then the file around them
     plan = replace(
-        plan, overwrite=overwrite, left_out=left_out, disk=plan.bytes_written * (1 + twice)
+        plan, overwrite=overwrite, left_out=weighted.left_out, disk=plan.bytes_written * (1 + twice)
     )
     _check_disk(output, plan.disk)
     model_file = Path(model) if model is not None else _model_file(checkpoints)

@@ -9,7 +9,8 @@ from pathlib import Path
 from ckptavg.crc32c import crc32c, crc32c_combine
 from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, open_reader
-from ckptavg.record import DIGEST_SIZE, Record, TensorRecord, TensorRecords, digest, find_record
+from ckptavg.json_values import DIGEST_SIZE
+from ckptavg.record import Record, TensorRecord, TensorRecords, digest, find_record
 from ckptavg.tensors import Region, TensorInfo, count_blocks, regions
 
 

@@ -8,8 +8,8 @@ holds for that file only.
 """
 
 import json
-import math
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -21,12 +21,13 @@ import xxhash
 
 from ckptavg.errors import OutputError, RecordError
 from ckptavg.files import staged_text, temporary_sibling, write_text
+from ckptavg.json_values import digest_text, number, optional, text, whole
 from ckptavg.version import __version__
 
 FORMAT = "ckptavg-record"
 VERSION = 1
 
-DIGEST_SIZE = 16
+_SUFFIXES = re.compile(r"(\.weights)?\.\w+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,19 @@ class BatchNormRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class EmaRecord:
+    """Which power-function average of a training's weights a file holds, where it holds one.
+
+    Attributes:
+        sigma_rel: its relative standard deviation; see `ckptavg.power_profiles`.
+        step: updates that it had seen, counted from 1: the time t of its profile.
+    """
+
+    sigma_rel: float
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a checkpoint file is. Its file also holds what proves the checkpoint intact.
 
@@ -108,6 +122,7 @@ class Record:
         recipe: how the coefficients were chosen; None for a checkpoint of a run.
         sources: the checkpoints that were averaged; empty for a checkpoint of a run.
         non_finite: stored names of tensors that hold NaN or infinity; no average takes them.
+        ema: the average of weights over training that the file holds; None for weights themselves.
         path: the file that the record was read from or written to.
     """
 
@@ -125,6 +140,7 @@ class Record:
     recipe: str | None = None
     sources: tuple[SourceRecord, ...] = ()
     non_finite: tuple[str, ...] = ()
+    ema: EmaRecord | None = None
     path: Path | None = field(default=None, compare=False)
 
     def write(self, path: Path, tensors: TensorRecords) -> "Record":
@@ -136,9 +152,9 @@ class Record:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         del content["path"]
         content["tensors"] = {name: asdict(tensor) for name, tensor in tensors.items()}
-        content["metrics"] = {name: _number(value) for name, value in self.metrics.items()}
+        content["metrics"] = {name: number(value) for name, value in self.metrics.items()}
         for rate in ("learning_rate", "initial_learning_rate"):
-            content[rate] = _number(content[rate])
+            content[rate] = number(content[rate])
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -169,20 +185,21 @@ class Record:
     def _from_content(cls, content: dict[str, Any], path: Path) -> "Record":
         batch_norm = content["batch_norm"]
         return cls(
-            file=_text(content["file"]),
-            size=_whole(content["size"]),
-            time=_text(content["time"]),
-            versions={_text(name): _text(v) for name, v in content["versions"].items()},
-            epoch=_optional(_whole, content["epoch"]),
-            step=_optional(_whole, content["step"]),
-            learning_rate=_optional(float, content["learning_rate"]),
-            initial_learning_rate=_optional(float, content["initial_learning_rate"]),
-            metrics={_text(name): float(value) for name, value in content["metrics"].items()},
-            batch_norm=_optional(_read_batch_norm, batch_norm),
-            model=_optional(_text, content["model"]),
-            recipe=_optional(_text, content["recipe"]),
+            file=text(content["file"]),
+            size=whole(content["size"]),
+            time=text(content["time"]),
+            versions={text(name): text(v) for name, v in content["versions"].items()},
+            epoch=optional(whole, content["epoch"]),
+            step=optional(whole, content["step"]),
+            learning_rate=optional(float, content["learning_rate"]),
+            initial_learning_rate=optional(float, content["initial_learning_rate"]),
+            metrics={text(name): float(value) for name, value in content["metrics"].items()},
+            batch_norm=optional(_read_batch_norm, batch_norm),
+            model=optional(text, content["model"]),
+            recipe=optional(text, content["recipe"]),
             sources=tuple(map(_read_source, content["sources"])),
-            non_finite=tuple(map(_text, content.get("non_finite", ()))),
+            non_finite=tuple(map(text, content.get("non_finite", ()))),
+            ema=optional(_read_ema, content.get("ema")),
             path=path,
         )
 
@@ -198,8 +215,8 @@ def find_record(checkpoint: Path) -> Record | None:
     Raises:
         RecordError: there is a record, but it cannot be read.
     """
-    stem = checkpoint.name.split(".", 1)[0] + ".json"
-    for path in (record_path(checkpoint), checkpoint.with_name(stem)):
+    stem = _SUFFIXES.sub("", checkpoint.name)
+    for path in (record_path(checkpoint), checkpoint.with_name(stem + ".json")):
         if path.is_file() and is_record(path):
             record = Record.read(path)
             # Beside a file of its very name it is of that file, which may have been renamed.
@@ -265,11 +282,6 @@ def versions(packages: Iterable[str] = ("numpy", "h5py")) -> dict[str, str]:
     return found
 
 
-def _number(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinity: they are written as strings that float() reads."""
-    return value if value is None or math.isfinite(value) else str(value)
-
-
 def _read_content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -295,55 +307,36 @@ def _damage_explained(path: Path) -> Iterator[None]:
 
 def _read_tensors(content: dict[str, Any]) -> TensorRecords:
     return {
-        _text(name): TensorRecord(
-            tuple(_whole(n) for n in tensor["shape"]),
-            _text(tensor["dtype"]),
-            tuple(_digest(digest) for digest in tensor["digests"]),
+        text(name): TensorRecord(
+            tuple(whole(n) for n in tensor["shape"]),
+            text(tensor["dtype"]),
+            tuple(digest_text(digest) for digest in tensor["digests"]),
         )
         for name, tensor in content["tensors"].items()
     }
 
 
-def _digest(value: Any) -> str:
-    if len(bytes.fromhex(_text(value))) != DIGEST_SIZE:
-        raise ValueError(f"expected a digest of 32 hexadecimal digits, got {value!r:.40}")
-    return value
-
-
 def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:
     return BatchNormRecord(
-        layers=_whole(content["layers"]),
-        statistics=_text(content["statistics"]),
-        samples=_optional(_whole, content["samples"]),
-        batches=_optional(_whole, content["batches"]),
-        data=_optional(_text, content["data"]),
-        tensors=tuple(map(_text, content.get("tensors", ()))),
+        layers=whole(content["layers"]),
+        statistics=text(content["statistics"]),
+        samples=optional(whole, content["samples"]),
+        batches=optional(whole, content["batches"]),
+        data=optional(text, content["data"]),
+        tensors=tuple(map(text, content.get("tensors", ()))),
     )
+
+
+def _read_ema(content: dict[str, Any]) -> EmaRecord:
+    return EmaRecord(float(content["sigma_rel"]), whole(content["step"]))
 
 
 def _read_source(content: dict[str, Any]) -> SourceRecord:
     return SourceRecord(
-        path=_text(content["path"]),
-        size=_whole(content["size"]),
+        path=text(content["path"]),
+        size=whole(content["size"]),
         coefficient=float(content["coefficient"]),
-        epoch=_optional(_whole, content["epoch"]),
+        epoch=optional(whole, content["epoch"]),
         verified=bool(content["verified"]),
-        digest=_optional(_digest, content.get("digest")),
+        digest=optional(digest_text, content.get("digest")),
     )
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"expected a whole number, got {value!r:.40}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"expected a text, got {value!r:.40}")
-    value.encode()  # refuses half a surrogate pair
-    return value
-
-
-def _optional(read: Callable[[Any], Any], value: Any) -> Any:
-    return None if value is None else read(value)

@@ -1,6 +1,7 @@
 """Checkpoint files taken through the BatchNorm forward pass: load, re-estimate, save."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def merge_into_model(
     resume: bool = False,
     bytes_progress: BytesProgress | None = None,
     batch_progress: BatchProgress | None = None,
+    refresh: Callable[[keras.Model], BatchNormReport] | None = None,
 ) -> RefreshReport:
     """Merges, loads the mean into a model, runs the BatchNorm pass, saves: all of it or nothing.
 
@@ -111,6 +113,8 @@ def merge_into_model(
         resume: as in `merge`, for the part that merges.
         bytes_progress: called with numbers of bytes as the merge has read them.
         batch_progress: called with numbers of batches as the pass has seen them.
+        refresh: gives the model statistics that an earlier pass over data has found for the very
+            same weights, in place of another pass.
 
     Raises:
         CkptavgError: as `merge` and `refresh_batch_norm` do.
@@ -127,7 +131,10 @@ def merge_into_model(
         )
         load_weights(model, mean)
         report, state = None, merged.record.batch_norm
-        if data is not None:
+        if refresh is not None:
+            report = refresh(model)
+            state = _state(report, data_name, state)
+        elif data is not None:
             report = update_batch_norm(model, data, steps=steps, progress=batch_progress)
             state = _state(report, data_name, state)
         before = tensor_records(mean)

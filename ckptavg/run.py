@@ -9,11 +9,13 @@ from ckptavg.checkpoints import Checkpoint, select
 from ckptavg.errors import RecordError, RunError
 from ckptavg.files import TEMPORARY_PREFIX
 from ckptavg.record import Record
+from ckptavg.swad import Swad
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
+RECORDS = re.compile(r"(epoch|step)-[^.]*\.json")
+EMA_RECORDS = re.compile(r"ema-.*\.json")
 
-_RECORD = re.compile(r"(epoch|step)-[^.]*\.json")
 _WEIGHTS = (".h5", ".weights.json")
 _SHARD = re.compile(r"(.+)_\d{5,}\.weights\.h5")
 
@@ -25,11 +27,14 @@ class Run:
     Attributes:
         directory: the directory that `CheckpointSaver` was given.
         checkpoints: those that have a record, by epoch; a file without one was not saved whole.
+        averages: tracked averages of the weights, noted during training, by step; merges of the run
+            leave them out, but for the recipe `posthoc-ema`.
         uncommitted: files in the checkpoint folder that have no record.
     """
 
     directory: Path
     checkpoints: tuple[Checkpoint, ...]
+    averages: tuple[Checkpoint, ...] = ()
     uncommitted: tuple[Path, ...] = ()
 
     @property
@@ -51,6 +56,7 @@ class Run:
         best: int | None = None,
         monitor: str = "val_loss",
         mode: str = "auto",
+        window: Swad | None = None,
     ) -> tuple[Checkpoint, ...]:
         """Chooses checkpoints of the run; conditions apply one after the other.
 
@@ -60,6 +66,7 @@ class Run:
             best: number of checkpoints to keep, those with the best `monitor`.
             monitor: metric in the records that `best` goes by.
             mode: `min`, `max`, or `auto`: by the name of the metric.
+            window: keep those between the convergence of the loss `monitor` and its rise.
 
         Returns:
             The chosen checkpoints, by epoch.
@@ -73,7 +80,13 @@ class Run:
             >>> ckptavg.merge(run.select(best=5, monitor="val_accuracy"), "best5.weights.h5")
         """
         return select(
-            self.checkpoints, epochs=epochs, last=last, best=best, monitor=monitor, mode=mode
+            self.checkpoints,
+            epochs=epochs,
+            last=last,
+            best=best,
+            monitor=monitor,
+            mode=mode,
+            window=window,
         )
 
 
@@ -99,32 +112,48 @@ def open_run(directory: str | Path) -> Run:
             f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
             "as CheckpointSaver makes it"
         )
-    records = {path: Record.read(path) for path in record_files(folder)}
-    for path, record in records.items():
-        if Path(record.file).name != record.file or not record.file:
-            raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
-        if record.epoch is None:
+    checkpoints = _recorded(folder, RECORDS)
+    for checkpoint in checkpoints:
+        if checkpoint.record.epoch is None:
+            path = checkpoint.record.path
             raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
-    checkpoints = [Checkpoint(folder / record.file, record) for record in records.values()]
     checkpoints.sort(key=in_order_of_training)
-    torn = tuple(sorted(uncommitted(folder, records.values())))
+    averages = _recorded(folder, EMA_RECORDS)
+    for average in averages:
+        if average.record.ema is None:
+            path = average.record.path
+            raise RecordError(f"the record {path} does not say which average it is of")
+    averages.sort(key=lambda average: (average.record.ema.step, average.record.ema.sigma_rel))
+    records = [checkpoint.record for checkpoint in (*checkpoints, *averages)]
+    torn = tuple(sorted(uncommitted(folder, records)))
     if not checkpoints:
         raise RunError(
             f"the run {directory} holds no checkpoint yet"
             + (f", only {torn[0].name} without a record" if torn else "")
         )
-    return Run(directory, tuple(checkpoints), torn)
+    return Run(directory, tuple(checkpoints), tuple(averages), torn)
 
 
-def record_files(folder: Path) -> list[Path]:
+def record_files(folder: Path, pattern: re.Pattern[str] = RECORDS) -> list[Path]:
     """The records of a folder of checkpoints."""
-    return sorted(path for path in folder.iterdir() if _RECORD.fullmatch(path.name))
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
 def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
     """A key that sorts the checkpoints of a run."""
     record = checkpoint.record
     return record.epoch, record.step or 0, checkpoint.path.name
+
+
+def _recorded(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
+    """Checkpoints whose records match a pattern; a file without a record was not saved whole."""
+    found = []
+    for path in record_files(folder, pattern):
+        record = Record.read(path)
+        if Path(record.file).name != record.file or not record.file:
+            raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
+        found.append(Checkpoint(folder / record.file, record))
+    return found
 
 
 def uncommitted(folder: Path, records: Iterable[Record]) -> Iterator[Path]:

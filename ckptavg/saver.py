@@ -15,32 +15,77 @@ class CheckpointSaver(SavingCallback, keras.callbacks.Callback):
     leaves no half of either. `<directory>/model.json` holds the configuration of the model, where
     Keras can serialize it.
 
+    Training waits for a copy of the weights in host memory, and nothing else: another thread
+    writes the file, and `fit` ends when the last one is written. A directory belongs to one
+    training at a time, which holds its lock. Weights with NaN or infinity are saved, and marked in
+    their record, so that averages leave them out. In a training of several processes the chief
+    writes.
+
     Args:
-        directory: folder of the run; made if it does not exist. It must not hold checkpoints of the
-            epochs to come.
-        start_epoch: first epoch of averaging, 1-based. Below 2 only with `manual`.
+        directory: folder of the run; made if it does not exist.
+        start_epoch: first epoch of averaging, 1-based; with the schedules `constant` and `cyclic`
+            2 or more. May be left out with `save_freq`.
         swa_freq: epochs from one checkpoint to the next; in a `cyclic` schedule the length of a
             cycle, 2 or more, with a checkpoint at the end of each.
         lr_schedule: `manual` leaves the learning rate alone. `constant` keeps the initial rate for
             the first half of the epochs before `start_epoch`, lowers it in a line to `swa_lr` until
             nine tenths of them, and stays there. `cyclic` does the same until `start_epoch`, then
-            lets the rate fall from `swa_lr2` to `swa_lr` in each cycle, batch by batch.
+            lets the rate fall from `swa_lr2` to `swa_lr` in each cycle, batch by batch. A function
+            gives the rate of each epoch from its 0-based number and the initial rate.
         swa_lr: learning rate of averaging, or the lowest of a cycle; `auto` is a tenth of the
             optimizer's initial rate.
         swa_lr2: highest rate of a cycle; `auto` is a quarter of the way from `swa_lr` to the
             initial rate.
+        save_freq: save every so many optimizer steps instead of at the end of epochs, for trainings
+            whose epochs are long; files are then called `step-00001000.weights.h5`.
+        start_step: with `save_freq`, the first step to save at.
+        existing: what to do where the directory holds checkpoints: `error` refuses; `resume` goes
+            on with that training, whose weights and optimizer you load and whose epoch you give as
+            `initial_epoch` (rates go on as they would have, and later checkpoints than that epoch
+            are replaced one by one as their epochs end); `overwrite` removes them when training
+            begins.
         max_to_keep: number of checkpoints to keep, the newest; all by default.
+        keep_best: `(monitor, count)` or `(monitor, count, mode)`: keep the best by a metric that
+            Keras logs, beside the newest `max_to_keep`, or beside the last one alone. `mode` is
+            `min` or `max`, for metrics whose names do not tell.
+        include_optimizer: whether files also hold the optimizer's state, so that a training can go
+            on from one; averages drop it.
+        save_dtype: `bfloat16`, `float16` or `float32`: store floating weights in this type, rounded
+            to nearest; by default as the model has them.
+        max_shard_size: split checkpoints into files of at most this many GB (2^30 bytes), as Keras
+            does; an index `epoch-0016.weights.json` names them.
+        on_error: `raise` stops training when a checkpoint cannot be saved, at the next begin or end
+            of an epoch; `warn` says so and trains on. Checkpoints that were saved stay intact.
+        in_flight: how many checkpoints may be waiting to be written, each in a host copy of its
+            own; a save beyond that waits, and says so.
         verbose: 1 prints a line for every checkpoint.
 
+    Attributes:
+        blocked: seconds that each save of this training kept it waiting.
+
     Raises:
-        SaverError: arguments that cannot work, here or when training begins; or a checkpoint of
-            an epoch exists already.
+        SaverError: arguments that cannot work, here or when training begins; a directory that holds
+            checkpoints or belongs to another training; or a checkpoint that cannot be saved.
 
     Example:
         >>> saver = ckptavg.CheckpointSaver(
         ...     "run", start_epoch=16, swa_freq=1, lr_schedule="constant", swa_lr=0.01
         ... )
         >>> model.fit(x, y, epochs=30, callbacks=[saver])
+
+        A training of weeks that is to survive the machine, saved every 1000 steps, in half the
+        bytes, the 20 newest and the 5 best:
+
+        >>> saver = ckptavg.CheckpointSaver(
+        ...     "run",
+        ...     save_freq=1000,
+        ...     start_step=100_000,
+        ...     save_dtype="bfloat16",
+        ...     max_to_keep=20,
+        ...     keep_best=("loss", 5),
+        ...     existing="resume",
+        ...     on_error="warn",
+        ... )
     """
 
     framework = Keras3()

@@ -51,6 +51,26 @@ def resolve(sources: Sources) -> tuple[Checkpoint, ...]:
     return found
 
 
+def resolve_averages(sources: Sources) -> tuple[Checkpoint, ...]:
+    """The tracked averages that a caller means: those of a run, or files that hold some.
+
+    Raises:
+        RunError: there are none.
+    """
+    if isinstance(sources, str | Path) and (Path(sources) / CHECKPOINT_FOLDER).is_dir():
+        sources = open_run(sources)
+    if isinstance(sources, Sequence) and not isinstance(sources, str) and len(sources) == 1:
+        return resolve_averages(sources[0])
+    found = sources.averages if isinstance(sources, Run) else resolve(sources)
+    if not found or any(c.record is None or c.record.ema is None for c in found):
+        where = found[0].path if found else sources.directory
+        raise RunError(
+            f"{where} holds no averages that were tracked in training, which posthoc-ema combines: "
+            "name one run whose CheckpointSaver had tracked_sigmas, such as (0.05, 0.10)"
+        )
+    return found
+
+
 def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:
     if path.is_dir():
         if (path / CHECKPOINT_FOLDER).is_dir():
@@ -81,7 +101,8 @@ def _matching(pattern: str) -> tuple[Checkpoint, ...]:
 
 
 def _is_average(checkpoint: Checkpoint) -> bool:
-    return checkpoint.record is not None and bool(checkpoint.record.sources)
+    record = checkpoint.record
+    return record is not None and (bool(record.sources) or record.ema is not None)
 
 
 def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:

@@ -1,14 +1,13 @@
 """SWA, the Keras callback that averages weights within `fit`, BatchNorm statistics included."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from ckptavg.batch_norm import BatchNormPass, update_batch_norm
-from ckptavg.keras_models import batch_norm_layers, load_weights
+from ckptavg.epoch_pass import EpochPass
+from ckptavg.keras_models import batch_norm_layers
 from ckptavg.keras_saving import Keras3
 from ckptavg.swa_callback import AveragingCallback
 
@@ -57,73 +56,36 @@ class SWA(AveragingCallback, keras.callbacks.Callback):
     def _has_statistics(self) -> bool:
         return any(layer.trainable for layer in batch_norm_layers(self.model))
 
-    def _load(self, path: Path) -> None:
-        load_weights(self.model, path)
+    def _new_pass(self) -> EpochPass:
+        return _KerasPass(self.model)
 
     def _update_batch_norm(self, data: Any) -> None:
         update_batch_norm(self.model, data)
 
-    def _begin_pass(self, former: list[np.ndarray]) -> None:
-        self._pass = _EpochPass(self.model, former)
 
-    def _take_batch(self) -> None:
-        self._pass.take_batch()
+class _KerasPass(EpochPass):
+    """The pass on any backend of Keras 3."""
 
-    def _end_pass(self) -> None:
-        self._pass.finish()
-
-
-class _EpochPass:
-    """A forward pass over the batches of an epoch of `fit`, in place of its training steps.
-
-    Keras looks its step up for every batch. It finds another one only from the beginning of a batch
-    until that step itself is called, so that an exception elsewhere leaves nothing behind.
-    """
-
-    def __init__(self, model: keras.Model, former: list[np.ndarray]) -> None:
-        self._model = model
-        self._former = former
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__(model)
         self._pass = BatchNormPass(model)
-        self._finished = False
 
-    def take_batch(self) -> None:
-        """Lets the next training step be a forward pass."""
-        own = self._model.train_function
+    def _run(self, *arguments: Any) -> Any:
+        return _RUNS[keras.backend.backend()](self, *arguments)
 
-        def step(*arguments: Any) -> Any:
-            self._model.train_function = own
-            try:
-                return _STEPS[keras.backend.backend()](self, *arguments)
-            except Exception as error:
-                if not _is_end_of_data(error):
-                    self._model.set_weights(self._former)
-                raise
-            except BaseException:
-                self._model.set_weights(self._former)
-                raise
-
-        self._model.train_function = step
-
-    def finish(self) -> None:
-        """Sets the statistics, once."""
-        if not self._finished:
-            self._finished = True
-            try:
-                self._pass.finish()
-            except BaseException:
-                self._model.set_weights(self._former)
-                raise
+    def _set_statistics(self) -> None:
+        self._pass.finish()
 
     def on_tensorflow(self, iterator: Iterator[Any]) -> dict[str, Any]:
         logs = {}
         for _ in range(self._model.steps_per_execution):
-            logs = self._pass_on(next(iterator))
+            logs = self._take(next(iterator))
         return logs
 
     def on_torch(self, batches: Iterable[Any]) -> dict[str, Any]:
         logs = {}
         for batch in batches:
-            logs = self._pass_on(batch)
+            logs = self._take(batch)
         return logs
 
     def on_jax(self, state: Any, iterator: Iterator[Any]) -> tuple[dict[str, Any], Any]:
@@ -135,10 +97,10 @@ class _EpochPass:
         model.jax_state_sync()
         logs = {}
         for _ in range(model.steps_per_execution):
-            logs = self._pass_on(next(iterator))
+            logs = self._take(next(iterator))
         return logs, model._get_jax_state(**dict.fromkeys(_JAX_STATE, True))
 
-    def _pass_on(self, batch: Any) -> dict[str, Any]:
+    def _take(self, batch: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         with self._pass:
             outputs = self._pass.add(x)
@@ -147,10 +109,10 @@ class _EpochPass:
         return _logs(self._model, x, y, sample_weight, outputs)
 
 
-_STEPS = {
-    "tensorflow": _EpochPass.on_tensorflow,
-    "torch": _EpochPass.on_torch,
-    "jax": _EpochPass.on_jax,
+_RUNS = {
+    "tensorflow": _KerasPass.on_tensorflow,
+    "torch": _KerasPass.on_torch,
+    "jax": _KerasPass.on_jax,
 }
 _JAX_STATE = (
     "trainable_variables",
@@ -178,8 +140,3 @@ def _logs(model: keras.Model, x: Any, y: Any, sample_weight: Any, outputs: Any) 
     else:
         update(x, y, sample_weight, outputs)
     return model.get_metrics_result()
-
-
-def _is_end_of_data(error: Exception) -> bool:
-    """Whether an iterator says that it has no more batches."""
-    return isinstance(error, StopIteration) or type(error).__name__ == "OutOfRangeError"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ckptavg.epoch_pass import EpochPass
 from ckptavg.errors import SaverError
 from ckptavg.merging import merge
 from ckptavg.run import open_run
@@ -58,23 +59,8 @@ class AveragingCallback(SavingCallback):
         """Whether the model has BatchNorm statistics that a pass would set."""
 
     @abstractmethod
-    def _load(self, path: Path) -> None:
-        """Loads the average into the model."""
-
-    @abstractmethod
-    def _begin_pass(self, former: list[np.ndarray]) -> None:
-        """Makes the batches of this epoch go through a forward pass that gathers statistics.
-
-        After an error in it the model has its `former` weights again.
-        """
-
-    @abstractmethod
-    def _take_batch(self) -> None:
-        """Lets the batch that begins go through the pass."""
-
-    @abstractmethod
-    def _end_pass(self) -> None:
-        """Sets the statistics that the pass has gathered, if it is not done yet."""
+    def _new_pass(self) -> EpochPass:
+        """A forward pass for the epoch that begins; it remembers the present weights."""
 
     @abstractmethod
     def _update_batch_norm(self, data: Any) -> None:
@@ -104,22 +90,22 @@ class AveragingCallback(SavingCallback):
         if epoch + 1 == self.schedule.start_epoch:
             self._tell("starting stochastic weight averaging")
         if self._is_pass(epoch):
-            former = self.model.get_weights()
-            self._set_average()
+            self._pass = self._new_pass()
+            with self._pass.undone_by_errors():
+                self._set_average()
             self._tell("reinitializing batch normalization layers")
             self._tell("running forward pass to adjust batch normalization")
             self._in_pass = True
-            self._begin_pass(former)
             if logs is not None:
                 logs["learning_rate"] = 0.0
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self._in_pass:  # the validation of this epoch is to see the statistics
-            self._end_pass()
+            self._pass.finish()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._in_pass:
-            self._end_pass()
+            self._pass.finish()
             self._in_pass = False
             self._final = self.model.get_weights()
             logs = {} if logs is None else logs
@@ -145,7 +131,7 @@ class AveragingCallback(SavingCallback):
 
     def _begin_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._in_pass:
-            self._take_batch()
+            self._pass.take_batch()
         else:
             super()._begin_batch(batch, logs)
 
@@ -168,8 +154,8 @@ class AveragingCallback(SavingCallback):
         if self.schedule.first_save > epochs - self._takes_pass:
             last = "which is the forward pass for BatchNorm" if self._takes_pass else "the last one"
             raise SaverError(
-                f"the first checkpoint is due at the end of epoch {self.schedule.first_save}, too late "
-                f"for epoch {epochs}, {last}: train longer, or lower start_epoch or swa_freq"
+                f"the first checkpoint is due at the end of epoch {self.schedule.first_save}, too "
+                f"late before epoch {epochs}, {last}: train longer or lower start_epoch or swa_freq"
             )
 
     def _finish(self) -> None:
@@ -196,7 +182,7 @@ class AveragingCallback(SavingCallback):
         self._check(self._background.drain())
         output = self.directory / f"average{self.framework.suffix}"
         merge(open_run(self.directory), output, overwrite=True)
-        self._load(output)
+        self.framework.load(self.model, output)
         self._tell("final model weights set to stochastic weight average")
 
     def _remove(self) -> None:

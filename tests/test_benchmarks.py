@@ -1,4 +1,4 @@
-"""The benchmark program itself, at tiny sizes: it is run by hand, and would rot unseen."""
+"""The benchmark programs themselves, at tiny sizes: they are run by hand, and would rot unseen."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 
-def bench(*options: str) -> list[list[str]]:
-    """The cells of all tables that it prints."""
-    program = Path(__file__).parent / "benchmarks" / "bench_merge.py"
+def bench(*options: str, name: str = "bench_merge") -> list[list[str]]:
+    """The cells of all tables that a benchmark prints."""
+    program = Path(__file__).parent / "benchmarks" / f"{name}.py"
     result = subprocess.run(
         [sys.executable, str(program), "--quick", *options],
         capture_output=True,
@@ -27,6 +27,13 @@ def test_the_benchmark_runs_with_a_warm_and_a_cold_cache():
     for row in rows:
         assert all(row), "an empty cell"
         assert row[-1] == "0 %", "misrounded"
+
+
+def test_the_benchmark_of_sweeps_runs():
+    header, _, *rows = bench(name="bench_sweep")
+    assert header == ["sums", "passes and evaluations s", "sweep s", "ratio"]
+    assert len(rows) == 2
+    assert all(all(row) for row in rows)
 
 
 @pytest.mark.slow

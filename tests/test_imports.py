@@ -15,8 +15,8 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("tensorflow", "keras", "jax", "torch", "matplotlib", "pandas",
-                                      "sklearn"):
+        if name.partition(".")[0] in ("tensorflow", "keras", "tf_keras", "jax", "torch",
+                                      "matplotlib", "pandas", "sklearn"):
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocked())
@@ -35,18 +35,26 @@ def run_blocked(code: str, *arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_public_names():
     assert ckptavg.__all__ == [
+        "SWA",
         "BatchNormReport",
         "Checkpoint",
         "CheckpointSaver",
         "CkptavgError",
+        "CkptavgWarning",
+        "DoctorReport",
         "MergePlan",
         "MergeReport",
+        "Recipe",
         "Record",
         "RefreshReport",
         "Run",
+        "SoupReport",
+        "Swad",
+        "SweepReport",
         "Verification",
         "__version__",
         "convert",
+        "doctor",
         "evaluate",
         "merge",
         "merge_into_model",
@@ -54,12 +62,14 @@ def test_the_public_names():
         "plan_merge",
         "refresh_batch_norm",
         "run_plan",
+        "soup",
+        "sweep",
         "update_batch_norm",
         "verify",
     ]
     for name in ckptavg.__all__:
         assert not isinstance(getattr(ckptavg, name), type(sys)), f"{name} is a module"
-    assert dir(ckptavg) == ckptavg.__all__
+    assert dir(ckptavg) == sorted(ckptavg.__all__)
     with pytest.raises(AttributeError, match="no attribute 'average'"):
         ckptavg.average  # noqa: B018
     assert ckptavg.__version__ == version("ckptavg")

@@ -393,10 +393,10 @@ def test_memory_limits_lower_the_threads_and_are_refused_when_too_low(checkpoint
         write_h5(tmp_path / f"{k}.weights.h5", {"layers/x/vars/0": np.zeros(10**7, "float32")})
         for k in range(2)
     ]
-    plan = plan_merge(large, tmp_path / "o.weights.h5", jobs=8, max_memory=2 * 10**7)
+    plan = plan_merge(large, tmp_path / "o.weights.h5", jobs=8, max_memory=3 * 10**7)
     assert plan.jobs == 2
-    assert plan_merge(large, tmp_path / "o.weights.h5", jobs=1000).jobs == 5  # blocks of 8 MiB
-    assert plan.memory <= 2 * 10**7
+    assert plan_merge(large, tmp_path / "o.weights.h5", jobs=1000).jobs == 4  # in 64 MiB
+    assert plan.memory <= 3 * 10**7
     with pytest.raises(ResourceError, match="at least"):
         plan_merge(checkpoints, tmp_path / "o.weights.h5", max_memory=1000)
     with pytest.raises(ResourceError, match="jobs is 0"):

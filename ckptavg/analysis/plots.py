@@ -1,8 +1,11 @@
 """Pictures of runs and averages: data and axes in, axes out. The only file that uses matplotlib."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 _LINE, _AVERAGE, _REFERENCE = "#0072b2", "#d55e00", "#555555"  # told apart by colour-blind readers
 
@@ -42,3 +45,38 @@ def metric_curve(
     ax.grid(alpha=0.25, linewidth=0.6)
     ax.legend(frameon=False, loc="best")
     return ax
+
+
+def recipe_curves(
+    positions: Sequence[float], recipes: Mapping[str, Sequence[float]], *, ax: Axes
+) -> Axes:
+    """Draws the coefficients of recipes over the positions of the checkpoints in training.
+
+    Args:
+        positions: of the checkpoints, such as their steps.
+        recipes: coefficients, one for each checkpoint, by the name of their recipe.
+        ax: axes to draw into.
+
+    Returns:
+        The axes.
+    """
+    for name, coefficients in recipes.items():
+        points = sorted(zip(positions, coefficients, strict=True))
+        ax.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1.2, label=name)
+    ax.set_xlabel("position in training")
+    ax.set_ylabel("coefficient")
+    ax.grid(alpha=0.25, linewidth=0.6)
+    ax.legend(frameon=False, loc="best")
+    return ax
+
+
+def save_figure(draw: Callable[[Axes], Axes], path: Path) -> None:
+    """Makes a figure of one pair of axes, has it drawn, and saves it; the suffix says the format.
+
+    Raises:
+        ValueError: matplotlib knows no such format.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    figure.savefig(path, dpi=120)

@@ -8,7 +8,6 @@ import numpy as np
 
 from ckptavg.batch_norm.statistics import Merge, Pool, Statistics, averaged, pooled
 from ckptavg.batch_norm.steps import HiddenCallError, Step
-from ckptavg.batches import count_samples
 from ckptavg.errors import CkptavgError, DataError, ModelError, ResourceError, first_line
 
 
@@ -44,7 +43,7 @@ class Gathering:
         """
         try:
             outputs, columns = self._step(inputs)
-            samples = count_samples(inputs)
+            samples = self._step.count(inputs)
         except HiddenCallError as error:
             raise self._hidden(error.number) from error
         except Exception as error:

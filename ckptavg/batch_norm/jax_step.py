@@ -8,6 +8,7 @@ from keras import ops
 
 from ckptavg.batch_norm.observing import Observer
 from ckptavg.batch_norm.steps import Given, HiddenCallError, forward, seed_states
+from ckptavg.batches import count_samples
 
 
 class JaxStep:
@@ -39,6 +40,9 @@ class JaxStep:
         except jax.errors.UnexpectedTracerError as error:
             raise HiddenCallError from error
         return outputs, [columns]
+
+    def count(self, inputs: Any) -> int:
+        return count_samples(inputs)
 
     def is_exhausted(self, error: Exception) -> bool:
         return "RESOURCE_EXHAUSTED" in str(error)

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+_LONG = 1024
+"""Values in a row from which on float32 loses too much."""
+
 
 class Moments(NamedTuple):
     """Of each channel, as tensors of shape (channels,) and the wide dtype."""
@@ -30,8 +33,8 @@ def wide_dtype() -> str:
 def batch_moments(inputs: Any, mask: Any, axis: int) -> Moments:
     """The moments of a batch over all axes but one.
 
-    Values are summed in float32 along all axes but the first, which are short, and in the wide
-    dtype along the first, so that nothing is lost to the size of a batch. The variance is that of
+    Values are summed in float32 along short axes, one by one, and in the wide dtype along the batch
+    and along what is long, so that nothing is lost to their number. The variance is that of
     deviations from the mean, never a difference of large sums.
 
     Args:
@@ -65,6 +68,8 @@ def batch_moments(inputs: Any, mask: Any, axis: int) -> Moments:
 def _wide_sum(values: Any, axes: list[int]) -> Any:
     first, *others = axes
     for axis in reversed(others):
+        if (values.shape[axis] or _LONG) >= _LONG:
+            values = ops.cast(values, wide_dtype())
         values = ops.sum(values, axis=axis)
     return ops.sum(ops.cast(values, wide_dtype()), axis=first)
 

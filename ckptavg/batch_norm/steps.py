@@ -35,6 +35,10 @@ class Step(Protocol):
         """
         ...
 
+    def count(self, inputs: Any) -> int:
+        """Number of samples in a batch."""
+        ...
+
     def is_exhausted(self, error: Exception) -> bool:
         """Whether the error says that memory does not suffice."""
         ...

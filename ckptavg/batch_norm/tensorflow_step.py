@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from ckptavg.batch_norm.observing import Observer
 from ckptavg.batch_norm.steps import Given, HiddenCallError, forward, seed_states
+from ckptavg.batches import count_samples
 
 
 class TensorFlowStep:
@@ -41,13 +42,16 @@ class TensorFlowStep:
 
     def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
         if self._replicas == 1:
-            inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+            inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
         else:
             inputs = keras.tree.map_structure(self._divided, inputs)
         values = [tf.constant(value, variable.dtype) for variable, value in self.given]
         outputs, columns, states = self._run(inputs, values, self._states)
         self._states = [self._local(state)[0] for state in states]
         return outputs, list(self._local(columns))
+
+    def count(self, inputs: Any) -> int:
+        return sum(map(count_samples, self._local(keras.tree.flatten(inputs)[0])))
 
     def is_exhausted(self, error: Exception) -> bool:
         return isinstance(error, tf.errors.ResourceExhaustedError)
@@ -59,7 +63,7 @@ class TensorFlowStep:
         """A part of the inputs on all replicas, each with a share of the samples."""
         if isinstance(part, tf.distribute.DistributedValues):
             return part
-        part = tf.convert_to_tensor(part)
+        part = keras.ops.convert_to_tensor(part)
         bounds = [len(part) * n // self._replicas for n in range(self._replicas + 1)]
         shares = [part[start:end] for start, end in pairwise(bounds)]
         return self._strategy.experimental_distribute_values_from_function(

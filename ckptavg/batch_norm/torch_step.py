@@ -8,6 +8,7 @@ from keras import ops
 
 from ckptavg.batch_norm.observing import Observer
 from ckptavg.batch_norm.steps import Given, forward, seed_states
+from ckptavg.batches import count_samples
 
 
 class TorchStep:
@@ -27,6 +28,9 @@ class TorchStep:
                 self._model, self._observer, self._training, inputs, given
             )
         return outputs, [columns]
+
+    def count(self, inputs: Any) -> int:
+        return count_samples(inputs)
 
     def is_exhausted(self, error: Exception) -> bool:
         return isinstance(error, torch.OutOfMemoryError)

@@ -3,15 +3,29 @@
 import importlib
 import signal
 import sys
+import warnings
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from ckptavg.errors import CkptavgError
+from ckptavg.errors import CkptavgError, CkptavgWarning
 from ckptavg.version import __version__
 
-_COMMANDS = ("demo", "merge", "update-bn", "evaluate", "inspect", "verify", "convert")
+_COMMANDS = (
+    "demo",
+    "merge",
+    "recipes",
+    "sweep",
+    "soup",
+    "doctor",
+    "update-bn",
+    "evaluate",
+    "inspect",
+    "verify",
+    "convert",
+)
+_usual_warning = warnings.showwarning
 _STYLE = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
 
 
@@ -63,6 +77,7 @@ def _root(
 
 def main() -> None:
     """Runs the command line: exit status 0, 1 for what the user can mend, 2 for wrong usage."""
+    warnings.showwarning = _show_warning
     # A scheduler that stops the process finds it cleaned up, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -73,6 +88,14 @@ def main() -> None:
         # Of the system, such as a full disk or a folder without permission.
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    """Tells of our own warnings as of errors; others go their usual way."""
+    if issubclass(category, CkptavgWarning):
+        typer.echo(f"warning: {message}", err=True)
+    else:
+        _usual_warning(message, category, *rest)
 
 
 def _fail(message: str) -> None:

@@ -46,6 +46,45 @@ DATA_HELP = (
     "file.py:callable or package.module:callable that returns a tf.data.Dataset, arrays, "
     "a PyDataset or batches; or an .npz file with x (and y)."
 )
+Training = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help=f"Training data for BatchNorm passes: {DATA_HELP}",
+        show_default=False,
+    ),
+]
+Choosing = Annotated[
+    str | None,
+    typer.Option(
+        "--eval-data",
+        metavar="SPEC",
+        help="Held-out data (x, y) that choose, in any of these forms.",
+        show_default=False,
+    ),
+]
+Reporting = Annotated[
+    str | None,
+    typer.Option(
+        "--test-data",
+        metavar="SPEC",
+        help="Data (x, y) that chose nothing, for a report on the best one.",
+        show_default=False,
+    ),
+]
+SameData = Annotated[
+    bool,
+    typer.Option("--allow-same-data", help="Let --test-data share samples with --eval-data."),
+]
+Monitor = Annotated[str, typer.Option("--monitor", metavar="NAME", help="Metric that chooses.")]
+Mode = Annotated[
+    str, typer.Option("--mode", metavar="MODE", help="Best is min, max, or auto: by name.")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", help="Batches of --data to see; all if left out."),
+]
 
 _UNITS = {"": 1, "B": 1}
 _UNITS.update({f"{unit}B": 1000 ** (n + 1) for n, unit in enumerate("KMGT")})

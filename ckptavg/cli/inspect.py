@@ -50,6 +50,8 @@ def _print_run(run: Run) -> None:
     typer.echo(f"{run.directory}: {describe_epochs(run.checkpoints)}, {total}")
     _describe(records[-1])
     typer.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
+    if run.averages:
+        typer.echo(f"  tracked     {_list_averages(run)}")
     if run.uncommitted:
         names = ", ".join(path.name for path in run.uncommitted)
         typer.echo(f"  not saved whole (no record): {names}")
@@ -98,6 +100,12 @@ def _describe(record: Record) -> None:
         typer.echo(f"  BatchNorm   {state.layers} layers, {meaning}")
 
 
+def _list_averages(run: Run) -> str:
+    found = [average.record.ema for average in run.averages]
+    sigmas = ", ".join(f"{sigma:g}" for sigma in sorted({ema.sigma_rel for ema in found}))
+    return f"averages of sigma_rel {sigmas} at {len({ema.step for ema in found})} steps"
+
+
 def _run_content(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.directory),
@@ -106,6 +114,9 @@ def _run_content(run: Run) -> dict[str, Any]:
         "checkpoints": [
             {"path": str(checkpoint.path), **_facts(checkpoint.record)}
             for checkpoint in run.checkpoints
+        ],
+        "averages": [
+            {"path": str(average.path), **_facts(average.record)} for average in run.averages
         ],
     }
 

@@ -1,36 +1,38 @@
 """`ckptavg merge`: average checkpoints."""
 
-import shlex
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ckptavg.checkpoints import Checkpoint, list_epochs, select
+from ckptavg.checkpoints import select
 from ckptavg.cli.common import (
     DATA_HELP,
     Json,
     Model,
     Overwrite,
-    human_size,
     keras_session,
-    model_hint,
     parse_epochs,
     parse_size,
     print_json,
     progress_bars,
     resident,
 )
-from ckptavg.cli.plan_table import plan_content, print_left_out, print_plan
-from ckptavg.errors import MemoryLimitError, ResourceError, SpecError
-from ckptavg.merging import MergeReport, run_plan
+from ckptavg.cli.merge_report import (
+    batch_norm_content,
+    print_batch_norm,
+    print_merged,
+    report_content,
+)
+from ckptavg.cli.plan_table import plan_content, print_plan
+from ckptavg.errors import MemoryLimitError, RecipeError, ResourceError, SpecError
+from ckptavg.merging import run_plan
 from ckptavg.plan import MergePlan, plan_merge
-from ckptavg.record import BatchNormRecord
+from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe
 from ckptavg.sources import resolve
+from ckptavg.swad import Swad
 
 
 def merge(
@@ -61,20 +63,61 @@ def merge(
     last: Annotated[
         int | None, typer.Option(help="Only the last N checkpoints.", metavar="N")
     ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="swad: only those from the convergence of the loss --monitor to its rise.",
+            show_default=False,
+        ),
+    ] = None,
+    n_converge: Annotated[
+        int, typer.Option(metavar="N", help="Of swad: checkpoints without a new best loss.")
+    ] = 3,
+    n_tolerance: Annotated[
+        int, typer.Option(metavar="N", help="Of swad: checkpoints that are all too high.")
+    ] = 6,
+    tolerance_ratio: Annotated[
+        float, typer.Option(metavar="R", help="Of swad: how much higher is too high.")
+    ] = 0.3,
     best: Annotated[
         int | None, typer.Option(help="Only the N best by --monitor.", metavar="N")
     ] = None,
     monitor: Annotated[
-        str, typer.Option(help="Metric that --best goes by.", metavar="NAME")
+        str, typer.Option(help="Metric that --best and --window go by.", metavar="NAME")
     ] = "val_loss",
     mode: Annotated[
         str, typer.Option(help="Best is min, max, or auto: by name.", metavar="MODE")
     ] = "auto",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How to weigh the checkpoints: uniform, the plain mean, if left out; "
+            "`ckptavg recipes` lists them.",
+            show_default=False,
+        ),
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(metavar="D", help="Of the recipe ema, from checkpoint to checkpoint."),
+    ] = None,
+    sigma_rel: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="Of power-ema and posthoc-ema: length as a share of the training, up to 0.289.",
+        ),
+    ] = None,
+    at_step: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of posthoc-ema: the step to end at; the last by default."),
+    ] = None,
     coefficients: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
-            help="One for each checkpoint, like 0.2,0.3,0.5; the plain mean if left out.",
+            help="One for each checkpoint, like 0.2,0.3,0.5, in place of a recipe.",
             show_default=False,
         ),
     ] = None,
@@ -135,7 +178,23 @@ def merge(
         raise ResourceError(
             "--max-memory limits a merge without --data: the BatchNorm pass needs what Keras needs"
         )
-    chosen = _choose(sources, epochs, last, best, monitor, mode)
+    weights = _recipe(recipe, decay, sigma_rel, at_step, coefficients)
+    if weights.name == POSTHOC_EMA:
+        if any(choice is not None for choice in (epochs, last, best, window)):
+            raise RecipeError("posthoc-ema takes all averages that a run has tracked: choose none")
+        chosen = sources
+    else:
+        wanted = None if epochs is None else parse_epochs(epochs)
+        swad = _swad(window, n_converge, n_tolerance, tolerance_ratio)
+        chosen = select(
+            resolve(sources),
+            epochs=wanted,
+            last=last,
+            best=best,
+            monitor=monitor,
+            mode=mode,
+            window=swad,
+        )
     configured = model is not None and model.endswith((".keras", ".json"))
     # A callable must be called to know the model's configuration; a file can be read.
     live = data is not None or (not configured and model is not None and output.suffix == ".keras")
@@ -143,6 +202,7 @@ def merge(
         plan = plan_merge(
             chosen,
             output,
+            recipe=weights,
             coefficients=_numbers(coefficients),
             normalize=not no_normalize,
             non_float=non_float,
@@ -161,10 +221,10 @@ def merge(
     with progress_bars() as bar:
         report = run_plan(plan, bar("merging", plan.bytes_read), resume=resume)
     if json:
-        print_json(_report(report))
+        print_json(report_content(report))
         return
-    _print_merged(report)
-    _print_batch_norm(report.output, report.record.batch_norm)
+    print_merged(report)
+    print_batch_norm(report.output, report.record.batch_norm)
 
 
 def _merge_into_model(
@@ -197,24 +257,33 @@ def _merge_into_model(
             batch_progress=bar("BatchNorm pass", batches),
         )
     if json:
-        report = _report(result.merged)
-        report.update(output=str(result.output), batch_norm=_batch_norm(result.record.batch_norm))
+        report = report_content(result.merged)
+        report.update(
+            output=str(result.output), batch_norm=batch_norm_content(result.record.batch_norm)
+        )
         print_json(report)
         return
-    _print_merged(result.merged, result.output)
-    _print_batch_norm(result.output, result.record.batch_norm)
+    print_merged(result.merged, result.output)
+    print_batch_norm(result.output, result.record.batch_norm)
 
 
-def _choose(
-    sources: list[str],
-    epochs: str | None,
-    last: int | None,
-    best: int | None,
-    monitor: str,
-    mode: str,
-) -> tuple[Checkpoint, ...]:
-    wanted = None if epochs is None else parse_epochs(epochs)
-    return select(resolve(sources), epochs=wanted, last=last, best=best, monitor=monitor, mode=mode)
+def _swad(
+    window: str | None, n_converge: int, n_tolerance: int, tolerance_ratio: float
+) -> Swad | None:
+    if window not in (None, "swad"):
+        raise typer.BadParameter(f"--window is '{window}', but must be swad")
+    return None if window is None else Swad(n_converge, n_tolerance, tolerance_ratio)
+
+
+def _recipe(
+    name: str | None,
+    decay: float | None,
+    sigma_rel: float | None,
+    at_step: int | None,
+    coefficients: str | None,
+) -> Recipe:
+    default = UNIFORM if coefficients is None else COEFFICIENTS
+    return Recipe(name or default, decay=decay, sigma_rel=sigma_rel, at_step=at_step)
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -240,85 +309,3 @@ def _limit_of_the_process(limit: str | None) -> Iterator[int | None]:
             f"--max-memory {limit} is too low: at least {held + error.least:,} bytes are needed, "
             f"{held:,} of them by the program itself"
         ) from error
-
-
-def _print_merged(report: MergeReport, output: Path | None = None) -> None:
-    plan = report.plan
-    actions = Counter(item.action for item in plan.items)
-    copied = actions["equal"] + actions["last"]
-    tensors = [f"{actions['average']} averaged"]
-    tensors += [f"{copied} copied"] if copied else []
-    tensors += [f"{actions['drop']} dropped (optimizer state)"] if actions["drop"] else []
-    typer.echo(f"wrote {output or report.output}: {_described(plan)}")
-    typer.echo(f"  tensors     {', '.join(tensors)}")
-    speed = plan.bytes_read / max(report.seconds, 1e-9)
-    typer.echo(
-        f"  read        {human_size(plan.bytes_read)} in {report.seconds:.2f} s "
-        f"({human_size(speed)}/s)"
-    )
-    unverified = len(report.unverified)
-    recorded = all(source.proof is not None for source in plan.sources)
-    by = "the digests in the records" if recorded else "digests and checksums"
-    proof = f"every byte proven by {by}"
-    if unverified:
-        proof = f"{unverified} of {len(plan.sources)} checkpoints unverified: they have no record"
-    typer.echo(f"  proof       {proof}")
-    print_left_out(plan)
-    if report.resumed:
-        typer.echo(f"  resumed     {report.resumed:.0%} were done before, and proven again")
-
-
-def _described(plan: MergePlan) -> str:
-    epochs = [source.epoch for source in plan.sources if source.epoch is not None]
-    count = f"{len(plan.sources)} checkpoint" + ("s" if len(plan.sources) != 1 else "")
-    mean = "mean" if plan.recipe == "uniform" else "weighted mean"
-    return f"the {mean} of {count}" + (f" (epochs {list_epochs(epochs)})" if epochs else "")
-
-
-def _print_batch_norm(output: Path, state: BatchNormRecord | None) -> None:
-    if state is None:
-        return
-    if state.samples is not None:
-        typer.echo(
-            f"  BatchNorm   statistics of {state.layers} layers {state.statistics}: re-estimated "
-            f"from {state.samples:,} samples"
-        )
-    elif state.statistics == "stale":
-        typer.echo(
-            "  BatchNorm   statistics are stale: they are averages, not those of the averaged\n"
-            "              network. Re-estimate them from training data before use:\n\n"
-            f"    {_how_to_refresh(output)}"
-        )
-
-
-def _how_to_refresh(output: Path) -> str:
-    for suffix in (".weights.h5", ".keras"):
-        if output.name.endswith(suffix):
-            target = output.with_name(output.name.removesuffix(suffix) + "-bn" + suffix)
-            return (
-                f"ckptavg update-bn {shlex.quote(str(output))} -o {shlex.quote(str(target))}"
-                f"{model_hint(output)} --data SPEC"
-            )
-    return "load it into your model, then call ckptavg.update_batch_norm(model, data)"
-
-
-def _report(report: MergeReport) -> dict[str, Any]:
-    plan = report.plan
-    return {
-        "output": str(report.output),
-        "recipe": plan.recipe,
-        "sources": [asdict(source) for source in report.record.sources],
-        "tensors": dict(Counter(item.action for item in plan.items)),
-        "bytes_read": plan.bytes_read,
-        "bytes_written": plan.bytes_written,
-        "seconds": report.seconds,
-        "resumed": report.resumed,
-        "jobs": plan.jobs,
-        "unverified": [str(path) for path in report.unverified],
-        "left_out": [str(checkpoint.path) for checkpoint in plan.left_out],
-        "batch_norm": _batch_norm(report.record.batch_norm),
-    }
-
-
-def _batch_norm(state: BatchNormRecord | None) -> dict[str, Any] | None:
-    return None if state is None else asdict(state)

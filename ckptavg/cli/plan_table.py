@@ -6,7 +6,9 @@ from typing import Any
 import typer
 
 from ckptavg.cli.common import human_size, new_table, print_table, resident
+from ckptavg.cli.merge_report import print_left_out, print_recipe
 from ckptavg.plan import MergePlan
+from ckptavg.recipes import effective_sample_size
 
 _ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}
 
@@ -16,6 +18,7 @@ def print_plan(plan: MergePlan) -> None:
     counts = Counter(_ACTIONS[item.action] for item in plan.items)
     typer.echo(f"would write {plan.output}, nothing is written now")
     typer.echo(f"  tensors     {', '.join(f'{n} {action}' for action, n in counts.items())}")
+    print_recipe(plan)
     typer.echo(f"  read        {human_size(plan.bytes_read)} of {len(plan.sources)} checkpoints")
     typer.echo(f"  written     {human_size(plan.bytes_written)}")
     typer.echo(f"  disk        {human_size(plan.disk)}")
@@ -50,13 +53,6 @@ def print_plan(plan: MergePlan) -> None:
         print_table(table)
 
 
-def print_left_out(plan: MergePlan) -> None:
-    """Prints which checkpoints a merge leaves out, and why."""
-    for checkpoint in plan.left_out:
-        name = checkpoint.record.non_finite[0]
-        typer.echo(f"  left out    {checkpoint.path.name}: '{name}' holds NaN or infinity")
-
-
 def plan_content(plan: MergePlan) -> dict[str, Any]:
     """A plan for machines."""
     return {
@@ -64,6 +60,7 @@ def plan_content(plan: MergePlan) -> dict[str, Any]:
         "files": [str(file) for file in plan.output_files],
         "recipe": plan.recipe,
         "left_out": [str(checkpoint.path) for checkpoint in plan.left_out],
+        "effective_sample_size": effective_sample_size(plan.coefficients),
         "sources": [
             {
                 "path": str(source.path),

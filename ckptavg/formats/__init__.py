@@ -39,6 +39,7 @@ READ_SUFFIXES = tuple(_READERS)
 """Of the files that `open_reader` can read."""
 
 __all__ = [
+    "LEGACY",
     "READ_SUFFIXES",
     "STATE_FILE",
     "CheckpointReader",

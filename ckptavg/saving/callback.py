@@ -88,6 +88,7 @@ class SavingCallback:
             on_error=on_error,
             in_flight=in_flight,
         )
+        self.framework.check(self.options)
         self.verbose = verbose
         self.blocked = []
         self._background: Background[Record] = Background(in_flight)

@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ckptavg.formats import Structure
+from ckptavg.saving.options import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,19 @@ class Framework(ABC):
     Attributes:
         packages: those whose versions a record names.
         suffix: of the checkpoint files that it loads.
-        sharded_suffix: of those that are split among files.
+        sharded_suffix: of those that are split among files; None if it loads no such.
     """
 
     packages: ClassVar[tuple[str, ...]]
     suffix: ClassVar[str]
-    sharded_suffix: ClassVar[str]
+    sharded_suffix: ClassVar[str | None] = None
+
+    def check(self, options: Options) -> None:  # noqa: B027 (most can do all)
+        """Makes sure that files of this framework can be what the options ask for.
+
+        Raises:
+            SaverError: they cannot.
+        """
 
     @abstractmethod
     def place(self, model: Any, include_optimizer: bool) -> Placement | None:
@@ -43,6 +52,16 @@ class Framework(ABC):
     @abstractmethod
     def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
         """Writes a checkpoint by the framework's own means, in place."""
+
+    @abstractmethod
+    def load(self, model: Any, path: Path) -> None:
+        """Loads the weights of a checkpoint into a model that is built.
+
+        Raises:
+            FormatError: the file is not a checkpoint, or is damaged.
+            IntegrityError: the file differs from its record, if it has one.
+            ModelError: the checkpoint does not fit the model.
+        """
 
     @abstractmethod
     def is_built(self, model: Any, include_optimizer: bool) -> bool:

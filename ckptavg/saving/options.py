@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from ckptavg.checkpoints import direction
+from ckptavg.checkpoints import metric_sign
 from ckptavg.errors import RunError, SaverError
 
 EXISTING = ("error", "resume", "overwrite")
@@ -42,7 +42,7 @@ class KeepBest:
             )
         monitor, count, mode = (*value, "auto")[:3]
         try:
-            return cls(str(monitor), positive("keep_best", count), direction(str(monitor), mode))
+            return cls(str(monitor), positive("keep_best", count), metric_sign(str(monitor), mode))
         except RunError as error:
             raise SaverError(f"keep_best: {error}") from error
 

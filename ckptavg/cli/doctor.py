@@ -1,0 +1,135 @@
+"""`ckptavg doctor`: which checkpoints do not belong into an average."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptavg.checkpoints import Checkpoint, list_epochs
+from ckptavg.cli.common import (
+    Choosing,
+    Json,
+    Model,
+    Steps,
+    Training,
+    keras_session,
+    model_spec,
+    new_table,
+    print_json,
+    print_table,
+    progress_bars,
+)
+from ckptavg.sources import resolve
+
+if TYPE_CHECKING:
+    from ckptavg.search.doctor import Diagnosis, DoctorReport
+
+
+def doctor(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="A run, checkpoint files, a quoted pattern, or a folder of checkpoints.",
+            show_default=False,
+        ),
+    ],
+    model: Model = None,
+    data: Training = None,
+    eval_data: Choosing = None,
+    steps: Steps = None,
+    json: Json = False,
+) -> None:
+    """Say which checkpoints do not belong into an average, and why.
+
+    Reads all checkpoints once, side by side. With --model and --eval-data also evaluates the
+    midpoints between neighbours: a barrier of the loss means different basins.
+    """
+    from ckptavg.search.doctor import doctor as examine
+
+    checkpoints = resolve(sources)
+    size = sum(c.record.size for c in checkpoints if c.record is not None) or None
+    with progress_bars() as bar:
+        reading = bar("reading", size)
+        if model is data is eval_data is None:
+            report = examine(checkpoints, progress=reading)
+        else:
+            with keras_session():
+                from ckptavg.specs import load_data, load_model
+
+                known = model if eval_data is None else model_spec(model, checkpoints[0].path)
+                report = examine(
+                    checkpoints,
+                    model=None if known is None else load_model(known),
+                    data=None if data is None else load_data(data),
+                    eval_data=None if eval_data is None else load_data(eval_data),
+                    steps=steps,
+                    progress=reading,
+                )
+    command = _suggestion(sources, report.keep, len(checkpoints))
+    if json:
+        print_json(_content(report, command))
+        return
+    _print(report)
+    typer.echo(f"\nkeep {len(report.keep)} of {len(checkpoints)} checkpoints")
+    if command is not None:
+        typer.echo(f"\n  {command}")
+
+
+def _print(report: "DoctorReport") -> None:
+    table = new_table()
+    table.add_column("checkpoint", overflow="fold")
+    evaluated = any(d.loss is not None for d in report.diagnoses)
+    titles = ["norm", "cosine", "worst layer's", "to mean", "step"]
+    for title in (*titles, *(("loss", "barrier") if evaluated else ())):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for d in report.diagnoses:
+        values = [d.norm, d.cosine, d.worst_cosine, d.to_mean, d.step]
+        values += [d.loss, d.barrier] if evaluated else []
+        table.add_row(d.checkpoint.path.name, *map(_number, values), d.verdict)
+    print_table(table)
+    for d in report.diagnoses:
+        for reason in d.reasons:
+            typer.echo(f"\nleave out {d.checkpoint.path.name}: {reason}")
+    for warning in report.warnings:
+        typer.echo(f"\nwarning: {warning}")
+
+
+def _suggestion(sources: Sequence[str], keep: Sequence[Checkpoint], count: int) -> str | None:
+    """The merge of what belongs together."""
+    if not keep:
+        return None
+    epochs = [checkpoint.epoch for checkpoint in keep]
+    if len(keep) == count:
+        chosen = [*sources]
+    elif len(sources) == 1 and Path(sources[0]).is_dir() and None not in epochs:
+        chosen = [*sources, "--epochs", list_epochs(epochs).replace(" ", "")]
+    else:
+        chosen = [str(checkpoint.path) for checkpoint in keep]
+    return shlex.join(["ckptavg", "merge", *chosen, "-o", "swa.weights.h5"])
+
+
+def _content(report: "DoctorReport", command: str | None) -> dict[str, Any]:
+    return {
+        "keep": [str(checkpoint.path) for checkpoint in report.keep],
+        "command": command,
+        "warnings": report.warnings,
+        "checkpoints": [_facts(diagnosis) for diagnosis in report.diagnoses],
+    }
+
+
+def _facts(diagnosis: "Diagnosis") -> dict[str, Any]:
+    names = ("norm", "cosine", "worst_layer", "worst_cosine", "to_mean", "step", "loss", "barrier")
+    return {
+        "path": str(diagnosis.checkpoint.path),
+        "verdict": diagnosis.verdict,
+        "reasons": diagnosis.reasons,
+        **{name: getattr(diagnosis, name) for name in names},
+    }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

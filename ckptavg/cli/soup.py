@@ -1,0 +1,126 @@
+"""`ckptavg soup`: an average of those checkpoints that make it better."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ckptavg.cli.common import (
+    Choosing,
+    Json,
+    Mode,
+    Model,
+    Monitor,
+    Output,
+    Overwrite,
+    Reporting,
+    SameData,
+    Steps,
+    Training,
+    keras_session,
+    model_spec,
+    print_json,
+    progress_bars,
+)
+from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
+from ckptavg.errors import SpecError
+from ckptavg.sources import resolve
+
+if TYPE_CHECKING:
+    from ckptavg.search.soup import Ingredient, SoupReport
+
+
+def soup(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CKPT...",
+            help="Checkpoints of one model, also of different runs; runs; patterns.",
+            show_default=False,
+        ),
+    ],
+    output: Output,
+    method: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="greedy: those that help, best first; uniform: all."),
+    ] = "greedy",
+    eval_data: Choosing = None,
+    model: Model = None,
+    data: Training = None,
+    monitor: Monitor = "val_loss",
+    mode: Mode = "auto",
+    test_data: Reporting = None,
+    allow_same_data: SameData = False,
+    steps: Steps = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Average those of some checkpoints that make the average better.
+
+    A greedy soup begins with the best checkpoint and keeps each further one with which it is not
+    worse on --eval-data. A CSV beside the output tells of all that were tried.
+    """
+    if eval_data is None:
+        raise SpecError("a soup needs data that choose: pass --eval-data SPEC")
+    check_csv(output, overwrite)
+    checkpoints = resolve(sources)
+    spec = model_spec(model, checkpoints[0].path)
+    with keras_session(), progress_bars() as bar:
+        from ckptavg.search.soup import soup as make_soup
+        from ckptavg.specs import load_data, load_model
+
+        count = 2 * len(checkpoints) - 1 if method == "greedy" else 1
+        report = make_soup(
+            checkpoints,
+            output,
+            method=method,
+            model=load_model(spec),
+            data=None if data is None else load_data(data),
+            eval_data=load_data(eval_data),
+            test_data=None if test_data is None else load_data(test_data),
+            monitor=monitor,
+            mode=mode,
+            steps=steps,
+            allow_same_data=allow_same_data,
+            data_name=data,
+            overwrite=overwrite,
+            progress=bar("evaluations", count),
+        )
+    lines = [_line(ingredient, report.monitor) for ingredient in report.ingredients]
+    write_csv(csv_path(output), lines, report.monitor)
+    if json:
+        print_json(_content(report, lines))
+        return
+    print_lines(lines, report.monitor)
+    typer.echo()
+    kept = sum(ingredient.kept for ingredient in report.ingredients)
+    value = report.metrics[report.monitor]
+    typer.echo(f"wrote {output} and {csv_path(output).name}: {method} soup of {kept} checkpoints")
+    typer.echo(
+        f"tried {report.tried} candidates; {report.monitor} {value:.5g} on {eval_data}, which chose"
+    )
+    if report.test_metrics is not None:
+        told = ", ".join(f"{name} {value:.5g}" for name, value in report.test_metrics.items())
+        typer.echo(f"the soup on {test_data}: {told}")
+
+
+def _line(ingredient: "Ingredient", monitor: str) -> Line:
+    with_soup = (ingredient.with_soup or {}).get(monitor)
+    return Line(
+        {
+            "checkpoint": str(ingredient.checkpoint.path),
+            "kept": "yes" if ingredient.kept else "no",
+            "soup_with_it": "" if with_soup is None else with_soup,
+        },
+        ingredient.metrics,
+    )
+
+
+def _content(report: "SoupReport", lines: list[Line]) -> dict[str, object]:
+    return {
+        "output": str(report.output),
+        "monitor": report.monitor,
+        "metrics": report.metrics,
+        "tried": report.tried,
+        "test_metrics": report.test_metrics,
+        "ingredients": [line.content() for line in lines],
+    }

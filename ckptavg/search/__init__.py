@@ -1,0 +1,1 @@
+"""Looking for a better average: sweeps, soups, and a look before merging."""

@@ -1,0 +1,50 @@
+"""The weights of a live model by their stored names, set in place."""
+
+from collections.abc import Iterable
+
+import keras
+
+from ckptavg.errors import ModelError
+from ckptavg.keras_saving import Keras3
+from ckptavg.search.sums import Tensor
+
+
+class LiveWeights:
+    """Sets the weights of a built model without a file."""
+
+    def __init__(self, model: keras.Model) -> None:
+        """Finds out which variable is stored under which name.
+
+        Raises:
+            ModelError: a layer saves something else than its variables, as quantized ones do.
+        """
+        placement = Keras3().place(model, include_optimizer=False)
+        if placement is None:
+            raise ModelError(
+                f"a layer of the model '{model.name}' saves something else than its variables: its "
+                "weights cannot be set in place"
+            )
+        self._model = model
+        self._variables = placement.variables
+
+    def assign(self, tensors: Iterable[Tensor]) -> None:
+        """Gives the variables the values of the tensors that are stored under their names.
+
+        Raises:
+            ModelError: the model has no tensor of a name, has one of another shape, or more.
+        """
+        missing = set(self._variables)
+        for name, values in tensors:
+            variable = self._variables.get(name)
+            if variable is None or tuple(variable.shape) != values.shape:
+                raise ModelError(
+                    f"the checkpoints do not fit the model '{self._model.name}': the model has no "
+                    f"'{name}' of shape {values.shape}"
+                )
+            variable.assign(values)
+            missing.discard(name)
+        if missing:
+            raise ModelError(
+                f"the checkpoints do not fit the model '{self._model.name}': they hold no "
+                f"'{min(missing)}'"
+            )

@@ -1,0 +1,44 @@
+"""The loss in the middle between neighbouring checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ckptavg.checkpoints import Checkpoint
+from ckptavg.plan import plan_average
+from ckptavg.recipes import UNIFORM, uniform
+from ckptavg.search.candidates import Judge
+from ckptavg.search.sums import weighted_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Midpoints:
+    """Losses of checkpoints, and of the means of each with the next one."""
+
+    losses: tuple[float, ...]
+    midpoints: tuple[float, ...]
+
+
+def measure_midpoints(
+    checkpoints: Sequence[Checkpoint],
+    model: keras.Model,
+    *,
+    data: Any,
+    eval_data: Any,
+    steps: int | None = None,
+) -> Midpoints:
+    """Evaluates checkpoints and midpoints alike, each after a BatchNorm pass if there are data."""
+    judge = Judge(model, data=data, eval_data=eval_data, monitor="loss", steps=steps)
+    count = len(checkpoints)
+    plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(count))
+
+    def loss(*numbers: int) -> float:
+        share = [1 / len(numbers) if n in numbers else 0.0 for n in range(count)]
+        return judge.score(weighted_mean(plan, share)).metrics["loss"]
+
+    return Midpoints(
+        tuple(loss(n) for n in range(count)), tuple(loss(n, n + 1) for n in range(count - 1))
+    )

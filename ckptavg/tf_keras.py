@@ -1,0 +1,99 @@
+"""CheckpointSaver and SWA for models of Keras 2, the package tf_keras."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import tf_keras
+
+from ckptavg.batches import input_batches
+from ckptavg.epoch_pass import EpochPass
+from ckptavg.errors import DataError
+from ckptavg.saving.callback import SavingCallback
+from ckptavg.swa_callback import AveragingCallback
+from ckptavg.tf_keras_batch_norm import BatchNormPass2
+from ckptavg.tf_keras_saving import Keras2, batch_norm_layers
+
+
+class CheckpointSaver(SavingCallback, tf_keras.callbacks.Callback):
+    """Writes the weights of a tf_keras model at SWA-frequency epochs, each with a record.
+
+    Arguments and behaviour are those of `ckptavg.CheckpointSaver`. Checkpoints are weights files of
+    Keras 2, `<directory>/checkpoints/epoch-0016.h5`, as `model.save_weights` writes them. They hold
+    no optimizer state and come in single files of float32, float16 or the model's own types, so
+    that `include_optimizer`, `max_shard_size` and `save_dtype="bfloat16"` are errors. There is no
+    `model.json`, because Keras 3 could not build the model. Load the average with tf_keras:
+
+    Example:
+        >>> saver = ckptavg.tf_keras.CheckpointSaver("run", start_epoch=16)
+        >>> model.fit(x, y, epochs=30, callbacks=[saver])
+        >>> ckptavg.merge("run", "swa.h5")
+        >>> model.load_weights("swa.h5")
+    """
+
+    framework = Keras2()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Otherwise tf_keras would fetch the logs of every batch, and wait for it to end.
+        self._supports_tf_logs = True
+
+
+class SWA(AveragingCallback, tf_keras.callbacks.Callback):
+    """Stochastic weight averaging within `fit` of a tf_keras model; see `ckptavg.SWA`.
+
+    Example:
+        >>> swa = ckptavg.tf_keras.SWA(start_epoch=75, lr_schedule="constant", swa_lr=0.01)
+        >>> model.fit(x, y, epochs=100, callbacks=[swa])
+    """
+
+    framework = Keras2()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._supports_tf_logs = True
+
+    def _has_statistics(self) -> bool:
+        return any(layer.trainable for layer in batch_norm_layers(self.model))
+
+    def _new_pass(self) -> EpochPass:
+        return _KerasPass(self.model)
+
+    def _update_batch_norm(self, data: Any) -> None:
+        found = BatchNormPass2(self.model)
+        for inputs in input_batches(data):
+            found.add(inputs)
+        found.finish()
+
+
+class _KerasPass(EpochPass):
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._pass: BatchNormPass2 | None = None
+
+    def _run(self, iterator: Iterator[Any]) -> dict[str, Any]:
+        if self._pass is None:  # the weights are those of the average by now
+            self._pass = BatchNormPass2(self._model)
+        logs = {}
+        for _ in range(SWA.framework.steps_per_execution(self._model)):
+            x, y, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(next(iterator))
+            outputs = self._pass.add(x)
+            logs = _logs(self._model, x, y, sample_weight, outputs)
+        return logs
+
+    def _set_statistics(self) -> None:
+        if self._pass is None:
+            raise DataError("the last epoch had no batch: BatchNorm statistics need at least one")
+        self._pass.finish()
+
+
+def _logs(model: Any, x: Any, y: Any, sample_weight: Any, outputs: Any) -> dict[str, Any]:
+    """Loss and metrics of a batch, as a training step logs them."""
+    if type(model).train_step is not tf_keras.Model.train_step:
+        return {"loss": float("nan")}  # what a step of the user's own would log is not known
+
+    def update(x: Any, y: Any, sample_weight: Any, outputs: Any) -> None:
+        model.compute_loss(x, y, outputs, sample_weight)
+        model.compute_metrics(x, y, outputs, sample_weight)
+
+    model.distribute_strategy.run(update, (x, y, sample_weight, outputs))
+    return model.get_metrics_result()
