@@ -230,7 +230,7 @@ def _compiled(model):
     return model
 
 
-@pytest.mark.parametrize("include_optimizer", [False, True])
+@pytest.mark.parametrize("include_optimizer", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", MODELS)
 def test_checkpoints_equal_keras_own(tmp_path, name, include_optimizer):
     x, y = tiny_data(32)
