@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ _FIRST_MARK = 2**40
 _MARK_SIZE = 64
 """Numbers set apart for each variable, more than a mark has."""
 
+_OPTIMIZER = "optimizer/"
+"""Where the state of the optimizer is that a model was compiled with."""
+
 
 class Keras3(Framework):
     """Keras 3 on any of its backends."""
@@ -36,19 +40,30 @@ class Keras3(Framework):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "marks.weights.h5"
             marks = _Marks()
+            stored: dict[str, Any] = {}
+            groups: dict[str, dict[str, str]] = {}
             try:
                 with marks:
-                    self.save(model, path, include_optimizer)
+                    save_weights(model, path)
+                    for place, optimizer in _optimizers(model) if include_optimizer else ():
+                        found: dict[str, Any] = {}
+                        optimizer.save_own_variables(found)
+                        stored |= {f"{place}/vars/{key}": mark for key, mark in found.items()}
+                        groups |= {place: {}, f"{place}/vars": {"name": optimizer.name}}
             except Exception:  # a layer that computes with what it saves may raise anything
                 return None
             with open_reader(path) as reader:
-                variables = _marked(reader, marks)
+                stored |= {
+                    name: _read(reader, tensor) for name, tensor in reader.structure.tensors.items()
+                }
                 structure = reader.structure
-        if variables is None:
+        variables = {name: marks.variable_of(values) for name, values in stored.items()}
+        if any(variable is None for variable in variables.values()):
             return None
         tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
+        optimizer = frozenset(name for name in tensors if name.startswith(_OPTIMIZER))
         return Placement(
-            Structure(tensors, structure.groups, optimizer=structure.optimizer), variables
+            Structure(tensors, structure.groups | groups, optimizer=optimizer), variables
         )
 
     def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
@@ -132,25 +147,47 @@ class _Marks(keras.StatelessScope):
         if id(variable) not in self.marks:
             shape = [(2, 3, 2, 3)[axis] if axis < 4 else 1 for axis in range(len(variable.shape))]
             first = _FIRST_MARK + _MARK_SIZE * len(self.marks)
-            self.marks[id(variable)] = -np.arange(first, first + math.prod(shape)).reshape(shape)
+            numbers = -np.arange(first, first + math.prod(shape))
+            self.marks[id(variable)] = numbers.reshape(shape).view(_Mark)
             self.variables[-first] = variable
         return self.marks[id(variable)].copy()
 
+    def variable_of(self, values: np.ndarray) -> Any | None:
+        """The variable whose mark this is, untouched; None if it is no such."""
+        values = np.asarray(values)
+        if values.dtype != np.int64 or not values.size:
+            return None
+        variable = self.variables.get(int(values.flat[0]))
+        if variable is None or not np.array_equal(values, self.marks[id(variable)]):
+            return None
+        return variable
 
-def _marked(reader: CheckpointReader, marks: _Marks) -> dict[str, Any] | None:
-    """The variable of each tensor in a file of marks; None if one holds anything else."""
-    variables = {}
-    for name, tensor in reader.structure.tensors.items():
-        if tensor.dtype != "int64" or not 0 < tensor.nbytes < 8 * _MARK_SIZE:
-            return None
-        buffer = bytearray(tensor.nbytes)
-        reader.read_into(tensor, 0, memoryview(buffer))
-        found = np.frombuffer(buffer, np.int64).reshape(tensor.shape)
-        variable = marks.variables.get(int(found.flat[0]))
-        if variable is None or not np.array_equal(found, marks.marks[id(variable)]):
-            return None
-        variables[name] = variable
-    return variables
+
+class _Mark(np.ndarray):
+    """An array that is asked for its values as tensors are."""
+
+    def numpy(self) -> np.ndarray:
+        return np.asarray(self)
+
+
+def _optimizers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The optimizers of a model, or within one, and the folders of files where Keras puts them."""
+    seen = set()
+    for name, value in sorted(vars(owner).items(), key=lambda item: _order(item[0])):
+        if isinstance(value, keras.optimizers.Optimizer) and id(value) not in seen:
+            seen.add(id(value))
+            yield f"{prefix}{name}", value
+            yield from _optimizers(value, f"{prefix}{name}/")
+
+
+def _order(attribute: str) -> tuple[bool, str]:
+    return attribute.startswith("_"), attribute
+
+
+def _read(reader: CheckpointReader, tensor: TensorInfo) -> np.ndarray:
+    buffer = bytearray(tensor.nbytes)
+    reader.read_into(tensor, 0, memoryview(buffer))
+    return np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
 
 
 def _tensor(name: str, variable: Any) -> TensorInfo:
