@@ -1,6 +1,7 @@
 """What the commands share: options, progress, sizes, and a quiet import of TensorFlow."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -272,6 +273,8 @@ def _import_keras() -> None:
             import keras
 
             keras.ops.ones(())  # devices are looked for at the first operation
+        # Every BatchNorm pass traces a step of its own, on purpose.
+        logging.getLogger("tensorflow").addFilter(lambda r: "retracing" not in r.getMessage())
     except ImportError as error:
         raise SpecError(
             f"this needs Keras and TensorFlow, which cannot be imported: {error}"
