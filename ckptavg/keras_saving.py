@@ -2,19 +2,16 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from ckptavg.formats import Structure, open_reader
+from ckptavg.formats import CheckpointReader, Structure, open_reader
+from ckptavg.formats.weights_h5 import keras_structure
 from ckptavg.keras_models import (
-    all_layers,
     batch_norm_layers,
     load_weights,
     model_config,
@@ -41,24 +38,28 @@ class Keras3(Framework):
         marks = _Marks()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "marks.weights.h5"
+            stored: dict[str, Any] = {}
+            groups: dict[str, dict[str, str]] = {}
             try:
                 with marks:
                     save_weights(model, path)
-                structure, variables = _placed(path, marks)
-                if include_optimizer:
-                    with _marked_optimizers(model, marks):
-                        layers = list(all_layers(model))
-                        keras.saving.save_weights(model, path, objects_to_skip=layers)
-                    added, of_optimizers = _placed(path, marks, structure.tensors)
-                    structure = Structure(
-                        {**structure.tensors, **added.tensors},
-                        {**added.groups, **structure.groups},
-                        optimizer=added.optimizer,
-                    )
-                    variables |= of_optimizers
+                    for place, optimizer in _optimizers(model) if include_optimizer else ():
+                        found: dict[str, Any] = {}
+                        optimizer.save_own_variables(found)
+                        stored |= {f"{place}/vars/{key}": mark for key, mark in found.items()}
+                        groups |= {place: {}, f"{place}/vars": {"name": optimizer.name}}
             except Exception:  # a layer that computes with what it saves may raise anything
                 return None
-        return Placement(structure, variables)
+            with open_reader(path) as reader:
+                stored |= {
+                    name: _read(reader, tensor) for name, tensor in reader.structure.tensors.items()
+                }
+                structure = reader.structure
+        variables = {name: marks.variable_of(values) for name, values in stored.items()}
+        if any(variable is None for variable in variables.values()):
+            return None
+        tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
+        return Placement(keras_structure(Structure(tensors, structure.groups | groups)), variables)
 
     def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
         if include_optimizer:
@@ -121,37 +122,6 @@ class Keras3(Framework):
         return super().is_chief(model)
 
 
-@contextmanager
-def _marked_optimizers(model: Any, marks: "_Marks") -> Iterator[None]:
-    """Lets optimizers save marks while everything else is saved as it is.
-
-    Keras makes an optimizer of its own on the way to those, to compare them with, which it could
-    not do in a scope.
-    """
-    values = tracked_optimizers(model)
-    values += [o.inner_optimizer for o in values if hasattr(o, "inner_optimizer")]
-    found = {id(optimizer): optimizer for optimizer in values}.values()  # each once
-
-    def marked(save: Callable[[Any], None], store: Any) -> None:
-        with marks:
-            save(store)
-
-    try:
-        for optimizer in found:
-            optimizer.save_own_variables = partial(marked, optimizer.save_own_variables)
-        yield
-    finally:
-        for optimizer in found:
-            vars(optimizer).pop("save_own_variables", None)
-
-
-class _Mark(np.ndarray):
-    """A number that can be asked for its value as tensors of TensorFlow can."""
-
-    def numpy(self) -> np.ndarray:
-        return np.asarray(self)
-
-
 class _Marks(keras.StatelessScope):
     """A scope in which every variable has a small array of numbers of its own for its value.
 
@@ -172,37 +142,47 @@ class _Marks(keras.StatelessScope):
         if id(variable) not in self.marks:
             shape = [(2, 3, 2, 3)[axis] if axis < 4 else 1 for axis in range(len(variable.shape))]
             first = _FIRST_MARK + _MARK_SIZE * len(self.marks)
-            numbers = np.arange(-first, -first - math.prod(shape), -1).reshape(shape)
-            self.marks[id(variable)] = numbers.view(_Mark)
+            numbers = -np.arange(first, first + math.prod(shape))
+            self.marks[id(variable)] = numbers.reshape(shape).view(_Mark)
             self.variables[-first] = variable
         return self.marks[id(variable)].copy()
 
+    def variable_of(self, values: np.ndarray) -> Any | None:
+        """The variable whose mark this is, untouched; None if it is no such."""
+        values = np.asarray(values)
+        if values.dtype != np.int64 or not values.size:
+            return None
+        variable = self.variables.get(int(values.flat[0]))
+        if variable is None or not np.array_equal(values, self.marks[id(variable)]):
+            return None
+        return variable
 
-def _placed(
-    path: Path, marks: _Marks, known: Container[str] = ()
-) -> tuple[Structure, dict[str, Any]]:
-    """The structure of a file of marks, but for tensors that are known, and their variables.
 
-    Raises:
-        ValueError: a tensor is no mark.
-        KeyError: it looks like one, but is none.
-    """
-    variables = {}
-    with open_reader(path) as reader:
-        for name, tensor in reader.structure.tensors.items():
-            if name in known:
-                continue
-            if tensor.dtype != "int64" or not 0 < tensor.nbytes < 8 * _MARK_SIZE:
-                raise ValueError(f"{name} is no mark")
-            buffer = bytearray(tensor.nbytes)
-            reader.read_into(tensor, 0, memoryview(buffer))
-            found = np.frombuffer(buffer, np.int64).reshape(tensor.shape)
-            variable = marks.variables[int(found.flat[0])]
-            if not np.array_equal(found, marks.marks[id(variable)]):
-                raise ValueError(f"{name} is a mark that was changed")
-            variables[name] = variable
-        tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
-        return replace(reader.structure, tensors=tensors), variables
+class _Mark(np.ndarray):
+    """An array that is asked for its values as tensors are."""
+
+    def numpy(self) -> np.ndarray:
+        return np.asarray(self)
+
+
+def _optimizers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The optimizers of a model, or within one, and the folders of files where Keras puts them."""
+    seen = set()
+    for name, value in sorted(vars(owner).items(), key=lambda item: _order(item[0])):
+        if isinstance(value, keras.optimizers.Optimizer) and id(value) not in seen:
+            seen.add(id(value))
+            yield f"{prefix}{name}", value
+            yield from _optimizers(value, f"{prefix}{name}/")
+
+
+def _order(attribute: str) -> tuple[bool, str]:
+    return attribute.startswith("_"), attribute
+
+
+def _read(reader: CheckpointReader, tensor: TensorInfo) -> np.ndarray:
+    buffer = bytearray(tensor.nbytes)
+    reader.read_into(tensor, 0, memoryview(buffer))
+    return np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
 
 
 def _tensor(name: str, variable: Any) -> TensorInfo:

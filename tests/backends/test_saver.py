@@ -166,7 +166,9 @@ def test_variables_go_where_keras_puts_them(tmp_path, scaled):
         assert {n: (t.shape, t.dtype) for n, t in found.tensors.items()} == {
             n: (t.shape, t.dtype) for n, t in expected.tensors.items()
         }
-        assert found.groups == expected.groups
+        assert found.groups.keys() == expected.groups.keys()
+        for folder, texts in expected.groups.items():
+            assert texts in (found.groups[folder], {})  # old versions write fewer names
         assert found.optimizer == expected.optimizer
 
 

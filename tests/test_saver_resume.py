@@ -1,0 +1,301 @@
+"""Trainings that break off and go on: their records equal those of one that never did."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckptavg import CheckpointSaver, open_run
+from ckptavg.checkpoints import Checkpoint
+from ckptavg.errors import SaverError
+from ckptavg.record import Record
+from ckptavg.saving.options import Options
+from ckptavg.saving.run_writer import RunWriter
+from tests.conftest import leftovers
+
+pytestmark = pytest.mark.filterwarnings("ignore:epoch .* training waited")
+
+EPOCHS, BATCHES = 6, 5
+X, Y = np.random.default_rng(3).normal(size=(2, 10, 4)).astype("float32")
+
+
+def build(**compiled):
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    model.compile(keras.optimizers.Adam(0.01, **compiled), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def fit(model, directory, *, first=0, epochs=EPOCHS, callbacks=(), **arguments):
+    saver = CheckpointSaver(directory, **arguments)
+    model.fit(
+        X,
+        Y,
+        initial_epoch=first,
+        epochs=epochs,
+        batch_size=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[saver, *callbacks],
+    )
+
+
+def facts(directory):
+    """What the records of a run tell, but for times, and all digests."""
+    return [
+        (r.file, r.epoch, r.step, r.learning_rate, r.metrics, r.read_tensors())
+        for r in open_run(directory).records
+    ]
+
+
+class BrokenOffError(Exception):
+    """What a crash is here."""
+
+
+def crash_after(epoch):
+    def act(ended, _):
+        if ended + 1 == epoch:
+            raise BrokenOffError
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=act)
+
+
+def variables(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+SCHEDULES = {
+    "manual": {"start_epoch": 3},
+    "constant": {"start_epoch": 4, "lr_schedule": "constant", "swa_lr": 0.002},
+    "cyclic": {"start_epoch": 3, "swa_freq": 2, "lr_schedule": "cyclic", "swa_lr": 0.001},
+    "function": {"start_epoch": 2, "lr_schedule": lambda epoch, initial: initial / (epoch + 1)},
+    "steps": {"save_freq": 3, "start_step": 4},
+}
+
+
+_QUICK = {("cyclic", None), ("function", None), ("steps", 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulated"),
+    [
+        pytest.param(name, steps, marks=() if (name, steps) in _QUICK else pytest.mark.slow)
+        for name in SCHEDULES
+        for steps in (None, 2)
+    ],
+)
+def test_a_crash_after_any_epoch_changes_no_record(tmp_path, name, accumulated):
+    arguments = SCHEDULES[name] | {"existing": "resume"}
+    model = build(gradient_accumulation_steps=accumulated)
+    states = []
+    keep = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: states.append([v.numpy().copy() for v in variables(model)])
+    )
+    start = [v.numpy().copy() for v in variables(model)]
+    fit(model, tmp_path / "whole", callbacks=[keep], **arguments)
+    whole = facts(tmp_path / "whole")
+    assert whole
+    for crash in range(1, EPOCHS):
+        directory = tmp_path / str(crash)
+        restore(model, start)
+        with pytest.raises(BrokenOffError):
+            fit(model, directory, callbacks=[crash_after(crash)], **arguments)
+        restore(model, states[crash - 1])
+        fit(model, directory, first=crash, **arguments)
+        assert facts(directory) == whole, crash
+        assert not leftovers(directory)
+
+
+def restore(model, values):
+    for variable, value in zip(variables(model), values, strict=True):
+        variable.assign(value)
+
+
+def test_an_earlier_epoch_replaces_checkpoints_one_by_one(tmp_path):
+    model = build()
+    states = []
+    keep = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: states.append([v.numpy().copy() for v in variables(model)])
+    )
+    fit(model, tmp_path / "run", start_epoch=2, callbacks=[keep])
+    before = facts(tmp_path / "run")
+    restore(model, [value + 1 if value.dtype.kind == "f" else value for value in states[2]])
+    with pytest.raises(BrokenOffError):
+        fit(
+            model,
+            tmp_path / "run",
+            first=3,
+            start_epoch=2,
+            existing="resume",
+            callbacks=[crash_after(4)],
+        )
+    model.fit(X, Y, verbose=0, callbacks=[keras.callbacks.Callback()])
+    _let_finish(tmp_path / "run")
+    after = facts(tmp_path / "run")
+    changed = [old[1] for old, new in zip(before, after, strict=True) if old != new]
+    assert changed == [4]
+    restore(model, states[2])
+    fit(model, tmp_path / "run", first=3, start_epoch=2, existing="resume")
+    assert facts(tmp_path / "run") == before
+
+
+def _let_finish(directory):
+    """A training that is refused ends the one before it."""
+    with pytest.raises(SaverError, match="already"):
+        fit(build(), directory, start_epoch=1)
+
+
+def test_what_to_do_with_what_exists(tmp_path):
+    model = build()
+    fit(model, tmp_path / "run", start_epoch=3, epochs=4)
+    one = facts(tmp_path / "run")
+    with pytest.raises(SaverError, match=r"existing='resume'.*existing='overwrite'"):
+        fit(model, tmp_path / "run", start_epoch=1)
+    with pytest.raises(SaverError, match="training begins anew: pass initial_epoch=4"):
+        fit(build(), tmp_path / "run", start_epoch=1, existing="resume")
+    assert facts(tmp_path / "run") == one
+    fit(model, tmp_path / "run", start_epoch=1, epochs=2, existing="overwrite")
+    assert [record.epoch for record in open_run(tmp_path / "run").records] == [1, 2]
+    fit(build(), tmp_path / "new", start_epoch=1, epochs=2, existing="resume")  # nothing there yet
+    assert [record.epoch for record in open_run(tmp_path / "new").records] == [1, 2]
+
+
+@pytest.mark.parametrize("existing", ["error", "resume"])
+def test_a_fresh_start_takes_its_own_rate(tmp_path, existing):
+    """Not the one that a training noted which was killed before its first checkpoint."""
+    arguments = {"start_epoch": 4, "lr_schedule": "constant", "existing": existing}
+    with pytest.raises(BrokenOffError):
+        fit(build(), tmp_path / "run", callbacks=[crash_after(1)], **arguments)
+    model = build()
+    model.optimizer.learning_rate = 0.5
+    fit(model, tmp_path / "run", **arguments)
+    records = open_run(tmp_path / "run").records
+    assert {record.initial_learning_rate for record in records} == {0.5}
+    assert records[-1].learning_rate == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("order", ["saver first", "backup first"])
+def test_with_backup_and_restore(tmp_path, order):
+    arguments = {"start_epoch": 4, "lr_schedule": "constant", "existing": "resume"}
+    fit(build(), tmp_path / "whole", **arguments)
+
+    def train(callbacks):
+        saver = CheckpointSaver(tmp_path / "run", **arguments)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        pair = [saver, backup] if order == "saver first" else [backup, saver]
+        build().fit(
+            X,
+            Y,
+            epochs=EPOCHS,
+            batch_size=2,
+            shuffle=False,
+            verbose=0,
+            callbacks=[*pair, *callbacks],
+        )
+
+    for crash in (2, 5):
+        with pytest.raises(BrokenOffError):
+            train([crash_after(crash)])
+    train([])
+    assert facts(tmp_path / "run") == facts(tmp_path / "whole")
+
+
+_HOLDING = """
+import sys, os, time
+from pathlib import Path
+from ckptavg.saving.run_lock import RunLock
+Path(sys.argv[1]).mkdir()
+lock = RunLock(Path(sys.argv[1]), lambda: None)
+child = os.fork()
+if child == 0:
+    time.sleep(120)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(120)
+"""
+
+
+def test_another_process_is_refused_until_it_is_gone(tmp_path):
+    """Also where a child lives on that it had forked."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLDING, tmp_path / "run"], stdout=subprocess.PIPE, text=True
+    )
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(SaverError, match=f"another training .process {process.pid} on"):
+            fit(build(), tmp_path / "run", start_epoch=1, epochs=1)
+        process.kill()
+        process.wait()
+        os.kill(child, 0)  # it lives
+        fit(build(), tmp_path / "run", start_epoch=1, epochs=1)
+    finally:
+        os.kill(child, 9)
+        process.kill()
+        process.communicate()
+    assert [record.epoch for record in open_run(tmp_path / "run").records] == [1]
+
+
+METRICS = st.one_of(st.none(), st.floats(0, 1), st.just(float("nan")))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    values=st.lists(METRICS, max_size=12),
+    newest=st.one_of(st.none(), st.integers(1, 5)),
+    best=st.one_of(st.none(), st.integers(1, 5)),
+    mode=st.sampled_from(["min", "max"]),
+)
+def test_what_is_kept_is_what_a_naive_model_keeps(tmp_path_factory, values, newest, best, mode):
+    """After each checkpoint: the newest, and the best of all that there were."""
+    keep_best = None if best is None else ("score", best, mode)
+    options = Options.of(
+        existing="error",
+        max_to_keep=newest,
+        keep_best=keep_best,
+        include_optimizer=False,
+        save_dtype=None,
+        max_shard_size=None,
+        on_error="raise",
+        in_flight=1,
+    )
+    directory = tmp_path_factory.mktemp("run")
+    (directory / "checkpoints").mkdir()
+    writer = RunWriter(directory, options)
+    scores = {}
+    for epoch, value in enumerate(values, 1):
+        metrics = {} if value is None else {"score": value}
+        record = Record(f"{epoch}.weights.h5", 0, "", {}, epoch=epoch, metrics=metrics)
+        path = directory / "checkpoints" / record.file
+        path.write_bytes(b"")
+        writer._taken_in(path, record.write(path.with_name(f"epoch-{epoch:04d}.json"), {}))
+        scores[epoch] = value if value is not None and value == value else None
+        scores = naively_kept(scores, newest, best, mode)
+        assert [c.record.epoch for c in writer.checkpoints] == list(scores)
+        assert {p.name for p in path.parent.glob("*.h5")} == {f"{e}.weights.h5" for e in scores}
+        assert {int(p.stem[-4:]) for p in path.parent.glob("*.json")} == set(scores)
+
+
+def naively_kept(scores, newest, best, mode):
+    if newest is None and best is None:
+        return scores
+    kept = set(list(scores)[-(newest or 1) :])
+    if best is not None:
+        known = [epoch for epoch in scores if scores[epoch] is not None]
+        known.sort(key=lambda epoch: scores[epoch] if mode == "min" else -scores[epoch])
+        kept |= set([*known, *(epoch for epoch in scores if scores[epoch] is None)][:best])
+    return {epoch: score for epoch, score in scores.items() if epoch in kept}
+
+
+def test_a_record_without_weights_is_no_obstacle(tmp_path):
+    model = build()
+    fit(model, tmp_path / "run", start_epoch=1, epochs=3)
+    one: Checkpoint = open_run(tmp_path / "run").checkpoints[0]
+    one.path.unlink()
+    fit(model, tmp_path / "run", first=3, start_epoch=1, existing="resume", max_to_keep=2)
+    assert [record.epoch for record in open_run(tmp_path / "run").records] == [5, 6]
