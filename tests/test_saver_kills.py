@@ -101,6 +101,17 @@ def kill(pid: int) -> None:
         time.sleep(0.001)
 
 
+def stop_amid_a_write(directory: Path, pid: int, rng: np.random.Generator) -> None:
+    """Stops a training at random moments, until there is a temporary file at one of them."""
+    deadline = time.monotonic() + 120
+    os.kill(pid, signal.SIGSTOP)
+    while not leftovers(directory):
+        assert time.monotonic() < deadline
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(rng.uniform(0, 0.02))
+        os.kill(pid, signal.SIGSTOP)
+
+
 def wait_for_record(directory: Path, pid: int, former: set) -> None:
     """Waits until a record was written that was not there as it is now."""
     deadline = time.monotonic() + 120
@@ -145,6 +156,8 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings,
         wait_for_record(directory, pid, former)
         assert not [path for path in left if path.exists()]
         time.sleep(rng.uniform(0, 0.3))
+        if number % 2:
+            stop_amid_a_write(directory, pid, rng)
         kill(pid)
         met.amid += bool(leftovers(directory))
         met.orphans += bool(open_run(directory).uncommitted)
@@ -163,4 +176,4 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings,
             assert np.allclose(values, np.mean(epochs), rtol=1e-6)
     counts = f"{kills} kills: {met.amid} amid a write, {met.orphans} left weights without a record"
     print(counts)  # noqa: T201
-    assert met.amid >= kills // 4
+    assert met.amid >= kills // 2
