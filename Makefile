@@ -2,15 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
+PIP_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-backends lint format bench bench-batch-norm clean
 
 demo: .venv/installed
 	$(BIN)/ckptavg demo
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Keras' other backends, in an environment of their own.
+test-backends: .venv-backends/installed
+	for backend in tensorflow jax torch; do \
+	  KERAS_BACKEND=$$backend .venv-backends/bin/python -m pytest tests/backends $(PYTEST_ARGS) || exit 1; \
+	done
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -25,8 +32,11 @@ bench: .venv/installed
 	$(BIN)/python tests/benchmarks/bench_merge.py $(BENCH_ARGS)
 	$(BIN)/python tests/benchmarks/bench_sweep.py
 
+bench-batch-norm: .venv/installed
+	$(BIN)/python tests/benchmarks/bench_batch_norm.py $(BENCH_ARGS)
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache ckptavg-demo
+	rm -rf .venv .venv-backends .pytest_cache .ruff_cache .import_linter_cache ckptavg-demo
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,4 +44,10 @@ clean:
 	@$(PYTHON) -m venv .venv || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --editable '.[analysis,test]'
+	@touch $@
+
+# On Linux without a GPU, torch's CPU build is enough: pip's --index-url in PIP_ARGS names where it is.
+.venv-backends/installed: pyproject.toml
+	@$(PYTHON) -m venv .venv-backends
+	.venv-backends/bin/python -m pip install --quiet --editable '.[jax,torch,test]' $(PIP_ARGS)
 	@touch $@

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -16,8 +17,8 @@ _EXPECTED = (
 )
 _ENDLESS = "repeats without end: say how many batches to take with steps (--steps)"
 
-Progress = Callable[[int], None]
-"""Is told of batches that were seen."""
+Progress = Callable[[int, int], None]
+"""Is told how many more batches, and samples in them, were seen."""
 
 
 def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
@@ -26,7 +27,8 @@ def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
     Args:
         data: a `tf.data.Dataset` or other iterable of batches (each `x`, `(x, y)` or
             `(x, y, sample_weight)`), a `keras.utils.PyDataset`, an array or a dictionary of arrays
-            `x`, or a tuple of arrays `(x, y)`. Arrays are cut into batches of 32.
+            `x`, or a tuple of arrays `(x, y)`. Arrays are cut into batches of 32. A
+            `tf.data.Dataset` reads ahead while batches are used.
         steps: number of batches to stop at; data without an end need it.
 
     Raises:
@@ -40,6 +42,59 @@ def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
                 "expected: the data must yield x, (x, y) or (x, y, sample_weight)"
             )
         yield inputs
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedInputs:
+    """Data as batches of inputs, made to measure; as often as the data can be read.
+
+    Attributes:
+        data: as in `input_batches`.
+        batch_size: samples in a batch of arrays, or of a `tf.data.Dataset`; None for as they are.
+        preprocess: makes of the inputs of a batch what the model takes; None for nothing.
+    """
+
+    data: Any
+    batch_size: int | None = None
+    preprocess: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        size = self.batch_size
+        if size is None:
+            return
+        if size < 1:
+            raise DataError(f"the batch size is {size}, but must be at least 1")
+        if not (_is_arrays(self.data) or hasattr(self.data, "rebatch")):
+            raise DataError(
+                f"a batch size is for arrays and for a tf.data.Dataset: a "
+                f"{type(self.data).__name__} comes in batches of its own"
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        data = self.data
+        if _is_arrays(data):
+            data = _slices(data, self.batch_size or BATCH_SIZE)
+        elif self.batch_size:
+            data = data.rebatch(self.batch_size)
+        for index, batch in enumerate(_read_ahead(data)):
+            inputs = _unpack(batch, f"batch {index} of the data")[0]
+            yield inputs if self.preprocess is None else self.preprocess(inputs)
+
+    def __len__(self) -> int:
+        """Number of batches; a TypeError where it is not known, as `list` and `len` expect it."""
+        if self.batch_size is None:
+            known = count_batches(self.data, None)
+        elif _is_arrays(self.data):
+            known = -(-_length(self.data) // self.batch_size)
+        else:
+            known = None
+        if known is None:
+            raise TypeError("the number of batches is not known")
+        return known
+
+    def cardinality(self) -> int:
+        """That of the data, if they have one; -2, as tf.data says it, for an unknown one."""
+        return int(self.data.cardinality()) if hasattr(self.data, "cardinality") else -2
 
 
 def fit_arguments(data: Any) -> dict[str, Any]:
@@ -110,16 +165,20 @@ def _batches(data: Any, steps: int | None) -> Iterable[Any]:
     if _has_no_end(data) and steps is None:
         raise DataError(f"the data set {_ENDLESS}")
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        return data
+        return _read_ahead(data)
     raise DataError(f"data are of type {type(data).__name__}, {_EXPECTED}")
 
 
-def _slices(data: Any) -> Iterator[Any]:
+def _read_ahead(data: Any) -> Any:
+    """The data; a `tf.data.Dataset` loads the next batches while one is used."""
+    return data.prefetch(2) if hasattr(data, "prefetch") else data
+
+
+def _slices(data: Any, size: int = BATCH_SIZE) -> Iterator[Any]:
     length = _length(data)
-    for start in range(0, length, BATCH_SIZE):
+    for start in range(0, length, size):
         yield keras.tree.map_structure(
-            lambda part, start=start: None if part is None else part[start : start + BATCH_SIZE],
-            data,
+            lambda part, start=start: None if part is None else part[start : start + size], data
         )
 
 

@@ -1,14 +1,14 @@
 """Loss and metrics of a checkpoint file on data."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from ckptavg.batches import Progress, fit_arguments
+from ckptavg.batches import fit_arguments
 from ckptavg.errors import DataError, ModelError, first_line
 from ckptavg.keras_models import build, load_weights
 
@@ -18,7 +18,7 @@ def evaluate(
     *,
     model: keras.Model,
     data: Any,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Loads a checkpoint into a model and evaluates it.
 
@@ -43,7 +43,9 @@ def evaluate(
     return measure(model, data, progress=progress)
 
 
-def measure(model: keras.Model, data: Any, *, progress: Progress | None = None) -> dict[str, float]:
+def measure(
+    model: keras.Model, data: Any, *, progress: Callable[[int], None] | None = None
+) -> dict[str, float]:
     """Evaluates a built model as it is; arguments, result and errors are those of `evaluate`."""
     _check_compiled(model)
     arguments = fit_arguments(data)
@@ -85,7 +87,7 @@ def _numbers(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:
 class _Telling(keras.callbacks.Callback):
     """Tells of batches as they have been evaluated."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Callable[[int], None]) -> None:
         super().__init__()
         self._progress = progress
         self._told = 0

@@ -30,6 +30,20 @@ def batch_norm_layers(model: keras.Model) -> list[keras.layers.BatchNormalizatio
     ]
 
 
+@contextmanager
+def mixed_float16(model: keras.Model) -> Iterator[None]:
+    """Lets float32 layers compute in float16 until the exit; their variables stay as they are."""
+    layers = [layer for layer in (model, *all_layers(model)) if layer.compute_dtype == "float32"]
+    policies = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = "mixed_float16"
+        yield
+    finally:
+        for layer, policy in zip(layers, policies, strict=True):
+            layer.dtype_policy = policy
+
+
 def model_config(model: keras.Model) -> ModelConfig:
     """The configuration of a model with that of its compilation, as a `.keras` file holds it.
 

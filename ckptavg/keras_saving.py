@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from ckptavg.formats import CheckpointReader, Structure, open_reader
+from ckptavg.formats.weights_h5 import keras_structure
 from ckptavg.keras_models import (
     batch_norm_layers,
     load_weights,
@@ -23,9 +24,6 @@ from ckptavg.tensors import Extent, TensorInfo
 _FIRST_MARK = 2**40
 _MARK_SIZE = 64
 """Numbers set apart for each variable, more than a mark has."""
-
-_OPTIMIZER = "optimizer/"
-"""Where the state of the optimizer is that a model was compiled with."""
 
 
 class Keras3(Framework):
@@ -61,10 +59,7 @@ class Keras3(Framework):
         if any(variable is None for variable in variables.values()):
             return None
         tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
-        optimizer = frozenset(name for name in tensors if name.startswith(_OPTIMIZER))
-        return Placement(
-            Structure(tensors, structure.groups | groups, optimizer=optimizer), variables
-        )
+        return Placement(keras_structure(Structure(tensors, structure.groups | groups)), variables)
 
     def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
         if include_optimizer:

@@ -77,6 +77,7 @@ class BatchNormRecord:
         batches: batches that they came in.
         data: the data SPEC they came from.
         tensors: stored names of the statistics that the pass changed.
+        mode: of the pass, see `update_batch_norm`.
     """
 
     layers: int
@@ -85,6 +86,7 @@ class BatchNormRecord:
     batches: int | None = None
     data: str | None = None
     tensors: tuple[str, ...] = ()
+    mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +326,7 @@ def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:
         batches=optional(whole, content["batches"]),
         data=optional(text, content["data"]),
         tensors=tuple(map(text, content.get("tensors", ()))),
+        mode=optional(text, content.get("mode")),
     )
 
 

@@ -56,6 +56,8 @@ def refresh_batch_norm(
     data: Any,
     data_name: str | None = None,
     steps: int | None = None,
+    mode: str = "batch",
+    mixed_precision: bool = False,
     overwrite: bool = False,
     progress: BatchProgress | None = None,
 ) -> RefreshReport:
@@ -68,8 +70,10 @@ def refresh_batch_norm(
         data: as in `update_batch_norm`.
         data_name: what the record is to call the data.
         steps: number of batches to see; all by default.
+        mode: as in `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`.
         overwrite: whether to replace an existing output.
-        progress: called with the number of new batches as they have been seen.
+        progress: called with the numbers of new batches and samples as they have been seen.
 
     Raises:
         CkptavgError: as `update_batch_norm` does, or the checkpoint does not fit the model, or the
@@ -83,7 +87,9 @@ def refresh_batch_norm(
     former = find_record(checkpoint)
     data = build(model, data)
     load_weights(model, checkpoint)
-    report = update_batch_norm(model, data, steps=steps, progress=progress)
+    report = update_batch_norm(
+        model, data, steps=steps, mode=mode, mixed_precision=mixed_precision, progress=progress
+    )
     former = _moved(former, checkpoint.parent, output.parent) if former else None
     state = _state(report, data_name, former.batch_norm if former else None)
     record = _save(model, output, former, state, tensor_records(checkpoint), overwrite)
@@ -97,6 +103,8 @@ def merge_into_model(
     data: Any = None,
     data_name: str | None = None,
     steps: int | None = None,
+    mode: str = "batch",
+    mixed_precision: bool = False,
     resume: bool = False,
     bytes_progress: BytesProgress | None = None,
     batch_progress: BatchProgress | None = None,
@@ -110,9 +118,11 @@ def merge_into_model(
         data: as in `update_batch_norm`; without, statistics stay the stale mean.
         data_name: what the record is to call the data.
         steps: number of batches to see; all by default.
+        mode: as in `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`.
         resume: as in `merge`, for the part that merges.
         bytes_progress: called with numbers of bytes as the merge has read them.
-        batch_progress: called with numbers of batches as the pass has seen them.
+        batch_progress: called with numbers of batches and samples as the pass has seen them.
         refresh: gives the model statistics that an earlier pass over data has found for the very
             same weights, in place of another pass.
 
@@ -135,7 +145,14 @@ def merge_into_model(
             report = refresh(model)
             state = _state(report, data_name, state)
         elif data is not None:
-            report = update_batch_norm(model, data, steps=steps, progress=batch_progress)
+            report = update_batch_norm(
+                model,
+                data,
+                steps=steps,
+                mode=mode,
+                mixed_precision=mixed_precision,
+                progress=batch_progress,
+            )
             state = _state(report, data_name, state)
         before = tensor_records(mean)
         record = _save(model, plan.output, merged.record, state, before, plan.overwrite)
@@ -192,7 +209,12 @@ def _state(
         return former if left else None
     statistics = "partly fresh" if left else "fresh"
     return BatchNormRecord(
-        len(report.layers) + left, statistics, report.samples, report.batches, data_name
+        layers=len(report.layers) + left,
+        statistics=statistics,
+        samples=report.samples,
+        batches=report.batches,
+        data=data_name,
+        mode=report.mode,
     )
 
 

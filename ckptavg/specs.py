@@ -2,7 +2,7 @@
 
 A SPEC is `file.py:callable` or `package.module:callable`; the callable takes no arguments. A model
 may also be a `.keras` file or the `model.json` of a run; data may also be an `.npz` file with an
-array `x`, and `y` for what needs targets.
+array `x`, and `y` for what needs targets; inputs alone also a folder.
 """
 
 import importlib
@@ -18,7 +18,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from ckptavg.batches import PreparedInputs
 from ckptavg.errors import CkptavgError, SpecError, first_line
+from ckptavg.folders import open_folder
 from ckptavg.keras_models import from_config
 
 _FORMS = "file.py:callable or package.module:callable"
@@ -60,7 +62,7 @@ def load_data(spec: str | Path) -> Any:
     path = Path(spec)
     if path.suffix == ".npz":
         return _load_arrays(path)
-    data = _call(str(spec), "data", f"{_FORMS}, or an .npz file")
+    data = _call(str(spec), "data", f"{_FORMS}, a folder, or an .npz file")
     if data is None:
         raise SpecError(
             f"{spec} gave None, but must give data: a tf.data.Dataset, arrays, a "
@@ -69,11 +71,46 @@ def load_data(spec: str | Path) -> Any:
     return data
 
 
-def _call(spec: str, what: str, forms: str) -> Any:
+def load_inputs(
+    spec: str | Path,
+    *,
+    model: keras.Model | None = None,
+    batch_size: int | None = None,
+    preprocess: str | None = None,
+) -> Any:
+    """The inputs, for a BatchNorm pass, that a SPEC names.
+
+    Args:
+        spec: as in `load_data`; or a folder of images, by class or not, or one that
+            `tf.data.Dataset.save` wrote.
+        model: that the inputs are for; images need it.
+        batch_size: samples in a batch, of arrays, images or a `tf.data.Dataset`.
+        preprocess: `file.py:callable` or `package.module:callable`; the callable is given the
+            inputs of a batch and returns what the model takes.
+
+    Raises:
+        SpecError: some part of a SPEC leads nowhere; the message says which.
+        DataError: the batch size does not suit the data.
+    """
+    path = Path(spec)
+    data = open_folder(path, model, batch_size) if path.is_dir() else load_data(spec)
+    if batch_size is None and preprocess is None:
+        return data
+    function = None
+    if preprocess is not None:
+        function = _callable(preprocess, "preprocess", _FORMS)
+    return PreparedInputs(data, batch_size, function)
+
+
+def _callable(spec: str, what: str, forms: str) -> Callable[..., Any]:
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise SpecError(f"the {what} SPEC '{spec}' must have the form {forms}")
-    function = _find(_import(spec, place), name, spec)
+    return _find(_import(spec, place), name, spec)
+
+
+def _call(spec: str, what: str, forms: str) -> Any:
+    function = _callable(spec, what, forms)
     try:
         return function()
     except CkptavgError:
@@ -125,7 +162,7 @@ def _import_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _find(module: ModuleType, name: str, spec: str) -> Callable[[], Any]:
+def _find(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     if not hasattr(module, name):
         own = (
             key

@@ -280,7 +280,7 @@ def test_an_interrupt_leaves_the_model_as_it_was():
     model = randomize(tiny_model(), 4)
     before = model.get_weights()
 
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

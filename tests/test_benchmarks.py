@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def test_the_benchmark_runs_with_a_warm_and_a_cold_cache():
     for row in rows:
         assert all(row), "an empty cell"
         assert row[-1] == "0 %", "misrounded"
+
+
+def test_the_benchmarks_of_the_batch_norm_pass_run():
+    how = [row[0] for row in bench(name="bench_batch_norm")]
+    assert {"BatchNorm pass", "pass, mode batch"} <= set(how)
+    backend = "jax" if find_spec("jax") else "tensorflow"
+    on_cpu = ("--device", "cpu", "--backend", backend)
+    assert len(bench(*on_cpu, name="bench_batch_norm_gpu")) == 2 + 4
 
 
 def test_the_benchmark_of_sweeps_runs():

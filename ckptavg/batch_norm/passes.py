@@ -1,6 +1,6 @@
 """`BatchNormPass`: statistics gathered batch by batch, written at the end."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import keras
@@ -20,7 +20,8 @@ class BatchNormPass:
     """Re-estimates BatchNorm statistics batch by batch, within a loop of one's own.
 
     Nothing is written before `finish`, which sets the statistics and nothing else; after an
-    exception everything is as it was. See `update_batch_norm`, which is the loop for data at hand.
+    exception everything is as it was. The layers are watched within the `with` only, which may be
+    entered again. See `update_batch_norm`, which is the loop for data at hand.
 
     Args:
         model: a built Keras model on the TensorFlow, JAX or torch backend.
@@ -38,20 +39,25 @@ class BatchNormPass:
 
     def __init__(self, model: keras.Model, *, mode: str = "batch") -> None:
         if mode not in _MERGES:
-            raise ModelError(f"mode is {mode!r}, but must be one of {', '.join(_MERGES)}")
+            raise ModelError(
+                f"mode is {mode!r}, but must be batch or cumulative; or population where the data "
+                "can be read several times, in update_batch_norm"
+            )
         self._mode = mode
         self._targets = Targets.of(model)
         self._observer = Observer(self._targets.layers)
         step = make_step(model, self._observer)
         self._gathering = Gathering(step, self._targets.layers, _MERGES[mode])
-        self._opened = ExitStack()
+        self._attached: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Self:
-        self._opened.enter_context(self._observer.attached())
+        self._attached = self._observer.attached()
+        self._attached.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._opened.close()
+        attached, self._attached = self._attached, None
+        attached.__exit__(None, None, None)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -85,6 +91,8 @@ class BatchNormPass:
             ModelError: a layer is called where its statistics cannot be seen.
             ResourceError: memory does not suffice.
         """
+        if self._attached is None:
+            raise RuntimeError("batches are gathered within: with BatchNormPass(model) as bn")
         return self._gathering.add(inputs)
 
     def finish(self) -> BatchNormReport:

@@ -12,6 +12,7 @@ from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batch_norm.statistics import Statistics
 from ckptavg.batch_norm.steps import make_step
 from ckptavg.batch_norm.targets import Targets
+from ckptavg.batches import Progress
 from ckptavg.errors import DataError
 
 _SETTLED = 1e-6
@@ -22,7 +23,7 @@ _EXTRA_PASSES = 20
 
 
 def update_population(
-    model: keras.Model, read: Callable[[], Iterable[Any]], told: Callable[[Any], None]
+    model: keras.Model, read: Callable[[], Iterable[Any]], progress: Progress
 ) -> BatchNormReport:
     """Sets the statistics that every layer meets when all of them use these statistics.
 
@@ -35,7 +36,7 @@ def update_population(
     Args:
         model: a built Keras model.
         read: gives the inputs of all batches, anew at each call.
-        told: called with the inputs of each batch as it has been seen.
+        progress: called with the numbers of new batches and samples as they have been seen.
 
     Raises:
         CkptavgError: as `update_batch_norm` does.
@@ -45,13 +46,13 @@ def update_population(
         return targets.write({}, samples=0, batches=0, mode="population")
     observer = Observer(targets.layers)
     with observer.attached():
-        first = _gathered(Gathering(make_step(model, observer), targets.layers), read, told)
+        first = _gathered(Gathering(make_step(model, observer), targets.layers), read, progress)
         found = first.statistics()
         step = make_step(model, observer, training=False)
         moved = np.inf
         for _ in range(len(targets.layers) + _EXTRA_PASSES if found else 0):
             step.given = targets.values(found)
-            gathering = _gathered(Gathering(step, targets.layers), read, told)
+            gathering = _gathered(Gathering(step, targets.layers), read, progress)
             if gathering.samples != first.samples:
                 raise DataError(
                     f"the data gave {first.samples:,} samples at first and {gathering.samples:,} "
@@ -77,11 +78,12 @@ def update_population(
 
 
 def _gathered(
-    gathering: Gathering, read: Callable[[], Iterable[Any]], told: Callable[[Any], None]
+    gathering: Gathering, read: Callable[[], Iterable[Any]], progress: Progress
 ) -> Gathering:
     for inputs in read():
+        before = gathering.samples
         gathering.add(inputs)
-        told(inputs)
+        progress(1, gathering.samples - before)
     return gathering
 
 

@@ -85,9 +85,11 @@ def warnings(layers: Sequence[Any], samples: int) -> Iterator[str]:
     channels = widest.moving_mean.shape[0]
     enough = math.ceil(2 * math.log(max(channels, 2)) / _WORST_ERROR**2)
     if samples < enough:
+        error = math.sqrt(2 * math.log(max(channels, 2)) / samples)
         yield (
-            f"{samples:,} samples are few for the {channels:,} channels of '{widest.path}': means "
-            f"may be off by a tenth of a standard deviation, {enough:,} would be enough"
+            f"{samples:,} samples are few for the {channels:,} channels of '{widest.path}': the "
+            f"worst mean may be off by {error:.1g} standard deviations, {enough:,} samples make "
+            f"that {_WORST_ERROR}"
         )
 
 

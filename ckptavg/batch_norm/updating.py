@@ -1,6 +1,7 @@
 """`update_batch_norm`: BatchNorm statistics of a model from data."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ from ckptavg.batch_norm.population import update_population
 from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batches import Progress, input_batches
 from ckptavg.errors import DataError
+from ckptavg.keras_models import mixed_float16
 
 
 def update_batch_norm(
@@ -18,6 +20,7 @@ def update_batch_norm(
     *,
     steps: int | None = None,
     mode: str = "batch",
+    mixed_precision: bool = False,
     progress: Progress | None = None,
 ) -> BatchNormReport:
     """Sets BatchNorm statistics to those of `data` under the model's present weights.
@@ -33,8 +36,8 @@ def update_batch_norm(
       normalizes by the statistics of its own batch, dropout and augmentation are at work.
     - `population`: every layer meets what it will meet in the deployed network, in which all layers
       upstream are in inference mode and have these statistics already. Independent of the batches
-      at any depth. The data are read several times, at most twice more than there are layers on
-      one path through the model.
+      at any depth. The data are read several times, one or two times more than there are layers on
+      the longest path through the model, or fewer once nothing moves any more.
     - `cumulative`: the model runs as in `batch`, but each layer gets the unweighted mean of the
       means and of the unbiased variances of its batches, which is what PyTorch's
       `torch.optim.swa_utils.update_bn` does. To compare with; it is not exact.
@@ -50,7 +53,9 @@ def update_batch_norm(
             `x`, or a tuple `(x, y)`; targets are not used.
         steps: number of batches to see; all by default.
         mode: `batch`, `population` or `cumulative`, as above.
-        progress: called with the number of new batches as they have been seen.
+        mixed_precision: whether float32 layers compute in float16 meanwhile, as under Keras' policy
+            `mixed_float16`, for speed on a GPU; statistics are float32 as ever.
+        progress: called with the numbers of new batches and samples as they have been seen.
 
     Returns:
         What was done; a model without BatchNorm is left as it is, at once.
@@ -65,19 +70,23 @@ def update_batch_norm(
         >>> ckptavg.update_batch_norm(model, train_dataset)
     """
 
-    def told(_: Any) -> None:
-        if progress is not None:
-            progress(1)
+    with mixed_float16(model) if mixed_precision else nullcontext():
+        return _update(model, data, steps, mode, progress or (lambda *_: None))
 
+
+def _update(
+    model: keras.Model, data: Any, steps: int | None, mode: str, progress: Progress
+) -> BatchNormReport:
     if mode == "population":
         if isinstance(data, Iterator):
             raise DataError(
                 "mode='population' reads the data several times, but a "
                 f"{type(data).__name__} can be read only once: pass what it comes from"
             )
-        return update_population(model, lambda: input_batches(data, steps=steps), told)
+        return update_population(model, lambda: input_batches(data, steps=steps), progress)
     with BatchNormPass(model, mode=mode) as bn:
         for inputs in input_batches(data, steps=steps) if bn.layers else ():
+            before = bn.samples
             bn.add(inputs)
-            told(inputs)
+            progress(1, bn.samples - before)
         return bn.finish()

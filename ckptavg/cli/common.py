@@ -1,6 +1,7 @@
 """What the commands share: options, progress, sizes, and a quiet import of TensorFlow."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -176,15 +177,16 @@ def checkpoint_of(path: Path) -> Path:
     return open_run(path).checkpoints[-1].path if (path / CHECKPOINT_FOLDER).is_dir() else path
 
 
-Bar = Callable[[str, int | None], Callable[[int], None]]
-"""Makes a bar from its description and total; gives what is to be told of progress."""
+Bar = Callable[[str, int | None], Callable[..., None]]
+"""Makes a bar from its description and total; gives what is to be told of progress, in units of the
+total, and of samples that were seen meanwhile."""
 
 
 @contextmanager
 def progress_bars() -> Iterator[Bar]:
     """Progress bars on stderr, each shown from its first progress on; none without a terminal."""
     if not sys.stderr.isatty():
-        yield lambda *_: lambda _: None
+        yield lambda *_: lambda *_: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -199,18 +201,24 @@ def progress_bars() -> Iterator[Bar]:
         TextColumn("{task.description:<15}"),
         BarColumn(),
         TaskProgressColumn(show_speed=True),
+        TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
 
         def bar(description: str, total: int | None) -> Callable[[int], None]:
-            task = progress.add_task(description, total=total, start=False, visible=False)
+            task = progress.add_task(description, total=total, start=False, visible=False, speed="")
+            seen = 0
 
-            def advance(amount: int) -> None:
+            def advance(amount: int, samples: int = 0) -> None:
+                nonlocal seen
                 if not progress.tasks[task].started:
                     progress.start_task(task)
                     progress.update(task, visible=True)
                 progress.advance(task, amount)
+                seen += samples
+                if seen and (elapsed := progress.tasks[task].elapsed):
+                    progress.update(task, speed=f"{seen / elapsed:,.0f} samples/s")
 
             return advance
 
@@ -265,6 +273,8 @@ def _import_keras() -> None:
             import keras
 
             keras.ops.ones(())  # devices are looked for at the first operation
+        # Every BatchNorm pass traces a step of its own, on purpose.
+        logging.getLogger("tensorflow").addFilter(lambda r: "retracing" not in r.getMessage())
     except ImportError as error:
         raise SpecError(
             f"this needs Keras and TensorFlow, which cannot be imported: {error}"

@@ -9,11 +9,9 @@ import typer
 
 from ckptavg.checkpoints import select
 from ckptavg.cli.common import (
-    DATA_HELP,
     Json,
     Model,
     Overwrite,
-    keras_session,
     parse_epochs,
     parse_size,
     print_json,
@@ -25,6 +23,18 @@ from ckptavg.cli.merge_report import (
     print_batch_norm,
     print_merged,
     report_content,
+)
+from ckptavg.cli.pass_options import (
+    DATA_HELP,
+    BatchNormMode,
+    BatchSize,
+    Device,
+    Distribute,
+    MixedPrecision,
+    PassOptions,
+    Preprocess,
+    Steps,
+    print_pass,
 )
 from ckptavg.cli.plan_table import plan_content, print_plan
 from ckptavg.errors import MemoryLimitError, RecipeError, ResourceError, SpecError
@@ -140,9 +150,13 @@ def merge(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Batches of --data to see; all if left out.", metavar="N")
-    ] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    preprocess: Preprocess = None,
+    bn_mode: BatchNormMode = "batch",
+    device: Device = "auto",
+    distribute: Distribute = None,
+    mixed_precision: MixedPrecision = False,
     jobs: Annotated[
         int | None,
         typer.Option(help="Threads; one for each core, up to 4, if left out.", metavar="N"),
@@ -172,8 +186,13 @@ def merge(
     With --data, the mean is loaded into the model and its BatchNorm statistics are re-estimated
     before it is saved.
     """
-    if steps is not None and data is None:
-        raise SpecError("--steps counts batches of --data, which is missing")
+    for option, value in (
+        ("--steps", steps),
+        ("--batch-size", batch_size),
+        ("--preprocess", preprocess),
+    ):
+        if value is not None and data is None:
+            raise SpecError(f"{option} is about --data, which is missing")
     if max_memory is not None and data is not None:
         raise ResourceError(
             "--max-memory limits a merge without --data: the BatchNorm pass needs what Keras needs"
@@ -216,7 +235,10 @@ def merge(
         print_json(plan_content(plan)) if json else print_plan(plan)
         return
     if live:
-        _merge_into_model(plan, model, data, steps, resume, json)
+        options = PassOptions(
+            steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
+        )
+        _merge_into_model(plan, model, data, options, resume, json)
         return
     with progress_bars() as bar:
         report = run_plan(plan, bar("merging", plan.bytes_read), resume=resume)
@@ -231,30 +253,25 @@ def _merge_into_model(
     plan: MergePlan,
     model: str | None,
     data: str | None,
-    steps: int | None,
+    options: PassOptions,
     resume: bool,
     json: bool,
 ) -> None:
     spec = model or (plan.model_file and str(plan.model_file))
     if spec is None:
         raise SpecError("the checkpoints come with no model configuration: pass --model SPEC")
-    with keras_session(), progress_bars() as bar:
-        from ckptavg.batches import count_batches
+    with options.session(spec, data) as (live, loaded, bar):
         from ckptavg.refresh import merge_into_model
-        from ckptavg.specs import load_data, load_model
 
-        live = load_model(spec)
-        loaded = None if data is None else load_data(data)
-        batches = None if data is None else count_batches(loaded, steps)
         result = merge_into_model(
             plan,
             model=live,
             data=loaded,
             data_name=data,
-            steps=steps,
             resume=resume,
             bytes_progress=bar("merging", plan.bytes_read),
-            batch_progress=bar("BatchNorm pass", batches),
+            batch_progress=bar("BatchNorm pass", data and options.batches(loaded)),
+            **options.of_the_pass,
         )
     if json:
         report = report_content(result.merged)
@@ -264,7 +281,10 @@ def _merge_into_model(
         print_json(report)
         return
     print_merged(result.merged, result.output)
-    print_batch_norm(result.output, result.record.batch_norm)
+    if result.batch_norm is None:
+        print_batch_norm(result.output, result.record.batch_norm)
+    else:
+        print_pass(result.batch_norm)
 
 
 def _swad(

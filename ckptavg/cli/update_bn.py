@@ -7,15 +7,24 @@ from typing import Annotated
 import typer
 
 from ckptavg.cli.common import (
-    DATA_HELP,
     Json,
     Model,
     Output,
     Overwrite,
-    keras_session,
     model_spec,
     print_json,
-    progress_bars,
+)
+from ckptavg.cli.pass_options import (
+    DATA_HELP,
+    BatchNormMode,
+    BatchSize,
+    Device,
+    Distribute,
+    MixedPrecision,
+    PassOptions,
+    Preprocess,
+    Steps,
+    print_pass,
 )
 from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
@@ -32,53 +41,44 @@ def update_bn(
         str, typer.Option(metavar="SPEC", help=f"Training data: {DATA_HELP}", show_default=False)
     ],
     model: Model = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Batches of --data to see; all if left out.", metavar="N")
-    ] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    preprocess: Preprocess = None,
+    bn_mode: BatchNormMode = "batch",
+    device: Device = "auto",
+    distribute: Distribute = None,
+    mixed_precision: MixedPrecision = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Re-estimate BatchNorm statistics by a forward pass over data.
 
-    The pass runs in training mode, changes nothing but the statistics, and pools them over all
-    batches. It runs on the GPU when TensorFlow has one.
+    The pass changes nothing but the statistics, and pools them over all batches by true counts. It
+    runs on the backend that KERAS_BACKEND names, and there on the GPU if it has one.
     """
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
     check_keras_output(output)
     check_output(output, overwrite)
     spec = model_spec(model, checkpoint)
-    with keras_session(), progress_bars() as bar:
-        from ckptavg.batches import count_batches
+    options = PassOptions(
+        steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
+    )
+    with options.session(spec, data) as (live, loaded, bar):
         from ckptavg.refresh import refresh_batch_norm
-        from ckptavg.specs import load_data, load_model
 
-        live, loaded = load_model(spec), load_data(data)
         report = refresh_batch_norm(
             checkpoint,
             output,
             model=live,
             data=loaded,
             data_name=data,
-            steps=steps,
             overwrite=overwrite,
-            progress=bar("BatchNorm pass", count_batches(loaded, steps)),
+            progress=bar("BatchNorm pass", options.batches(loaded)),
+            **options.of_the_pass,
         )
-    done = report.batch_norm
     if json:
-        print_json({"output": str(output), **asdict(done)})
+        print_json({"output": str(output), **asdict(report.batch_norm)})
         return
     typer.echo(f"wrote {output}")
-    if done.layers:
-        typer.echo(
-            f"  BatchNorm   {len(done.layers)} layers re-estimated from {done.samples:,} samples "
-            f"in {done.batches:,} batches"
-        )
-    else:
-        typer.echo("  BatchNorm   the model has no statistics to re-estimate: nothing changed")
-    for what, paths in (
-        ("not trainable", done.frozen),
-        ("not called in training mode", done.unused),
-    ):
-        if paths:
-            typer.echo(f"  left alone  {', '.join(paths)} ({what})")
+    print_pass(report.batch_norm)

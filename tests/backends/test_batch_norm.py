@@ -128,7 +128,7 @@ def test_cumulative_statistics_are_those_of_pytorch():
     found = [w for layer in model.layers if layer.weights[2:] for w in layer.get_weights()[2:]]
     assert len(found) == len(expected) == 8
     for one, two in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, two, rtol=2e-4, atol=1e-4)
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
 def rich_model() -> keras.Model:
