@@ -21,8 +21,6 @@ from ckptavg.proof import tensor_records
 from tests.conftest import leftovers, read_tensors
 from tests.test_disk import fill
 
-pytestmark = pytest.mark.filterwarnings("ignore:epoch .* training waited")  # disks may be slow
-
 savers = []
 """The saver of the present training."""
 

@@ -101,6 +101,17 @@ def kill(pid: int) -> None:
         time.sleep(0.001)
 
 
+def stop_amid_a_write(directory: Path, pid: int, rng: np.random.Generator) -> None:
+    """Stops a training at random moments, until there is a temporary file at one of them."""
+    deadline = time.monotonic() + 120
+    os.kill(pid, signal.SIGSTOP)
+    while not leftovers(directory):
+        assert time.monotonic() < deadline
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(rng.uniform(0, 0.02))
+        os.kill(pid, signal.SIGSTOP)
+
+
 def wait_for_record(directory: Path, pid: int, former: set) -> None:
     """Waits until a record was written that was not there as it is now."""
     deadline = time.monotonic() + 120
@@ -121,6 +132,17 @@ def stamps(directory: Path) -> set:
     return found
 
 
+def temporaries(directory: Path) -> set:
+    """Temporary files as they are; a later one may have the name of a former."""
+    found = set()
+    for path in directory.rglob(".tmp-*"):
+        try:
+            found.add((path.name, path.stat().st_ctime_ns))
+        except FileNotFoundError:  # renamed meanwhile
+            continue
+    return found
+
+
 def check_whole(directory: Path) -> None:
     for checkpoint in open_run(directory).checkpoints:
         record = checkpoint.record
@@ -137,14 +159,16 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings,
         options = _OPTIONS[number % len(_OPTIONS)]
         directory = tmp_path / f"run-{number % len(_OPTIONS)}"
         former = stamps(directory)
-        left = {path for path in directory.rglob("*") if path.name.startswith(".tmp-")}
+        left = temporaries(directory)
         last = open_run(directory).records[-1].epoch if former else 0
         if number % 3 == 2:  # from an earlier epoch: checkpoints are replaced
             last = max(1, last - 2) if former else 0
         pid = start(trainings, directory, last, options)
         wait_for_record(directory, pid, former)
-        assert not [path for path in left if path.exists()]
+        assert not left & temporaries(directory)
         time.sleep(rng.uniform(0, 0.3))
+        if number % 2:
+            stop_amid_a_write(directory, pid, rng)
         kill(pid)
         met.amid += bool(leftovers(directory))
         met.orphans += bool(open_run(directory).uncommitted)
@@ -163,4 +187,4 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings,
             assert np.allclose(values, np.mean(epochs), rtol=1e-6)
     counts = f"{kills} kills: {met.amid} amid a write, {met.orphans} left weights without a record"
     print(counts)  # noqa: T201
-    assert met.amid >= kills // 4
+    assert met.amid >= kills // 2

@@ -9,9 +9,7 @@ from ckptavg import CheckpointSaver, open_run
 from ckptavg.proof import tensor_records
 from tests.conftest import read_tensors, tiny_data, tiny_model
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:epoch .* training waited", "ignore:`build..` was called on layer"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:`build..` was called on layer")
 
 
 class Beside(keras.callbacks.Callback):

@@ -11,8 +11,6 @@ from ckptavg.errors import SaverError
 from tests.conftest import read_tensors, tiny_data, tiny_model
 from tests.test_saver import fit
 
-pytestmark = pytest.mark.filterwarnings("ignore:epoch .* training waited")
-
 
 @pytest.fixture(scope="module")
 def model():

@@ -18,8 +18,6 @@ from ckptavg.saving.options import Options
 from ckptavg.saving.run_writer import RunWriter
 from tests.conftest import leftovers
 
-pytestmark = pytest.mark.filterwarnings("ignore:epoch .* training waited")
-
 EPOCHS, BATCHES = 6, 5
 X, Y = np.random.default_rng(3).normal(size=(2, 10, 4)).astype("float32")
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +81,7 @@ class Sums:
             IntegrityError: the checkpoint differs from its record, or holds NaN or infinity.
             MismatchError: integers or texts differ from those of a checkpoint before.
         """
-        plan = _of_one(self.plan, checkpoint)
+        plan = _of_some(self.plan, {checkpoint: 1.0})  # whose mean is itself
         copies = {
             name: bytearray(item.tensor.nbytes)
             for name, item in self._items.items()
@@ -172,9 +172,7 @@ def weighted_mean(plan: MergePlan, coefficients: Sequence[float]) -> Iterator[Te
 
     Checkpoints whose coefficient is 0 are left out.
     """
-    used = [n for n, coefficient in enumerate(coefficients) if coefficient != 0.0]
-    sources = tuple(replace(plan.sources[n], coefficient=coefficients[n]) for n in used)
-    chosen = replace(plan, sources=sources)
+    chosen = _of_some(plan, {n: c for n, c in enumerate(coefficients) if c != 0.0})
     items = {item.tensor.name: item for item in plan.items if item.action != DROP}
     found = {name: bytearray(item.tensor.nbytes) for name, item in items.items()}
 
@@ -190,9 +188,20 @@ def weighted_mean(plan: MergePlan, coefficients: Sequence[float]) -> Iterator[Te
         yield name, values.reshape(item.tensor.shape)
 
 
-def _of_one(plan: MergePlan, checkpoint: int) -> MergePlan:
-    """A plan of one of its checkpoints alone, whose mean is itself."""
-    return replace(plan, sources=(replace(plan.sources[checkpoint], coefficient=1.0),))
+def _of_some(plan: MergePlan, coefficients: Mapping[int, float]) -> MergePlan:
+    """A plan of some of its checkpoints, by their numbers, with these coefficients.
+
+    Tensors lie in each file at places of their own: the items are those of the last one, as in any
+    plan.
+    """
+    sources = tuple(replace(plan.sources[n], coefficient=c) for n, c in coefficients.items())
+    tensors = sources[-1].structure.tensors
+    items = (i for i in plan.items if i.action != DROP)
+    return replace(
+        plan,
+        sources=sources,
+        items=tuple(replace(item, tensor=tensors[item.tensor.name]) for item in items),
+    )
 
 
 def _count(item: PlanItem) -> int:
