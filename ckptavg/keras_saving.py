@@ -35,6 +35,7 @@ class Keras3(Framework):
 
     def place(self, model: Any, include_optimizer: bool) -> Placement | None:
         """Lets Keras save marks in place of the variables, and looks where they went."""
+        marks = _Marks()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "marks.weights.h5"
             stored: dict[str, Any] = {}
