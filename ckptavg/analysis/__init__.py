@@ -1,1 +1,49 @@
-"""Looking at runs and averages."""
+"""Looking at runs and averages: functions that compute, and plots of what they give.
+
+    geometry = ckptavg.analysis.measure_geometry("run")
+    geometry.distances().to_frame()
+
+Names are imported when they are first used; the plots are in `ckptavg.analysis.plots`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptavg.analysis.geometry import Geometry
+    from ckptavg.analysis.measuring import measure_geometry
+    from ckptavg.analysis.moving_statistics import BatchNormShift, batch_norm_shift
+    from ckptavg.analysis.tables import LayerTable, PairTable, Series
+    from ckptavg.analysis.trajectory import Trajectory
+
+_HOMES = {
+    "BatchNormShift": "moving_statistics",
+    "Geometry": "geometry",
+    "LayerTable": "tables",
+    "PairTable": "tables",
+    "Series": "tables",
+    "Trajectory": "trajectory",
+    "batch_norm_shift": "moving_statistics",
+    "measure_geometry": "measuring",
+}
+
+__all__ = [
+    "BatchNormShift",
+    "Geometry",
+    "LayerTable",
+    "PairTable",
+    "Series",
+    "Trajectory",
+    "batch_norm_shift",
+    "measure_geometry",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptavg.analysis' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"ckptavg.analysis.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
