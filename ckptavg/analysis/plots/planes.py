@@ -1,0 +1,193 @@
+"""The space of weights in one or two dimensions: trajectories and losses."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm
+
+from ckptavg.analysis.plots.style import (
+    COLOR_MAP,
+    GREY,
+    frame,
+    legend,
+    line_style,
+    marker,
+    marker_size,
+    name_points,
+    places,
+    plain,
+    with_unit,
+)
+from ckptavg.checkpoints import metric_sign
+
+if TYPE_CHECKING:
+    from ckptavg.analysis.loss_surface import LossLine, LossPlane
+    from ckptavg.analysis.trajectory import Trajectory
+
+_LEVELS = 10
+_INNERMOST = 0.05
+"""Share of the plane that the innermost contour holds, about."""
+
+
+def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
+    """Draws checkpoints in the plane of their first two principal components, with averages.
+
+    Both axes have the same scale. The colours of points go from the first checkpoint to the last.
+
+    Args:
+        trajectory: as `Geometry.trajectory` gives it.
+        ax: axes to draw into.
+
+    Returns:
+        The axes.
+    """
+    x, y = np.asarray(trajectory.coordinates, float).T
+    ax.plot(x, y, "-", color=GREY, linewidth=0.8, zorder=2)
+    when, unit = places(trajectory)
+    points = ax.scatter(
+        x,
+        y,
+        c=when,
+        cmap=COLOR_MAP,
+        s=(2 + marker_size(len(x))) ** 2,
+        edgecolors="black",
+        linewidths=0.5,
+        zorder=3,
+    )
+    if len(x) > 1:
+        ax.figure.colorbar(points, ax=ax, label=unit)
+    for number, place in enumerate(trajectory.averages.values()):
+        _mark(ax, place, number)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.margins(0.15)
+    for number, name in enumerate("xy"):
+        share = trajectory.explained[number] if number < len(trajectory.explained) else 0.0
+        text = f"component {number + 1}: {share:.0%} of the variance"
+        getattr(ax, f"set_{name}label")(with_unit(text, trajectory.unit))
+    frame(ax)
+    ends = [0, len(x) - 1] if len(x) > 1 else [0]
+    names = [_named(trajectory.labels[end], unit) for end in ends] + list(trajectory.averages)
+    name_points(ax, names, [(x[end], y[end]) for end in ends] + list(trajectory.averages.values()))
+    return ax
+
+
+def loss_line_plot(line: "LossLine", *, ax: Axes, metric: str = "loss") -> Axes:
+    """Draws a metric along a line through two points of the space of weights.
+
+    Args:
+        line: as `loss_line` gives it.
+        ax: axes to draw into.
+        metric: name of the one to draw.
+
+    Returns:
+        The axes.
+    """
+    for number, (data, metrics) in enumerate(line.metrics.items()):
+        values = np.asarray(metrics[metric], float)
+        size = marker_size(len(values) * 2)
+        style = line_style(number)
+        ax.plot(line.positions, values, **style, markersize=size, label=plain(data))
+    names = [plain(label) for label in line.labels]
+    for place, name in zip((0.0, 1.0), names, strict=True):
+        ax.axvline(place, color=GREY, linewidth=0.8)
+        ax.annotate(
+            name,
+            (place, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize="small",
+        )
+    length = float(np.interp(1.0, line.positions, line.distances))
+    ax.set_xlabel(f"share of the way, which is {length:.3g} parameter units long")
+    ax.set_ylabel(plain(metric))
+    frame(ax)
+    if len(line.metrics) > 1:
+        legend(ax)
+    return ax
+
+
+def loss_contours(
+    plane: "LossPlane",
+    *,
+    ax: Axes,
+    metric: str = "loss",
+    data: str | None = None,
+    mode: str = "auto",
+    levels: int = _LEVELS,
+) -> Axes:
+    """Draws a metric over a plane of the space of weights, with the points that it goes through.
+
+    The distances of the levels from the best value grow by a constant factor, as in the figures of
+    Garipov et al. (arXiv 1802.10026) and Izmailov et al. (arXiv 1803.05407): a basin and what
+    surrounds it are seen at once. Better values are lighter; both axes have the same scale.
+
+    Args:
+        plane: as `loss_plane` gives it.
+        ax: axes to draw into.
+        metric: name of the one to draw.
+        data: name of the data that it is of; by default the first.
+        mode: whether the best is `min`, `max`, or `auto`: by the name of the metric.
+        levels: number of contours.
+
+    Returns:
+        The axes.
+    """
+    data = next(iter(plane.metrics)) if data is None else data
+    sign = metric_sign(metric, mode)
+    values = np.ma.masked_invalid(np.asarray(plane.metrics[data][metric], float))
+    ax.patch.set(facecolor="white", edgecolor="#bbbbbb", hatch="////", linewidth=0)
+    label = plain(metric) if len(plane.metrics) == 1 else f"{plain(metric)}, {plain(data)} data"
+    steps = _levels(sign * values.compressed(), levels)
+    if steps is not None:
+        edges = np.sort(sign * steps)
+        map_ = colormaps[COLOR_MAP + ("_r" if sign > 0 else "")]
+        norm = BoundaryNorm(edges, map_.N)
+        filled = ax.contourf(plane.x, plane.y, values, levels=edges, cmap=map_, norm=norm)
+        ax.contour(plane.x, plane.y, values, levels=edges, colors="black", linewidths=0.4)
+        bar = ax.figure.colorbar(filled, ax=ax, label=label, spacing="uniform")
+        bar.set_ticks(edges, labels=[f"{edge:.3g}" for edge in edges])
+        bar.minorticks_off()
+    for number, place in enumerate(plane.points.values()):
+        _mark(ax, place, number)
+    ax.set_aspect("equal")
+    ax.set_xlabel("parameter units")
+    ax.set_ylabel("parameter units")
+    name_points(ax, list(plane.points), list(plane.points.values()))
+    return ax
+
+
+def _levels(values: np.ndarray, count: int) -> np.ndarray | None:
+    """Levels whose distances from the least value grow by a constant factor, from it to the largest.
+
+    Args:
+        values: the smaller, the better.
+        count: of contours.
+
+    Returns:
+        `count` + 1 rising values; None where all values are one.
+    """
+    if not values.size or values.min() == values.max():
+        return None
+    heights = values - values.min()
+    first = np.quantile(heights, _INNERMOST)
+    highest = heights.max()
+    if not 0 < first < highest / 2:
+        first = highest / 2**count
+    rising = np.geomspace(first, highest, count)
+    return values.min() + np.concatenate([[0.0], rising])
+
+
+def _mark(ax: Axes, place: Sequence[float], number: int) -> None:
+    """A mark that stands out on dark and on light ground."""
+    style: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 1.2}
+    ax.plot(*place, marker(number + 6), markersize=9, zorder=5, **style)
+
+
+def _named(label: str, unit: str) -> str:
+    return f"{unit} {label}" if label.isdecimal() else label

@@ -1,0 +1,122 @@
+"""Numbers of each checkpoint, coefficient or layer, as lines and points."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ckptavg.analysis.plots.style import (
+    COLORS,
+    GREY,
+    frame,
+    label_rows,
+    legend,
+    line_style,
+    marker_size,
+    places,
+    plain,
+    whole_numbers,
+    with_unit,
+)
+
+if TYPE_CHECKING:
+    from ckptavg.analysis.moving_statistics import BatchNormShift
+    from ckptavg.analysis.tables import Series
+
+_SHIFT_UNITS = {"mean": "standard deviations", "variance": "log ratio"}
+
+
+def series_plot(series: "Series", *, ax: Axes) -> Axes:
+    """Draws a number of each checkpoint, such as its norm or its distance to the mean.
+
+    Args:
+        series: the numbers.
+        ax: axes to draw into.
+
+    Returns:
+        The axes.
+    """
+    x, unit = places(series)
+    ax.plot(x, series.values, "o-", color=COLORS[0], linewidth=1.2, markersize=marker_size(len(x)))
+    ax.set_xlabel(unit)
+    ax.set_ylabel(with_unit(series.quantity, series.unit))
+    ax.ticklabel_format(axis="y", useOffset=False)
+    whole_numbers(ax.xaxis)
+    frame(ax)
+    return ax
+
+
+def recipe_curves(
+    positions: Sequence[float],
+    recipes: Mapping[str, Sequence[float]],
+    *,
+    ax: Axes,
+    unit: str = "",
+) -> Axes:
+    """Draws the coefficients of recipes over the positions of the checkpoints in training.
+
+    Args:
+        positions: of the checkpoints, such as their steps.
+        recipes: coefficients, one for each checkpoint, by the name of their recipe.
+        ax: axes to draw into.
+        unit: of the positions, such as `step`.
+
+    Returns:
+        The axes.
+    """
+    order = np.argsort(positions, kind="stable")
+    x = np.asarray(positions, float)[order]
+    for number, (name, coefficients) in enumerate(recipes.items()):
+        values = np.asarray(coefficients, float)[order]
+        size = marker_size(len(x) * len(recipes) / 4)
+        ax.plot(
+            x, values, **line_style(number), linewidth=1.2, markersize=size, label=plain(name)
+        )
+    ax.set_xlabel(with_unit("position in training", unit))
+    ax.set_ylabel("coefficient")
+    frame(ax)
+    if len(recipes) > 1:
+        legend(ax)
+    return ax
+
+
+def batch_norm_shift(shift: "BatchNormShift", *, ax: Axes) -> Axes:
+    """Draws how far the BatchNorm statistics of each layer's channels moved, the first on top.
+
+    A mark is the median over the channels, the thick line holds half of them, the thin line nine
+    tenths.
+
+    Args:
+        shift: as `ckptavg.analysis.batch_norm_shift` gives it.
+        ax: axes to draw into.
+
+    Returns:
+        The axes.
+    """
+    rows = np.arange(len(shift.layers), dtype=float)
+    size = marker_size(5 * len(rows))
+    for number, (name, values) in enumerate((("mean", shift.means), ("variance", shift.variances))):
+        style, offset = line_style(number), 0.16 * (2 * number - 1)
+        low, first, median, third, high = np.array(
+            [np.nanquantile(v, (0.05, 0.25, 0.5, 0.75, 0.95)) if len(v) else [np.nan] * 5 for v in values]
+        ).reshape(-1, 5).T
+        ax.hlines(rows + offset, low, high, color=style["color"], linewidth=0.8)
+        ax.hlines(rows + offset, first, third, color=style["color"], linewidth=2.5)
+        ax.plot(
+            median,
+            rows + offset,
+            style["marker"],
+            color=style["color"],
+            markeredgecolor="white",
+            markersize=size + 2,
+            label=f"{name} ({_SHIFT_UNITS[name]})",
+        )
+    ax.axvline(0.0, color=GREY, linewidth=0.8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    label_rows(ax, shift.layers)
+    ax.set_xlabel(f"shift from {plain(shift.before)} to {plain(shift.after)}")
+    ax.set_ylabel("layer")
+    frame(ax)
+    legend(ax)
+    return ax

@@ -1,0 +1,172 @@
+"""A training over its epochs: metrics, learning rate, saved checkpoints."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ckptavg.analysis.plots.style import (
+    COLORS,
+    GREY,
+    frame,
+    legend,
+    line_style,
+    log_if_wide,
+    marker_size,
+    plain,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from ckptavg.record import Record
+    from ckptavg.run import EpochLog
+
+_WIDE = 50.0
+"""Largest over smallest value from which on a scale is logarithmic."""
+
+
+def learning_curve(
+    history: "Sequence[EpochLog | Record]",
+    *,
+    ax: Axes,
+    metrics: Sequence[str] | None = None,
+    saved_epochs: Collection[int] = (),
+    averages: Mapping[str, float] | None = None,
+    label: str | None = None,
+    show_rate: bool = True,
+) -> Axes:
+    """Draws metrics and the learning rate over the epochs of a training.
+
+    Args:
+        history: `run.history`, or `run.records` of a run that kept none, in the order of training.
+        ax: axes to draw into; the learning rate gets an axis on their right.
+        metrics: names of those to draw; by default the loss with its validation twin, or else the
+            first metric with its own.
+        saved_epochs: 1-based epochs whose checkpoints are marked.
+        averages: values of a metric for averages, by name, drawn as lines over the saved epochs.
+        label: what the metrics are, with their unit; by default their name.
+        show_rate: whether to draw the learning rate, where it is known.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> run = ckptavg.open_run("run")
+        >>> saved = [record.epoch for record in run.records]
+        >>> learning_curve(run.history, ax=ax, metrics=["val_accuracy"], saved_epochs=saved)
+    """
+    x, unit = _places(history)
+    names = default_metrics(history) if metrics is None else list(metrics)
+    saved = [n for n, entry in enumerate(history) if entry.epoch in set(saved_epochs)]
+    rates = _values([entry.learning_rate for entry in history])
+    rate_axes = None
+    if show_rate and np.isfinite(rates).any():
+        rate_axes = ax.twinx() if names else ax
+        _draw_rate(rate_axes, x, rates, saved=[] if names else saved)
+    drawn = []
+    for number, name in enumerate(names):
+        values = _values([entry.metrics.get(name) for entry in history])
+        drawn.append(values)
+        _draw_metric(ax, x, values, saved, number, name)
+    if averages:
+        _draw_averages(ax, x[saved] if saved else x, averages, len(names))
+        drawn.append(_values(list(averages.values())))
+    if names:
+        log_if_wide(ax.yaxis, np.concatenate(drawn), _WIDE)
+        ax.set_ylabel(plain(label or _common_name(names)))
+    if not names and rate_axes is None:
+        ax.text(0.5, 0.5, "neither metrics nor rates are known", ha="center", transform=ax.transAxes)
+    ax.set_xlabel(unit)
+    whole_numbers(ax.xaxis)
+    frame(ax)
+    if rate_axes not in (None, ax):
+        rate_axes.spines["right"].set_visible(True)
+        rate_axes.spines[["top", "left"]].set_visible(False)
+        ax.set_zorder(rate_axes.get_zorder() + 1)  # the legend lies over all lines
+        ax.patch.set_visible(False)
+        legend(ax, rate_axes)
+    else:
+        legend(ax)
+    return ax
+
+
+def default_metrics(history: "Sequence[EpochLog | Record]") -> list[str]:
+    """The metric that says most of a training, with its validation twin; none if there is none."""
+    groups = metric_groups(history)
+    return groups.get("loss") or next(iter(groups.values()), [])
+
+
+def metric_groups(history: "Sequence[EpochLog | Record]") -> dict[str, list[str]]:
+    """Names of metrics, those of training and validation together, as they first occur."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for entry in history for name in entry.metrics):
+        groups.setdefault(name.removeprefix("val_"), []).append(name)
+    return groups
+
+
+def _places(history: "Sequence[EpochLog | Record]") -> tuple[np.ndarray, str]:
+    """Where entries stand: at their epochs, or, of several in one epoch, at their steps."""
+    epochs = [entry.epoch for entry in history]
+    steps = [entry.step for entry in history]
+    if len(set(epochs)) < len(epochs) and None not in steps:
+        return np.array(steps, float), "optimizer step"
+    return np.array(epochs, float), "epoch"
+
+
+def _values(found: Sequence[float | None]) -> np.ndarray:
+    """Numbers, with NaN for those that are missing or infinite, where a line has a gap."""
+    values = np.array([np.nan if value is None else value for value in found], float)
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def _draw_metric(
+    ax: Axes, x: np.ndarray, values: np.ndarray, saved: Sequence[int], number: int, name: str
+) -> None:
+    style = line_style(number)
+    shape = style.pop("marker")
+    ax.plot(x, values, **style, linewidth=1.3, label=plain(name))
+    ax.plot(x[_alone(values)], values[_alone(values)], ".", color=style["color"])
+    if saved:
+        ax.plot(
+            x[saved],
+            values[saved],
+            shape,
+            color=style["color"],
+            markersize=marker_size(len(saved)),
+            label="saved checkpoints" if number == 0 else None,
+        )
+
+
+def _draw_rate(ax: Axes, x: np.ndarray, rates: np.ndarray, saved: Sequence[int]) -> None:
+    ax.plot(x, rates, ":", color=GREY, linewidth=1.3, label="learning rate")
+    ax.plot(x[_alone(rates)], rates[_alone(rates)], ".", color=GREY)
+    if saved:
+        size = marker_size(len(saved))
+        ax.plot(
+            x[saved], rates[saved], "o", color=COLORS[0], markersize=size, label="saved checkpoints"
+        )
+    ax.set_ylabel("learning rate")
+    log_if_wide(ax.yaxis, rates, _WIDE)
+    if ax.get_yscale() == "linear":
+        ax.set_ylim(bottom=min(0.0, float(np.nanmin(rates))))
+
+
+def _draw_averages(
+    ax: Axes, x: np.ndarray, averages: Mapping[str, float], first: int
+) -> None:
+    for number, (name, value) in enumerate(averages.items(), first + (first == 0)):
+        style = {**line_style(number), "marker": None}
+        ax.plot([x[0], x[-1]], [value, value], **style, linewidth=2.0, label=plain(name))
+
+
+def _alone(values: np.ndarray) -> np.ndarray:
+    """Places of values between gaps, through which no line goes."""
+    known = np.concatenate([[False], np.isfinite(values), [False]])
+    return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
+
+
+def _common_name(names: Sequence[str]) -> str:
+    groups = {name.removeprefix("val_") for name in names}
+    return names[0] if len(names) == 1 else groups.pop() if len(groups) == 1 else "metric"
