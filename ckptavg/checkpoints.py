@@ -37,6 +37,14 @@ class Checkpoint:
         known = self.record is not None and self.record.epoch is not None
         return self.record.epoch if known else self.named_epoch
 
+    @property
+    def model_file(self) -> Path | None:
+        """The configuration of the model that its record names, if the file is there."""
+        if self.record is None or self.record.model is None:
+            return None
+        found = self.path.parent / self.record.model
+        return found if is_file(found) else None
+
     @staticmethod
     def exists(path: Path) -> bool:
         """Whether there is a checkpoint of this name."""

@@ -15,11 +15,26 @@ def check_output(path: Path, overwrite: bool) -> None:
     """Refuses an output that would replace, or be mistaken for, something else.
 
     Raises:
-        OutputError: the file exists and is not to be overwritten; it is a folder or a link; its
-            folder is missing, cannot be written to, or is that of a run's checkpoints; or a file
-            that is no record stands where the record is to go.
+        OutputError: as `check_place` does, or a file that is no record stands where the record is
+            to go.
     """
-    folder, record = path.parent, record_path(path)
+    check_place(path, overwrite)
+    record = record_path(path)
+    if os.path.lexists(record) and not (record.is_file() and is_record(record)):
+        raise OutputError(
+            f"{record} is in the way: the record of {path.name} goes there. Move it or choose "
+            "another name"
+        )
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Refuses a place for a file of any kind, where it would replace something else.
+
+    Raises:
+        OutputError: the file exists and is not to be overwritten; it is a folder or a link; or its
+            folder is missing, cannot be written to, or is that of a run's checkpoints.
+    """
+    folder = path.parent
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link: name the file that it leads to")
     if path.is_dir():
@@ -35,11 +50,6 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(
             f"{path} exists already: choose another name or overwrite it (--overwrite, in Python "
             "overwrite=True)"
-        )
-    if os.path.lexists(record) and not (record.is_file() and is_record(record)):
-        raise OutputError(
-            f"{record} is in the way: the record of {path.name} goes there. Move it or choose "
-            "another name"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: no permission to write into {folder}")

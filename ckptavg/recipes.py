@@ -32,6 +32,7 @@ _OWNERS = {"decay": (EMA,), "sigma_rel": (POWER_EMA, POSTHOC_EMA), "at_step": (P
 """The recipes that each parameter belongs to."""
 
 _SUM_TOLERANCE = 1e-6
+_AT_STEP = " at step "
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +76,25 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str) -> "Recipe":
-        """A recipe written as its name, or as name and parameter: `uniform`, `ema:0.9`.
+        """A recipe written as its name, or as name and parameter: `uniform`, `ema:0.9`; see `str`.
 
         Raises:
             RecipeError: it is none.
         """
-        name, colon, parameter = text.partition(":")
+        named, at, step = text.partition(_AT_STEP)
+        name, colon, parameter = named.partition(":")
         if not colon:
-            return cls(name)
+            return cls(text)
         try:
             value = float(parameter)
+            at_step = int(step) if at else None
         except ValueError as error:
             raise RecipeError(
                 f"'{text:.40}' is no recipe: write it like uniform or ema:0.9"
             ) from error
-        return cls(name, decay=value) if name == EMA else cls(name, sigma_rel=value)
+        if name == EMA:
+            return cls(name, decay=value, at_step=at_step)
+        return cls(name, sigma_rel=value, at_step=at_step)
 
     def coefficients(self, positions: Sequence[float]) -> tuple[float, ...]:
         """The coefficients of checkpoints at these positions in training, in any order.
@@ -116,7 +121,7 @@ class Recipe:
     def __str__(self) -> str:
         parameter = self.decay if self.decay is not None else self.sigma_rel
         text = self.name if parameter is None else f"{self.name}:{parameter:g}"
-        return text if self.at_step is None else f"{text} at step {self.at_step}"
+        return text if self.at_step is None else f"{text}{_AT_STEP}{self.at_step}"
 
 
 def uniform(count: int) -> tuple[float, ...]:

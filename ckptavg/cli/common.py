@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptavg.checkpoints import Checkpoint
 from ckptavg.errors import SpecError
 from ckptavg.record import find_record
 from ckptavg.run import CHECKPOINT_FOLDER, open_run
@@ -155,21 +156,10 @@ def model_spec(given: str | None, checkpoint: Path) -> str:
         return given
     if checkpoint.suffix == ".keras":
         return str(checkpoint)
-    record = find_record(checkpoint)
-    if record is not None and record.model is not None:
-        found = checkpoint.parent / record.model
-        if found.is_file():
-            return os.path.relpath(found)
+    found = Checkpoint(checkpoint, find_record(checkpoint)).model_file
+    if found is not None:
+        return os.path.relpath(found)
     raise SpecError(f"{checkpoint} comes with no model configuration: pass --model SPEC")
-
-
-def model_hint(checkpoint: Path) -> str:
-    """The `--model` that a command on this checkpoint needs, as text for a suggestion."""
-    try:
-        model_spec(None, checkpoint)
-    except SpecError:
-        return " --model SPEC"
-    return ""
 
 
 def checkpoint_of(path: Path) -> Path:

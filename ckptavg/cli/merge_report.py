@@ -1,6 +1,5 @@
 """What `ckptavg merge` did, as text for people and as a report for machines."""
 
-import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -11,12 +10,15 @@ from typing import Any
 
 import typer
 
-from ckptavg.checkpoints import list_epochs
-from ckptavg.cli.common import human_size, model_hint
+from ckptavg.checkpoints import Checkpoint, list_epochs
+from ckptavg.cli.common import human_size
 from ckptavg.merging import MergeReport
 from ckptavg.plan import MergePlan
 from ckptavg.recipes import effective_sample_size
 from ckptavg.record import BatchNormRecord
+from ckptavg.reproduction import refreshing
+
+_IN_PYTHON = "load it into your model, then call ckptavg.update_batch_norm(model, data)"
 
 
 def print_merged(report: MergeReport, output: Path | None = None) -> None:
@@ -91,19 +93,8 @@ def print_batch_norm(output: Path, state: BatchNormRecord | None) -> None:
         typer.echo(
             "  BatchNorm   statistics are stale: they are averages, not those of the averaged\n"
             "              network. Re-estimate them from training data before use:\n\n"
-            f"    {_how_to_refresh(output)}"
+            f"    {refreshing(Checkpoint.open(output)) or _IN_PYTHON}"
         )
-
-
-def _how_to_refresh(output: Path) -> str:
-    for suffix in (".weights.h5", ".keras"):
-        if output.name.endswith(suffix):
-            target = output.with_name(output.name.removesuffix(suffix) + "-bn" + suffix)
-            return (
-                f"ckptavg update-bn {shlex.quote(str(output))} -o {shlex.quote(str(target))}"
-                f"{model_hint(output)} --data SPEC"
-            )
-    return "load it into your model, then call ckptavg.update_batch_norm(model, data)"
 
 
 def report_content(report: MergeReport) -> dict[str, Any]:
