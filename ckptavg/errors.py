@@ -67,6 +67,10 @@ class DataError(CkptavgError, ValueError):
     """The data are empty, or the model rejects them."""
 
 
+class NonFiniteError(DataError):
+    """NaN or infinity, or what is beyond a dtype, came up where a model met its data."""
+
+
 class SaverError(CkptavgError, ValueError):
     """CheckpointSaver was configured or used in a way that cannot work."""
 

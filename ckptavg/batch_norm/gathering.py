@@ -8,7 +8,14 @@ import numpy as np
 
 from ckptavg.batch_norm.statistics import Merge, Pool, Statistics, averaged, pooled
 from ckptavg.batch_norm.steps import HiddenCallError, Step
-from ckptavg.errors import CkptavgError, DataError, ModelError, ResourceError, first_line
+from ckptavg.errors import (
+    CkptavgError,
+    DataError,
+    ModelError,
+    NonFiniteError,
+    ResourceError,
+    first_line,
+)
 
 
 class Gathering:
@@ -81,7 +88,7 @@ class Gathering:
         broken = ~np.isfinite(columns).all(axis=0)
         if broken.any():
             path = self._layers[int(numbers[broken][0])].path
-            raise DataError(
+            raise NonFiniteError(
                 f"batch {index} of the data brought NaN or infinity to the layer '{path}': "
                 "the statistics were left as they were"
             )

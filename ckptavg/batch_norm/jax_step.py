@@ -15,11 +15,11 @@ class JaxStep:
     """See `Step`."""
 
     def __init__(self, model: keras.Model, observer: Observer, training: bool) -> None:
-        seeds = seed_states(model)
+        self._seeds = seeds = seed_states(model)
         known = {id(seed) for seed in seeds}
         self.given: Given = ()
         self._variables = [v for v in model.variables if id(v) not in known]
-        self._states = [seed.value for seed in seeds]
+        self.restart()
 
         def run(inputs: Any, values: list[Any], states: list[Any]) -> tuple[Any, ...]:
             # Variables are arguments: as constants they would be compiled into the program.
@@ -43,6 +43,9 @@ class JaxStep:
 
     def count(self, inputs: Any) -> int:
         return count_samples(inputs)
+
+    def restart(self) -> None:
+        self._states = [seed.value for seed in self._seeds]
 
     def is_exhausted(self, error: Exception) -> bool:
         return "RESOURCE_EXHAUSTED" in str(error)

@@ -11,6 +11,7 @@ from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batch_norm.statistics import Merge, averaged, pooled
 from ckptavg.batch_norm.steps import make_step
 from ckptavg.batch_norm.targets import Targets
+from ckptavg.batches import Progress, input_batches
 from ckptavg.errors import ModelError
 
 _MERGES: dict[str, Merge] = {"batch": pooled, "cumulative": averaged}
@@ -46,8 +47,8 @@ class BatchNormPass:
         self._mode = mode
         self._targets = Targets.of(model)
         self._observer = Observer(self._targets.layers)
-        step = make_step(model, self._observer)
-        self._gathering = Gathering(step, self._targets.layers, _MERGES[mode])
+        self._step = make_step(model, self._observer)
+        self._gathering = self._gather_nothing()
         self._attached: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Self:
@@ -95,6 +96,33 @@ class BatchNormPass:
             raise RuntimeError("batches are gathered within: with BatchNormPass(model) as bn")
         return self._gathering.add(inputs)
 
+    def run(
+        self, data: Any, *, steps: int | None = None, progress: Progress | None = None
+    ) -> BatchNormReport:
+        """Gathers all batches of `data` and sets the statistics, as often as it is called.
+
+        Each time is a pass of its own, with the weights that the model has then, by the step that
+        was compiled for the first one. What the compiled step does not see: layers that were frozen
+        or exchanged, and attributes that were changed, since then.
+
+        Args:
+            data: as in `update_batch_norm`.
+            steps: number of batches to see; all by default.
+            progress: called with the numbers of new batches and samples as they have been seen.
+
+        Raises:
+            CkptavgError: as `update_batch_norm` does.
+        """
+        self._step.restart()
+        self._gathering = self._gather_nothing()
+        with self:
+            for inputs in input_batches(data, steps=steps) if self.layers else ():
+                before = self.samples
+                self.add(inputs)
+                if progress is not None:
+                    progress(1, self.samples - before)
+            return self.finish()
+
     def finish(self) -> BatchNormReport:
         """Sets the statistics of all layers to those of all batches, or raises and sets none.
 
@@ -109,3 +137,6 @@ class BatchNormPass:
             batches=self.batches,
             mode=self._mode,
         )
+
+    def _gather_nothing(self) -> Gathering:
+        return Gathering(self._step, self._targets.layers, _MERGES[self._mode])

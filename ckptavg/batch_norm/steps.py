@@ -39,6 +39,10 @@ class Step(Protocol):
         """Number of samples in a batch."""
         ...
 
+    def restart(self) -> None:
+        """Lets random generators begin where those of the model stand, as for a first batch."""
+        ...
+
     def is_exhausted(self, error: Exception) -> bool:
         """Whether the error says that memory does not suffice."""
         ...

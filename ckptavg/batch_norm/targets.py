@@ -10,7 +10,7 @@ import numpy as np
 
 from ckptavg.batch_norm.report import BatchNormReport, shifts, warnings
 from ckptavg.batch_norm.statistics import Statistics
-from ckptavg.errors import DataError, ModelError
+from ckptavg.errors import DataError, ModelError, NonFiniteError
 from ckptavg.keras_models import batch_norm_layers
 
 Values = list[tuple[Any, np.ndarray]]
@@ -109,7 +109,7 @@ def _assign(values: Values) -> None:
     for variable, value in values:
         largest = np.abs(value).max(initial=0.0)
         if largest > float(ml_dtypes.finfo(variable.dtype).max):
-            raise DataError(
+            raise NonFiniteError(
                 f"statistics of {largest:.3g} do not fit '{variable.path}', which is "
                 f"{variable.dtype}: the statistics were left as they were"
             )

@@ -15,11 +15,11 @@ class TensorFlowStep:
     """See `Step`. Batches that are not distributed yet are divided among the replicas."""
 
     def __init__(self, model: keras.Model, observer: Observer, training: bool) -> None:
-        seeds = seed_states(model)
+        self._seeds = seeds = seed_states(model)
         self.given: Given = ()
         self._strategy: tf.distribute.Strategy = model.distribute_strategy
         self._replicas = self._strategy.num_replicas_in_sync
-        self._states = [seed.value for seed in seeds]
+        self.restart()
 
         def replica(inputs: Any, values: list[Any], states: list[Any]) -> tuple[Any, ...]:
             graph = tf.compat.v1.get_default_graph()
@@ -52,6 +52,10 @@ class TensorFlowStep:
 
     def count(self, inputs: Any) -> int:
         return sum(map(count_samples, self._local(keras.tree.flatten(inputs)[0])))
+
+    def restart(self) -> None:
+        # Tensors, as they come back from each batch: variables would be traced apart from them.
+        self._states = [tf.convert_to_tensor(seed.value) for seed in self._seeds]
 
     def is_exhausted(self, error: Exception) -> bool:
         return isinstance(error, tf.errors.ResourceExhaustedError)

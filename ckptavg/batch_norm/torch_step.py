@@ -18,7 +18,7 @@ class TorchStep:
         self.given: Given = ()
         self._model, self._observer, self._training = model, observer, training
         self._seeds = seed_states(model)
-        self._states = [seed.value for seed in self._seeds]
+        self.restart()
 
     def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
         inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
@@ -31,6 +31,9 @@ class TorchStep:
 
     def count(self, inputs: Any) -> int:
         return count_samples(inputs)
+
+    def restart(self) -> None:
+        self._states = [seed.value for seed in self._seeds]
 
     def is_exhausted(self, error: Exception) -> bool:
         return isinstance(error, torch.OutOfMemoryError)

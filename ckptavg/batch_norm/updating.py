@@ -69,24 +69,14 @@ def update_batch_norm(
         >>> model.load_weights("swa.weights.h5")
         >>> ckptavg.update_batch_norm(model, train_dataset)
     """
-
+    if mode == "population" and isinstance(data, Iterator):
+        raise DataError(
+            f"mode='population' reads the data several times, but a {type(data).__name__} can be "
+            "read only once: pass what it comes from"
+        )
     with mixed_float16(model) if mixed_precision else nullcontext():
-        return _update(model, data, steps, mode, progress or (lambda *_: None))
-
-
-def _update(
-    model: keras.Model, data: Any, steps: int | None, mode: str, progress: Progress
-) -> BatchNormReport:
-    if mode == "population":
-        if isinstance(data, Iterator):
-            raise DataError(
-                "mode='population' reads the data several times, but a "
-                f"{type(data).__name__} can be read only once: pass what it comes from"
-            )
-        return update_population(model, lambda: input_batches(data, steps=steps), progress)
-    with BatchNormPass(model, mode=mode) as bn:
-        for inputs in input_batches(data, steps=steps) if bn.layers else ():
-            before = bn.samples
-            bn.add(inputs)
-            progress(1, bn.samples - before)
-        return bn.finish()
+        if mode != "population":
+            return BatchNormPass(model, mode=mode).run(data, steps=steps, progress=progress)
+        return update_population(
+            model, lambda: input_batches(data, steps=steps), progress or (lambda *_: None)
+        )
