@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckptavg.conversion import convert
     from ckptavg.errors import CkptavgError, CkptavgWarning
     from ckptavg.evaluation import evaluate
+    from ckptavg.history import EpochLog
     from ckptavg.merging import MergeReport, merge, run_plan
     from ckptavg.plan import MergePlan, plan_merge
     from ckptavg.recipes import Recipe
@@ -44,6 +45,7 @@ _HOMES = {
     "CkptavgError": "errors",
     "CkptavgWarning": "errors",
     "DoctorReport": "search.doctor",
+    "EpochLog": "history",
     "MergePlan": "plan",
     "MergeReport": "merging",
     "Recipe": "recipes",
@@ -81,6 +83,7 @@ __all__ = [
     "CkptavgError",
     "CkptavgWarning",
     "DoctorReport",
+    "EpochLog",
     "MergePlan",
     "MergeReport",
     "Recipe",

@@ -87,8 +87,8 @@ class Keras3(Framework):
     def model_json(self, model: Any) -> str:
         return model_config(model).to_json()
 
-    def count_batch_norm(self, model: Any) -> int:
-        return len(batch_norm_layers(model))
+    def batch_norm_layers(self, model: Any) -> list[Any]:
+        return batch_norm_layers(model)
 
     def learning_rate(self, optimizer: Any) -> float:
         return float(keras.ops.convert_to_numpy(optimizer.learning_rate))

@@ -278,7 +278,8 @@ def _batch_norm(sources: Sequence[SourcePlan]) -> BatchNormRecord | None:
     if known is not None:
         if known.batch_norm is None or len(sources) == 1:
             return known.batch_norm
-        return BatchNormRecord(known.batch_norm.layers, "stale")
+        layers, moving = known.batch_norm.layers, known.batch_norm.moving
+        return BatchNormRecord(layers, "stale", moving=moving)
     layers = count_batch_norm(sources[-1].structure.tensors)
     if not layers:
         return None

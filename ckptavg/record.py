@@ -78,6 +78,7 @@ class BatchNormRecord:
         data: the data SPEC they came from.
         tensors: stored names of the statistics that the pass changed.
         mode: of the pass, see `update_batch_norm`.
+        moving: stored names of all moving statistics; empty where they are not known.
     """
 
     layers: int
@@ -87,6 +88,7 @@ class BatchNormRecord:
     data: str | None = None
     tensors: tuple[str, ...] = ()
     mode: str | None = None
+    moving: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +329,7 @@ def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:
         data=optional(text, content["data"]),
         tensors=tuple(map(text, content.get("tensors", ()))),
         mode=optional(text, content.get("mode")),
+        moving=tuple(map(text, content.get("moving", ()))),
     )
 
 

@@ -215,6 +215,7 @@ def _state(
         batches=report.batches,
         data=data_name,
         mode=report.mode,
+        moving=former.moving if former else (),
     )
 
 

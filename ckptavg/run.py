@@ -8,6 +8,7 @@ from pathlib import Path
 from ckptavg.checkpoints import Checkpoint, select
 from ckptavg.errors import RecordError, RunError
 from ckptavg.files import TEMPORARY_PREFIX
+from ckptavg.history import HISTORY_FILE, EpochLog, read_history
 from ckptavg.record import Record
 from ckptavg.swad import Swad
 
@@ -47,6 +48,20 @@ class Run:
         """The configuration of the model, if the run holds one."""
         path = self.directory / MODEL_FILE
         return path if path.is_file() else None
+
+    @property
+    def history(self) -> tuple[EpochLog, ...]:
+        """What Keras logged of every epoch of the training, saved or not, as it stands now.
+
+        Empty for runs of versions that kept no history.
+
+        Raises:
+            RecordError: a line of the history is damaged.
+
+        Example:
+            >>> [(log.epoch, log.metrics["val_loss"]) for log in ckptavg.open_run("run").history]
+        """
+        return read_history(self.directory / HISTORY_FILE)
 
     def select(
         self,

@@ -13,7 +13,8 @@ class CheckpointSaver(SavingCallback, keras.callbacks.Callback):
     their records to `epoch-0016.json` beside them. A checkpoint counts as saved once its record
     stands: both are written under a temporary name, made durable and renamed, so that a crash
     leaves no half of either. `<directory>/model.json` holds the configuration of the model, where
-    Keras can serialize it.
+    Keras can serialize it, and `<directory>/history.jsonl` what Keras logged of every epoch, saved
+    or not: `ckptavg.open_run(directory).history`.
 
     Training waits for a copy of the weights in host memory, and nothing else: another thread
     writes the file, and `fit` ends when the last one is written. A directory belongs to one

@@ -94,8 +94,8 @@ class Keras2(Framework):
     def model_json(self, model: Any) -> None:
         """None: only tf_keras could build the model of its configuration, and merges use Keras."""
 
-    def count_batch_norm(self, model: Any) -> int:
-        return len(batch_norm_layers(model))
+    def batch_norm_layers(self, model: Any) -> list[Any]:
+        return batch_norm_layers(model)
 
     def learning_rate(self, optimizer: Any) -> float:
         rate = optimizer.learning_rate

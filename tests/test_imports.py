@@ -42,6 +42,7 @@ def test_the_public_names():
         "CkptavgError",
         "CkptavgWarning",
         "DoctorReport",
+        "EpochLog",
         "MergePlan",
         "MergeReport",
         "Recipe",

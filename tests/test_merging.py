@@ -209,6 +209,8 @@ def test_report_and_record(trained_run, tmp_path):
     assert (out.parent / record.model).samefile(trained_run / "model.json")
     assert record.batch_norm.statistics == "stale"
     assert record.batch_norm.layers == 2
+    [source, *_] = ckptavg.open_run(trained_run).records
+    assert record.batch_norm.moving == source.batch_norm.moving != ()
     assert report.unverified == ()
     # The output's own record proves the output, so that averages can be averaged.
     ckptavg.merge([out], tmp_path / "again.weights.h5")

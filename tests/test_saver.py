@@ -42,6 +42,12 @@ def test_a_run_holds_checkpoints_records_and_configuration(trained_run):
         assert set(record.metrics) == {"accuracy", "loss", "val_accuracy", "val_loss"}
         assert record.batch_norm.layers == 2
         assert record.batch_norm.statistics == "running"
+        assert record.batch_norm.moving == (
+            "layers/batch_normalization/vars/2",
+            "layers/batch_normalization/vars/3",
+            "layers/sequential/layers/batch_normalization/vars/2",
+            "layers/sequential/layers/batch_normalization/vars/3",
+        )
         assert record.versions["keras"] == keras.__version__
         with h5py.File(checkpoint.path) as file:
             assert "optimizer" not in file

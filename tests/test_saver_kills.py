@@ -149,6 +149,8 @@ def check_whole(directory: Path) -> None:
         assert tensor_records(checkpoint.path) == record.read_tensors()
         for values in read_tensors(checkpoint.path).values():
             assert (values == record.epoch).all()
+    epochs = [log.epoch for log in open_run(directory).history]
+    assert epochs == list(range(1, len(epochs) + 1))
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])

@@ -101,6 +101,12 @@ def test_checkpoints_are_those_of_save_weights(tmp_path):
         record = checkpoint.record
         assert described(checkpoint.path) == described(tmp_path / f"keras-{record.epoch}.h5")
         assert record.batch_norm.layers == 2
+        moving = record.batch_norm.moving
+        assert {name.rpartition("/")[2] for name in moving} == {
+            "moving_mean:0",
+            "moving_variance:0",
+        }
+        assert len(moving) == 4
         assert record.step == 6 * record.epoch
         assert record.metrics["loss"] == history["loss"][record.epoch - 1]
         assert record.versions["tf_keras"] == tf_keras.__version__
@@ -329,7 +335,7 @@ def test_batch_norm_of_every_kind_counts():
         tf_keras.layers.LayerNormalization(),
     ]
     model = tf_keras.Sequential([tf_keras.Input((3, 2)), tf_keras.Sequential(kinds), kinds[0]])
-    assert Keras2().count_batch_norm(model) == 4
+    assert len(Keras2().batch_norm_layers(model)) == 4
 
 
 def test_ckptavg_offers_it_and_imports_it_only_when_asked():

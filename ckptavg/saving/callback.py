@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ckptavg.errors import ModelError, SaverError
-from ckptavg.record import BatchNormRecord, Record, now, versions
+from ckptavg.history import EpochLog
+from ckptavg.record import Record, now, versions
 from ckptavg.run import CHECKPOINT_FOLDER, MODEL_FILE
 from ckptavg.saving.background import Background
 from ckptavg.saving.checkpoint_files import save_beside
@@ -139,6 +140,7 @@ class SavingCallback:
         rate = self._rates.current()
         if rate is not None:
             logs.setdefault("learning_rate", rate)
+        self._note_epoch(epoch, logs)
         if self._is_due(epoch):
             self._save(f"epoch-{epoch + 1:04d}", epoch, logs)
         self._check(self._background.collect())
@@ -174,12 +176,29 @@ class SavingCallback:
         self._steps = Steps(self.framework, self.model, self.params, epoch)
         goes_on = self.options.existing == "resume" and (epoch > 0 or self._steps.taken > 0)
         if self._run is not None:
-            self._run.begin(goes_on)
+            self._run.begin(epoch if goes_on else 0, goes_on)
         if self.schedule.sets_rate:
             known = initial_rate(self.directory) if goes_on else None
             self._rates.start_from(self._rates.initial if known is None else known)
             if self._run is not None:
                 self._run.note_rate(self._rates.initial)
+
+    def _note_epoch(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        """Adds an epoch to the history of the run, before a checkpoint of it is begun."""
+        if self._run is None:
+            return
+        rate = logs.get("learning_rate")
+        log = EpochLog(
+            epoch=epoch + 1,
+            step=self._step(),
+            learning_rate=None if rate is None else float(rate),
+            metrics=_metrics(logs),
+            time=now(),
+        )
+        try:
+            self._run.note_epoch(log)
+        except SaverError as error:
+            self._fail(error)
 
     def _check_epochs(self) -> None:
         epochs = (self.params or {}).get("epochs")
@@ -237,15 +256,9 @@ class SavingCallback:
         return partial(self._run.written, stem, write)
 
     def _record(self, stem: str, epoch: int, logs: Mapping[str, Any]) -> Record:
-        optimizer = getattr(self.model, "optimizer", None)
-        if self.schedule.save_freq is not None or optimizer is None:
-            step = self._steps.taken
-        else:
-            step = self.framework.iterations(optimizer)
         metrics = _metrics(logs)
         if self.options.keep_best is not None:
             self.options.keep_best.check(metrics)
-        layers = self._layout.batch_norm_layers
         sharded = self.options.max_shard_size is not None
         return Record(
             file=stem + (self.framework.sharded_suffix if sharded else self.framework.suffix),
@@ -253,12 +266,19 @@ class SavingCallback:
             time=now(),
             versions=self._versions,
             epoch=epoch + 1,
-            step=step or None,
+            step=self._step(),
             learning_rate=self._rates.current(),
             initial_learning_rate=self._rates.initial if self.schedule.sets_rate else None,
             metrics=metrics,
-            batch_norm=BatchNormRecord(layers, "running") if layers else None,
+            batch_norm=self._layout.batch_norm,
         )
+
+    def _step(self) -> int | None:
+        """Optimizer steps taken; None without an optimizer that counts them."""
+        optimizer = getattr(self.model, "optimizer", None)
+        if self.schedule.save_freq is not None or optimizer is None:
+            return self._steps.taken or None
+        return self.framework.iterations(optimizer) or None
 
     def _take_config(self) -> None:
         """Hands the model's configuration to the other thread, once in each training."""

@@ -11,6 +11,9 @@ import numpy as np
 from ckptavg.formats import Structure
 from ckptavg.saving.options import Options
 
+_MOVING = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
+"""Attributes of BatchNormalization layers; the last three are there with renorm alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -85,8 +88,13 @@ class Framework(ABC):
         """
 
     @abstractmethod
-    def count_batch_norm(self, model: Any) -> int:
-        """Number of BatchNormalization layers."""
+    def batch_norm_layers(self, model: Any) -> list[Any]:
+        """The BatchNormalization layers, those in nested models too."""
+
+    def moving_statistics(self, layer: Any) -> list[Any]:
+        """The variables of a BatchNormalization layer that hold its moving statistics."""
+        found = (getattr(layer, name, None) for name in _MOVING)
+        return [variable for variable in found if variable is not None]
 
     @abstractmethod
     def learning_rate(self, optimizer: Any) -> float:

@@ -4,6 +4,7 @@ from typing import Any
 
 from ckptavg.errors import SaverError
 from ckptavg.formats import Structure
+from ckptavg.record import BatchNormRecord
 from ckptavg.saving.checkpoint_files import stored_as
 from ckptavg.saving.framework import Framework, Placement
 from ckptavg.saving.options import Options
@@ -15,7 +16,7 @@ class Layout:
     Attributes:
         placement: where variables go; None if the framework alone can write the files.
         structure: of the files, as the options ask for it; None as `placement`.
-        batch_norm_layers: number of BatchNormalization layers.
+        batch_norm: what records say of the statistics that training left; None without BatchNorm.
     """
 
     def __init__(self, framework: Framework, options: Options, model: Any) -> None:
@@ -25,7 +26,7 @@ class Layout:
         self._variables: list[Any] | None = None
         self.placement: Placement | None = None
         self.structure: Structure | None = None
-        self.batch_norm_layers = 0
+        self.batch_norm: BatchNormRecord | None = None
 
     def find(self) -> None:
         """Asks the framework, unless nothing changed: layers may build themselves late.
@@ -46,5 +47,14 @@ class Layout:
                 "a layer of the model saves more than its variables, so that its checkpoints can "
                 "only be written as Keras does: leave save_dtype and max_shard_size alone"
             )
-        self.batch_norm_layers = self._framework.count_batch_norm(self._model)
+        self.batch_norm = self._find_batch_norm()
         self._variables = variables
+
+    def _find_batch_norm(self) -> BatchNormRecord | None:
+        layers = self._framework.batch_norm_layers(self._model)
+        if not layers:
+            return None
+        moving = {id(v) for layer in layers for v in self._framework.moving_statistics(layer)}
+        placed = {} if self.placement is None else self.placement.variables
+        names = (name for name, variable in placed.items() if id(variable) in moving)
+        return BatchNormRecord(len(layers), "running", moving=tuple(names))

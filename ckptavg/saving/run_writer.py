@@ -15,6 +15,7 @@ from ckptavg.checkpoints import Checkpoint, describe_epochs
 from ckptavg.errors import RunError, SaverError
 from ckptavg.files import TEMPORARY_PREFIX, write_text
 from ckptavg.formats import Structure
+from ckptavg.history import EpochLog
 from ckptavg.record import Record
 from ckptavg.run import (
     CHECKPOINT_FOLDER,
@@ -28,6 +29,7 @@ from ckptavg.saving.checkpoint_files import (
     remove_checkpoint,
     write_checkpoint,
 )
+from ckptavg.saving.history_writer import HistoryWriter
 from ckptavg.saving.options import Options
 
 STATE_FILE = "saver.json"
@@ -53,6 +55,7 @@ class RunWriter:
         self.directory = directory
         self._has_config, self._config = True, None
         self._options = options
+        self._history = HistoryWriter(directory)
         try:
             self.checkpoints = list(open_run(directory).checkpoints)
         except RunError:
@@ -64,14 +67,15 @@ class RunWriter:
                 "(existing='overwrite'), or name another directory"
             )
 
-    def begin(self, goes_on: bool) -> None:
+    def begin(self, epochs: int, goes_on: bool) -> None:
         """Makes ready for a training, and removes what a killed one left half-done.
 
         Args:
+            epochs: number of epochs that it goes on from.
             goes_on: whether it goes on with the one that wrote the checkpoints.
 
         Raises:
-            SaverError: it does not, but they are to stay.
+            SaverError: it does not, but they are to stay; or the history is damaged.
         """
         with explained(f"cannot use the directory {self.directory}"):
             for leftover in self._leftovers():
@@ -87,6 +91,17 @@ class RunWriter:
                 f"anew: pass initial_epoch={self.checkpoints[-1].epoch} to fit and load the "
                 "weights and the optimizer of then, or start over with existing='overwrite'"
             )
+        with explained(f"cannot use the directory {self.directory}"):
+            self._history.begin(epochs)
+
+    def note_epoch(self, log: EpochLog) -> None:
+        """Adds an epoch to the history.
+
+        Raises:
+            SaverError: the system does not let it be done.
+        """
+        with explained(f"cannot add epoch {log.epoch} to the history of {self.directory}"):
+            self._history.append(log)
 
     def note_rate(self, initial: float) -> None:
         """Notes the learning rate that the run starts from, for a training that goes on."""
@@ -105,6 +120,7 @@ class RunWriter:
             SaverError: the system does not let it be done.
         """
         with explained(f"cannot save the checkpoint {stem} of {self.directory}"):
+            self._history.sync()
             if not self._has_config:
                 self._write_config()
             return write()
