@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptavg.analysis.geometry import Geometry
+    from ckptavg.analysis.loss_surface import loss_line, loss_plane
     from ckptavg.analysis.measuring import measure_geometry
     from ckptavg.analysis.moving_statistics import BatchNormShift, batch_norm_shift
+    from ckptavg.analysis.surfaces import LossLine, LossPlane
     from ckptavg.analysis.tables import LayerTable, PairTable, Series
     from ckptavg.analysis.trajectory import Trajectory
 
@@ -20,10 +22,14 @@ _HOMES = {
     "BatchNormShift": "moving_statistics",
     "Geometry": "geometry",
     "LayerTable": "tables",
+    "LossLine": "surfaces",
+    "LossPlane": "surfaces",
     "PairTable": "tables",
     "Series": "tables",
     "Trajectory": "trajectory",
     "batch_norm_shift": "moving_statistics",
+    "loss_line": "loss_surface",
+    "loss_plane": "loss_surface",
     "measure_geometry": "measuring",
 }
 
@@ -31,10 +37,14 @@ __all__ = [
     "BatchNormShift",
     "Geometry",
     "LayerTable",
+    "LossLine",
+    "LossPlane",
     "PairTable",
     "Series",
     "Trajectory",
     "batch_norm_shift",
+    "loss_line",
+    "loss_plane",
     "measure_geometry",
 ]
 

@@ -1,84 +1,88 @@
 """The loss over lines and planes in the space of weights: what was measured where."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ckptavg.analysis.tables import LENGTH, RATIO, frame
+
 if TYPE_CHECKING:
     import pandas as pd
-
-DISTANCE_UNIT = "parameter units"
-"""Of Euclidean distances between weights, BatchNorm statistics and integers not counted."""
 
 Metrics = Mapping[str, Mapping[str, np.ndarray]]
 """By the name of the data and that of the metric, as `model.evaluate` names it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LossLine:
     """Metrics along the straight line through two points in the space of weights.
 
-    A value is NaN or infinite where the network's is, or where a BatchNorm pass met such values.
+    A value is NaN or infinite where the network's is, and NaN where such values came up in the
+    BatchNorm pass.
 
     Attributes:
         positions: (n,) float64, share of the way: 0 is the start, 1 the end.
-        distances: (n,) float64, distance from the start in parameter units, negative before it.
-        metrics: (n,) float64 each.
+        distances: (n,) float64, distance from the start, negative before it.
+        metrics: (n,) float64 each, by the name of the data and that of the metric.
         labels: names of the start and the end.
+        unit: of the distances.
     """
 
-    positions: np.ndarray
-    distances: np.ndarray
-    metrics: Metrics
+    positions: np.ndarray = field(repr=False)
+    distances: np.ndarray = field(repr=False)
+    metrics: Metrics = field(repr=False)
     labels: tuple[str, str]
+    unit: str = LENGTH
 
     def to_frame(self) -> "pd.DataFrame":
-        """A row for each point; metrics are in columns such as `test loss`.
+        """A row for each point; `attrs["units"]` has units by column.
 
-        `attrs["units"]` says the units of the columns that have one.
+        Columns: `position`, `distance`, and metrics such as `test loss`.
         """
-        return _frame({"position": self.positions, "distance": self.distances}, self.metrics)
+        places = {"position": self.positions, "distance": self.distances}
+        units = {"position": RATIO, "distance": self.unit}
+        return frame(places | _columns(self.metrics), {"units": units})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LossPlane:
     """Metrics over a rectangle of the plane through three points in the space of weights.
 
-    Both axes are in the same unit, so that distances in the plane are those of weights.
-    A value is NaN or infinite where the network's is, or where a BatchNorm pass met such values.
+    Both axes have the same unit, so that distances in the plane are those of the weights. A value
+    is NaN or infinite where the network's is, and NaN where such values came up in the BatchNorm
+    pass.
 
     Attributes:
-        x: (n,) float64, coordinates of the columns in parameter units, rising.
-        y: (m,) float64, coordinates of the rows in parameter units, rising.
-        metrics: (m, n) float64 each.
-        points: coordinates of the three points by their names: (0, 0) of the origin, (distance, 0)
-            of the first one, and of the second one with y > 0.
+        x: (n,) float64, coordinates of the columns, rising.
+        y: (m,) float64, coordinates of the rows, rising.
+        metrics: (m, n) float64 each, by the name of the data and that of the metric.
+        points: coordinates of the three points by name: the origin is (0, 0), the first (d, 0) for
+            the distance d between them, the second lies above the axis.
+        unit: of coordinates.
     """
 
-    x: np.ndarray
-    y: np.ndarray
-    metrics: Metrics
+    x: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
+    metrics: Metrics = field(repr=False)
     points: Mapping[str, tuple[float, float]]
+    unit: str = LENGTH
 
     def to_frame(self) -> "pd.DataFrame":
-        """A row for each point of the grid; metrics are in columns such as `test loss`.
+        """A row for each point of the grid, row by row; `attrs["units"]` has units by column.
 
-        `attrs["units"]` says the units of the columns that have one.
+        Columns: `x`, `y`, and metrics such as `test loss`.
         """
         x, y = np.meshgrid(self.x, self.y)
-        return _frame({"x": x.ravel(), "y": y.ravel()}, self.metrics)
+        units = {"x": self.unit, "y": self.unit}
+        places = {"x": x.ravel(), "y": y.ravel()}
+        return frame(places | _columns(self.metrics), {"units": units})
 
 
-def _frame(places: Mapping[str, np.ndarray], metrics: Metrics) -> "pd.DataFrame":
-    import pandas as pd
-
-    columns = {
+def _columns(metrics: Metrics) -> dict[str, np.ndarray]:
+    return {
         f"{data} {metric}": values.ravel()
         for data, found in metrics.items()
         for metric, values in found.items()
     }
-    frame = pd.DataFrame({**places, **columns})
-    frame.attrs["units"] = {name: DISTANCE_UNIT for name in places if name != "position"}
-    return frame

@@ -1,7 +1,6 @@
 """Candidates of a search, evaluated in one live model: weights, BatchNorm pass, metrics."""
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.batch_norm import BatchNormReport, update_batch_norm
+from ckptavg.batch_norm import BatchNormReport
 from ckptavg.checkpoints import metric_sign
-from ckptavg.errors import DataError, ModelError
+from ckptavg.errors import DataError
 from ckptavg.evaluation import measure
-from ckptavg.keras_models import batch_norm_layers, build, model_config
-from ckptavg.record import digest
+from ckptavg.keras_models import batch_norm_layers
 from ckptavg.search.data_prints import DataPrint, data_print
-from ckptavg.search.live_weights import LiveWeights
+from ckptavg.search.live_model import LiveModel
 from ckptavg.search.sums import Tensor
-
-_OBJECT_ID = re.compile(r'"shared_object_id": \d+')
-_NAME = re.compile(r'"([A-Za-z][A-Za-z0-9_]*?)(?:_\d+)?"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +93,9 @@ class Judge:
         self.model = model
         self.monitor = monitor.removeprefix("val_")
         self._sign = metric_sign(monitor, mode)
-        self._data, self._eval_data, self._steps = data, eval_data, steps
+        self._eval_data = eval_data
         self._print = data_print(eval_data)
-        self._data_digest = None if data is None else data_print(data, steps=steps).digest
-        build(model, eval_data)
-        self._weights = LiveWeights(model)
-        self._model_digest = _model_digest(model)
-        if data is None and any(layer.trainable for layer in batch_norm_layers(model)):
-            raise ModelError(
-                f"the model '{model.name}' has BatchNorm layers, whose averaged statistics are "
-                "wrong for averaged weights: pass training data to re-estimate them (--data)"
-            )
+        self._live = LiveModel(model, data=data, eval_data=eval_data, steps=steps)
 
     @property
     def data_print(self) -> DataPrint:
@@ -118,7 +105,7 @@ class Judge:
     @property
     def fingerprint(self) -> list[str | int | None]:
         """What, beside the weights, the scores depend on."""
-        return [self._model_digest, self._print.digest, self._data_digest, self._steps]
+        return [*self._live.fingerprint, self._print.digest]
 
     def score(self, tensors: Iterable[Tensor], *, refresh: bool = True) -> Score:
         """Evaluates weights, after a BatchNorm pass if there are data for it.
@@ -130,12 +117,8 @@ class Judge:
         Raises:
             DataError: the model rejects the data, or gives no such metric.
         """
-        self._weights.assign(tensors)
-        statistics = None
-        if refresh and self._data is not None:
-            report = update_batch_norm(self.model, self._data, steps=self._steps)
-            if report.layers:
-                statistics = Statistics.of(self.model, report)
+        report = self._live.take(tensors, refresh=refresh)
+        statistics = Statistics.of(self.model, report) if report and report.layers else None
         metrics = measure(self.model, self._eval_data)
         if self.monitor not in metrics:
             raise DataError(
@@ -148,36 +131,14 @@ class Judge:
 
         Where they are not known, another BatchNorm pass finds them.
         """
-        self._weights.assign(tensors)
+        self._live.take(tensors, refresh=statistics is None)
         if statistics is not None:
             statistics.give(self.model)
-        elif self._data is not None:
-            update_batch_norm(self.model, self._data, steps=self._steps)
 
     def rank(self, metrics: dict[str, float]) -> float:
         """A number that is smaller for better metrics; NaN is the worst."""
         value = metrics[self.monitor]
         return math.inf if math.isnan(value) else self._sign * value
-
-
-def _model_digest(model: keras.Model) -> str:
-    """Of the configuration of a model and its compilation; of its variables if it has none.
-
-    Keras numbers the names of layers anew in each process, or goes on: `dense_3` of one model may
-    be `dense_9` of the next, so that names count by the order in which they come up.
-    """
-    try:
-        text = model_config(model).config
-    except ModelError:
-        text = repr([(tuple(v.shape), v.dtype) for v in model.weights])
-    known: dict[str, dict[str, int]] = {}
-
-    def renumber(match: re.Match[str]) -> str:
-        numbers = known.setdefault(match[1], {})
-        return f'"{match[1]} {numbers.setdefault(match[0], len(numbers))}"'
-
-    text = _OBJECT_ID.sub("", text)
-    return digest(_NAME.sub(renumber, text).encode()).hex()
 
 
 def check_held_out(chooser: DataPrint, reporter: DataPrint) -> None:

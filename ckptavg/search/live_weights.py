@@ -1,10 +1,13 @@
 """The weights of a live model by their stored names, set in place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import keras
+import numpy as np
 
 from ckptavg.errors import ModelError
+from ckptavg.keras_models import batch_norm_layers
 from ckptavg.keras_saving import Keras3
 from ckptavg.search.sums import Tensor
 
@@ -26,6 +29,30 @@ class LiveWeights:
             )
         self._model = model
         self._variables = placement.variables
+
+    @property
+    def moving_statistics(self) -> frozenset[str]:
+        """Stored names of what BatchNorm layers keep of the data, which is no weight."""
+        weights = ("gamma", "beta")
+        moving = {
+            id(variable)
+            for layer in batch_norm_layers(self._model)
+            for variable in layer.variables
+            if not any(variable is getattr(layer, name, None) for name in weights)
+        }
+        return frozenset(name for name, v in self._variables.items() if id(v) in moving)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Gives all variables the values back, at the exit, that they have now."""
+        former = [
+            (name, np.array(keras.ops.convert_to_numpy(variable.value)))
+            for name, variable in self._variables.items()
+        ]
+        try:
+            yield
+        finally:
+            self.assign(former)
 
     def assign(self, tensors: Iterable[Tensor]) -> None:
         """Gives the variables the values of the tensors that are stored under their names.

@@ -1,4 +1,4 @@
-"""Scores of candidates kept in a run's folder, so that a search that was stopped goes on."""
+"""Scores of averages kept in a folder, so that a search that was stopped goes on."""
 
 import json
 import os
@@ -6,52 +6,57 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptavg.outputs import writing
-from ckptavg.plan import MergePlan
 from ckptavg.record import digest
+from ckptavg.source_plan import SourcePlan
 from ckptavg.version import __version__
 
 SEARCH_FOLDER = "search"
+"""Of a run, for its scores."""
+
+
+def contents(sources: Sequence[SourcePlan]) -> list[object]:
+    """What tells the contents of checkpoints: digests, or names, times and sizes of files."""
+    return [
+        [source.path.name, list(source.stamps)]
+        if source.proof is None
+        else digest(source.proof.digests).hex()
+        for source in sources
+    ]
 
 
 class ScoreCache:
     """Metrics by what they depend on: checkpoints, coefficients, model and data.
 
-    A line is added for each candidate as it has been evaluated; one that a kill cut off is
-    skipped when the file is read.
+    A line is added for each average as it has been evaluated; one that a kill cut off is skipped
+    when the file is read. Several caches may share a folder.
     """
 
-    def __init__(self, run: Path, plan: MergePlan, fingerprint: Sequence[object]) -> None:
+    def __init__(
+        self, folder: Path, contents: Sequence[object], fingerprint: Sequence[object]
+    ) -> None:
         """Reads what is known.
 
         Args:
-            run: directory of the run.
-            plan: of its checkpoints.
-            fingerprint: of the model and the data.
+            folder: is made if it is not there.
+            contents: what tells the contents of each checkpoint, JSON values.
+            fingerprint: of all else that scores depend on, the model and the data, JSON values.
         """
-        self.folder = run / SEARCH_FOLDER
-        self.path = self.folder / "scores.jsonl"
+        self.path = folder / "scores.jsonl"
+        self._contents = contents
         self._context = [__version__, *fingerprint]
-        self._contents = [
-            source.path.name if source.proof is None else digest(source.proof.digests).hex()
-            for source in plan.sources
-        ]
-        # Files without records are known by their times and sizes.
-        self._stamps = [
-            list(source.stamps) if source.proof is None else None for source in plan.sources
-        ]
         self._known = dict(self._read())
         with writing(self.path):
-            self.folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
                 with self.path.open("a") as file:
                     file.write("\n")  # so that a line which a kill cut off spoils no other
 
     def get(self, coefficients: Sequence[float]) -> dict[str, float] | None:
-        """The metrics of a candidate; None if it has not been evaluated."""
+        """The metrics of an average; None if it has not been evaluated."""
         return self._known.get(self._key(coefficients))
 
     def add(self, coefficients: Sequence[float], metrics: dict[str, float]) -> None:
-        """Notes what a candidate came to."""
+        """Notes what an average came to."""
         key = self._key(coefficients)
         self._known[key] = metrics
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
@@ -61,10 +66,8 @@ class ScoreCache:
 
     def _key(self, coefficients: Sequence[float]) -> str:
         parts = [
-            (content, stamps, coefficient)
-            for content, stamps, coefficient in zip(
-                self._contents, self._stamps, coefficients, strict=True
-            )
+            (content, coefficient)
+            for content, coefficient in zip(self._contents, coefficients, strict=True)
             if coefficient != 0.0
         ]
         return digest(json.dumps([self._context, parts]).encode()).hex()

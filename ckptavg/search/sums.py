@@ -1,7 +1,5 @@
 """Sums of checkpoints in float64, from which the mean of any window is a difference away."""
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +16,7 @@ from ckptavg.outputs import writing
 from ckptavg.plan import MergePlan, plan_average
 from ckptavg.recipes import UNIFORM, uniform
 from ckptavg.rules import AVERAGE, DROP, EQUAL, PlanItem
+from ckptavg.search.rows import make_rows
 from ckptavg.streaming import divide_plan, stream
 
 Tensor = tuple[str, np.ndarray]
@@ -69,8 +68,8 @@ class Sums:
             if item.action == AVERAGE:
                 self._places[name] = length
                 length += _count(item) * (2 if _is_double(item) else 1)
-        self.on_disk = rows * length * 8 > max_memory
-        self._rows = _FileRows(rows, length, folder) if self.on_disk else _MemoryRows(rows, length)
+        self._rows = make_rows(rows, length, folder=folder, max_memory=max_memory)
+        self.on_disk = self._rows.on_disk
         self._copies: dict[int, dict[str, bytearray]] = {0: {}}
         self._equal: dict[str, tuple[bytes, Path]] = {}
 
@@ -210,48 +209,3 @@ def _count(item: PlanItem) -> int:
 
 def _is_double(item: PlanItem) -> bool:
     return item.tensor.dtype == "float64"
-
-
-class _MemoryRows:
-    """Rows of float64 numbers in memory."""
-
-    def __init__(self, rows: int, length: int) -> None:
-        self._values = np.empty((rows, length), np.float64)
-        self._values[0] = 0.0
-
-    def read(self, row: int, start: int, count: int) -> np.ndarray:
-        return self._values[row, start : start + count]
-
-    def write(self, row: int, start: int, values: np.ndarray) -> None:
-        self._values[row, start : start + len(values)] = values
-
-    def close(self) -> None:
-        del self._values
-
-
-class _FileRows:
-    """Rows of float64 numbers in a file without a name; row 0 is a hole in it."""
-
-    def __init__(self, rows: int, length: int, folder: Path) -> None:
-        with writing(folder):
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-            self._file.truncate(rows * length * 8)
-        self._folder, self._length = folder, length
-
-    def read(self, row: int, start: int, count: int) -> np.ndarray:
-        values = np.empty(count, np.float64)
-        view, filled = memoryview(values).cast("B"), 0
-        while filled < len(view):
-            offset = (row * self._length + start) * 8 + filled
-            filled += os.preadv(self._file.fileno(), [view[filled:]], offset)
-        return values
-
-    def write(self, row: int, start: int, values: np.ndarray) -> None:
-        data, written = memoryview(np.ascontiguousarray(values)).cast("B"), 0
-        with writing(self._folder):
-            while written < len(data):
-                offset = (row * self._length + start) * 8 + written
-                written += os.pwrite(self._file.fileno(), data[written:], offset)
-
-    def close(self) -> None:
-        self._file.close()

@@ -18,11 +18,11 @@ from ckptavg.refresh import merge_into_model
 from ckptavg.run import Run, open_run
 from ckptavg.search.candidates import Judge, Statistics, check_held_out
 from ckptavg.search.data_prints import data_print
-from ckptavg.search.score_cache import ScoreCache
+from ckptavg.search.rows import DEFAULT_MEMORY
+from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents
 from ckptavg.search.sums import Sums, Tensor, weighted_mean
 
 LAST, ALL = "last", "all"
-DEFAULT_MEMORY = 1024**3
 
 Progress = Callable[[int], None]
 
@@ -167,7 +167,8 @@ def sweep(
         check_held_out(judge.data_print, data_print(test_data))
     averages = _Averages(run, candidates, DEFAULT_MEMORY if max_memory is None else max_memory)
     try:
-        cache = ScoreCache(run.directory, averages.plan, judge.fingerprint)
+        folder = run.directory / SEARCH_FOLDER
+        cache = ScoreCache(folder, contents(averages.plan.sources), judge.fingerprint)
         known, leading, scores = 0, _Leading(judge), {}
         for candidate in candidates:
             share = candidate.of_run(len(run.checkpoints))
