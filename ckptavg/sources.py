@@ -123,7 +123,7 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
     found = tuple(checkpoint for checkpoint in _in_order(paths) if not _is_average(checkpoint))
     if not found:
         raise RunError(f"{folder} holds averages only, no checkpoints of a training")
-    numbered = [c for c in found if re.search(r"\d", _stem(c.path))]
+    numbered = [c for c in found if re.search(r"\d", stem(c.path))]
     if numbered and len(numbered) < len(found):
         odd = next(c for c in found if c not in numbered)
         raise RunError(
@@ -143,7 +143,7 @@ def _in_order(paths: Iterable[Path]) -> tuple[Checkpoint, ...]:
 
 def _opened(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
     """Checkpoints, in this order, with the epochs that their names tell of."""
-    epochs = epochs_in([_stem(path) for path in paths])
+    epochs = epochs_in([stem(path) for path in paths])
     if epochs is None:
         return tuple(map(Checkpoint.open, paths))
     return tuple(map(Checkpoint.open, paths, epochs))
@@ -172,5 +172,6 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in READ_SUFFIXES if path.name.endswith(suffix)), "")
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
+    """The name of a checkpoint without the suffix of its format."""
     return path.name.removesuffix(_suffix(path))
