@@ -72,7 +72,7 @@ _HOMES = {
     "verify": "verification",
 }
 
-_MODULES = ("tf_keras",)
+_MODULES = ("analysis", "tf_keras")
 """Reached as attributes too: `ckptavg.tf_keras.CheckpointSaver`, where tf_keras is installed."""
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -228,11 +229,14 @@ class Worker:
             if np.isfinite(values).all():
                 continue
             self._check_damage(index, segment)
-            kind = "NaN" if np.isnan(values).any() else "infinity"
-            raise IntegrityError(
-                f"'{tensor.name}' in {source.path} holds {kind}: leave this checkpoint out"
-            )
+            raise not_finite(source.path, tensor.name, values)
         raise IntegrityError(f"the mean of '{tensor.name}' overflows {tensor.dtype}")
+
+
+def not_finite(path: Path, name: str, values: np.ndarray) -> IntegrityError:
+    """The error for a tensor with such values."""
+    kind = "NaN" if np.isnan(values).any() else "infinity"
+    return IntegrityError(f"'{name}' in {path} holds {kind}: leave this checkpoint out")
 
 
 class _Digests:

@@ -143,12 +143,17 @@ def leave_out_non_finite(
 
 def positions(checkpoints: Sequence[Checkpoint]) -> tuple[float, ...]:
     """Where checkpoints are in training: steps, or else epochs, or else their order, from 1."""
+    return positions_in(checkpoints)[0]
+
+
+def positions_in(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[float, ...], str]:
+    """`positions`, and what they count: `step`, `epoch` or `checkpoint`."""
     steps = [checkpoint.record and checkpoint.record.step for checkpoint in checkpoints]
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
-    for known in (steps, epochs):
+    for unit, known in (("step", steps), ("epoch", epochs)):
         if None not in known:
-            return tuple(map(float, known))
-    return tuple(float(number) for number in range(1, len(checkpoints) + 1))
+            return tuple(map(float, known)), unit
+    return tuple(float(number) for number in range(1, len(checkpoints) + 1)), "checkpoint"
 
 
 def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:

@@ -42,7 +42,7 @@ class ResourceError(CkptavgError, OSError):
 
 
 class MemoryLimitError(ResourceError):
-    """A merge needs more memory than it may use.
+    """Work needs more memory than it may use.
 
     Attributes:
         least: bytes that would do.

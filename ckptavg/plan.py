@@ -246,6 +246,33 @@ def _check_disk(output: Path, needed: int) -> None:
         )
 
 
+def memory_limit(max_memory: int | None, least: int) -> int:
+    """The limit that was asked for, else the usual one or what is needed.
+
+    Args:
+        max_memory: bytes; None if nothing was asked for.
+        least: bytes that the work cannot do without.
+
+    Raises:
+        MemoryLimitError: the limit is too low.
+        ResourceError: it is no number of bytes.
+    """
+    if isinstance(max_memory, bool) or not isinstance(max_memory, int | None):
+        raise ResourceError(f"max_memory is {max_memory!r:.40}, but must be a number of bytes")
+    if max_memory is None:
+        return max(_DEFAULT_MAX_MEMORY, least)
+    if least > max_memory:
+        raise MemoryLimitError(least, max_memory)
+    return max_memory
+
+
+def index_memory(sources: Sequence[SourcePlan]) -> int:
+    """Bytes that the facts about all tensors take, with the digests of the records."""
+    structures = {id(source.structure): source.structure for source in sources}
+    index = sum(len(structure.tensors) for structure in structures.values()) * _TENSOR_MEMORY
+    return index + sum(len(source.proof.digests) for source in sources if source.proof is not None)
+
+
 def _fit_memory(
     jobs: int | None,
     max_memory: int | None,
@@ -253,22 +280,13 @@ def _fit_memory(
     items: Sequence[PlanItem],
 ) -> tuple[int, int]:
     """As many threads as asked for, or as there is work and memory for."""
-    if isinstance(max_memory, bool) or not isinstance(max_memory, int | None):
-        raise ResourceError(f"max_memory is {max_memory!r:.40}, but must be a number of bytes")
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise ResourceError(f"jobs is {jobs!r}, but must be a whole number, at least 1")
     wanted = jobs or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
     written = sum(item.tensor.nbytes for item in items if item.action != DROP)
     wanted = min(wanted, -(-written // BLOCK_SIZE) or 1)
-    structures = {id(source.structure): source.structure for source in sources}
-    index = sum(len(structure.tensors) for structure in structures.values()) * _TENSOR_MEMORY
-    index += sum(len(source.proof.digests) for source in sources if source.proof is not None)
-    index += count_regions(items) * DIGEST_SIZE * (len(sources) + 1)
-    least = index + _JOB_MEMORY
-    if max_memory is None:
-        max_memory = max(_DEFAULT_MAX_MEMORY, least)
-    if least > max_memory:
-        raise MemoryLimitError(least, max_memory)
+    index = index_memory(sources) + count_regions(items) * DIGEST_SIZE * (len(sources) + 1)
+    max_memory = memory_limit(max_memory, index + _JOB_MEMORY)
     fitting = min(wanted, (max_memory - index) // _JOB_MEMORY)
     return fitting, index + fitting * _JOB_MEMORY
 

@@ -45,6 +45,16 @@ def test_the_benchmark_of_sweeps_runs():
     assert all(all(row) for row in rows)
 
 
+def test_the_benchmark_of_geometry_runs():
+    header, _, *rows = bench(name="bench_geometry")
+    assert header[-2:] == ["peak MiB", "apart"]
+    assert len(rows) == 2 * 3
+    for row in rows:
+        if row[0].startswith("measure_geometry"):
+            assert all(row), "an empty cell"
+            assert float(row[-1]) < 1e-9
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_runs():
     how = [row[0] for row in bench()]

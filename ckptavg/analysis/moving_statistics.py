@@ -1,17 +1,32 @@
 """How far the moving statistics of BatchNorm layers are from each other in two checkpoints."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckptavg.analysis.tables import RATIO, frame
+from ckptavg.accumulate import PIECE
+from ckptavg.analysis.tables import frame
+from ckptavg.averaging import not_finite
+from ckptavg.checkpoints import Checkpoint
+from ckptavg.errors import FormatError, IntegrityError
+from ckptavg.plan import plan_average
+from ckptavg.recipes import UNIFORM, uniform
+from ckptavg.record import Record
+from ckptavg.rules import PlanItem, moving_statistics
+from ckptavg.side_by_side import read_side_by_side
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _MEAN_UNIT = "standard deviations"
 _VARIANCE_UNIT = "log ratio"
+
+
+_EPSILON = 1e-3
+"""Keras' own, which its BatchNormalization adds to variances by default."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +51,23 @@ class BatchNormShift:
     after: str
     epsilon: float
 
+    def by_layer(self) -> "pd.DataFrame":
+        """A row for each layer: the root mean square over its channels, and the largest.
+
+        Columns: `mean_shift`, `variance_log_ratio`, `worst_mean_shift`,
+        `worst_variance_log_ratio`; `attrs["units"]` has their units.
+        """
+        columns, units = {}, {}
+        for name, unit, found in (
+            ("mean_shift", _MEAN_UNIT, self.means),
+            ("variance_log_ratio", _VARIANCE_UNIT, self.variances),
+        ):
+            columns[name] = [np.sqrt(np.mean(np.square(values))) for values in found]
+            columns[f"worst_{name}"] = [np.abs(values).max() for values in found]
+            units |= {name: unit, f"worst_{name}": unit}
+        attrs = {"units": units, "before": self.before, "after": self.after}
+        return frame(columns, attrs, index=self.layers)
+
     def to_frame(self) -> "pd.DataFrame":
         """A row for each channel of each layer; `attrs["units"]` has units by column.
 
@@ -51,3 +83,87 @@ class BatchNormShift:
         units = {"mean_shift": _MEAN_UNIT, "variance_log_ratio": _VARIANCE_UNIT}
         attrs = {"units": units, "before": self.before, "after": self.after}
         return frame(columns, attrs)
+
+
+def batch_norm_shift(
+    before: str | Path | Checkpoint, after: str | Path | Checkpoint, *, epsilon: float = _EPSILON
+) -> BatchNormShift:
+    """Measures how far BatchNorm statistics moved between two checkpoints of one model.
+
+    Of interest where the weights are the same: an average, whose statistics are averaged like
+    weights, and the same average after a BatchNorm pass. The layers' statistics are found by what
+    the records of both say, by their names, and by the names of layers.
+
+    Args:
+        before: a checkpoint.
+        after: another one, in whose standard deviations the means' moves are told.
+        epsilon: what the layers add to variances; Keras' default is 0.001.
+
+    Returns:
+        Moves by layer and channel.
+
+    Raises:
+        RunError: a file is missing.
+        FormatError: a file is not a checkpoint, or no BatchNorm statistics are found in it.
+        MismatchError: the checkpoints are of different models, or the same file.
+        IntegrityError: a file differs from its record, or its statistics hold NaN or infinity.
+
+    Example:
+        >>> shift = ckptavg.analysis.batch_norm_shift("mean.weights.h5", "refreshed.weights.h5")
+        >>> shift.by_layer().sort_values("mean_shift")
+    """
+    checkpoints = [c if isinstance(c, Checkpoint) else Checkpoint.open(c) for c in (before, after)]
+    plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(2))
+    structure = plan.sources[-1].structure
+    known = {name for source in plan.sources for name in recorded_statistics(source.record)}
+    layers = {
+        layer: names[:2]
+        for layer, names in moving_statistics(structure, known).items()
+        if len(names) > 1
+    }
+    if not layers:
+        raise FormatError(
+            f"no moving statistics of BatchNorm layers are found in {plan.sources[-1].path}: "
+            "neither its record nor the names of its tensors tell of any"
+        )
+    wanted = {name for names in layers.values() for name in names}
+    items = [item for item in plan.items if item.tensor.name in wanted]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    for found in read_side_by_side(plan, items, _collected, piece=PIECE):
+        tensor = found.item.tensor
+        for number, source in enumerate(plan.sources):
+            if number in found.damaged:
+                source.proof.check(source.path, tensor, found.region, found.digests[number])
+            if not np.isfinite(found.measured[number]).all():
+                raise not_finite(source.path, tensor.name, found.measured[number])
+        parts[tensor.name].append(found.measured)
+    means, variances = [], []
+    for names in layers.values():
+        mean, variance = (np.concatenate(parts[name], axis=1) for name in names)
+        if (variance < 0).any():
+            number = int(np.argmax((variance < 0).any(axis=1)))
+            raise IntegrityError(
+                f"'{names[1]}' in {plan.sources[number].path} is below 0, which no variance is"
+            )
+        means.append((mean[1] - mean[0]) / np.sqrt(variance[1] + epsilon))
+        variances.append(np.log((variance[1] + epsilon) / (variance[0] + epsilon)))
+    return BatchNormShift(
+        tuple(layers),
+        tuple(means),
+        tuple(variances),
+        *(checkpoint.path.name for checkpoint in checkpoints),
+        epsilon,
+    )
+
+
+def recorded_statistics(record: Record | None) -> tuple[str, ...]:
+    """Stored names of moving statistics that a record tells of."""
+    if record is None or record.batch_norm is None:
+        return ()
+    # What a saver saw in the model, and what a pass has changed.
+    return (*getattr(record.batch_norm, "moving", ()), *record.batch_norm.tensors)
+
+
+def _collected(_: PlanItem, pieces: Iterator[np.ndarray]) -> np.ndarray:
+    """(checkpoints, values) of a region, which is as small as a layer has channels."""
+    return np.concatenate([values.copy() for values in pieces], axis=1)

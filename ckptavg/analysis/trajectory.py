@@ -66,3 +66,52 @@ class Trajectory:
         }
         attrs = {"units": units, "explained": tuple(map(float, self.explained))}
         return frame(columns, attrs, index=(*self.labels, *self.averages))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projection:
+    """Points in the plane of the first two principal components.
+
+    Attributes:
+        coordinates: (points, 2) float64.
+        off_plane: (points,) float64: distances from the plane.
+        explained: shares of the variance by component, at least two.
+    """
+
+    coordinates: np.ndarray
+    off_plane: np.ndarray
+    explained: np.ndarray
+
+
+def project(gram: np.ndarray, points: np.ndarray) -> Projection:
+    """Projects points onto the plane that some of them, the checkpoints, lie best in.
+
+    With the eigenvectors v and eigenvalues l of the inner products G of deviations d from the mean,
+    the principal axis j is sum_k v_kj d_k / sqrt(l_j), and on it a point of coefficients c, whose
+    sum is 1, has the coordinate sqrt(l_j) c^T v_j.
+
+    Args:
+        gram: (K, K) inner products of the deviations of checkpoints from their mean.
+        points: (points, K) coefficients, each with sum 1; the first K are the checkpoints.
+    """
+    count = len(gram)
+    squares, vectors = np.linalg.eigh(gram)
+    squares, vectors = squares[::-1], vectors[:, ::-1]  # the largest first
+    # Deviations from a mean have rank K - 1; what is left beyond their rank is rounding.
+    negligible = count * np.finfo(np.float64).eps * squares[0]
+    squares = np.where((squares > negligible) & (np.arange(count) < count - 1), squares, 0.0)
+    axes = vectors * (_signs(vectors) * np.sqrt(squares))
+    coordinates = points @ np.pad(axes, ((0, 0), (0, max(0, _AXES - count))))
+    off_plane = np.sqrt(np.square(coordinates[:, _AXES:]).sum(axis=1))
+    total = squares.sum()
+    shares = squares / total if total > 0 else squares
+    kept = max(_AXES, count - 1)
+    explained = np.pad(shares, (0, max(0, kept - count)))[:kept]
+    return Projection(coordinates[:, :_AXES], off_plane, explained)
+
+
+def _signs(vectors: np.ndarray) -> np.ndarray:
+    """Of each column, the sign that makes its last entry that is not 0 positive."""
+    nonzero = np.abs(vectors) > 1e-9
+    last = len(vectors) - 1 - np.argmax(nonzero[::-1], axis=0)
+    return np.where(vectors[last, np.arange(vectors.shape[1])] < 0, -1.0, 1.0)

@@ -1,7 +1,6 @@
 """One pass over checkpoints side by side: how large they are, where they lie, what is wrong."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +9,10 @@ import xxhash
 
 from ckptavg.accumulate import PIECE
 from ckptavg.checkpoints import Checkpoint
-from ckptavg.formats import CheckpointReader
-from ckptavg.merging import check_unchanged, open_sources
-from ckptavg.plan import MergePlan, plan_average
+from ckptavg.plan import plan_average
 from ckptavg.recipes import UNIFORM, uniform
-from ckptavg.rules import AVERAGE, DROP, PlanItem
-from ckptavg.tensors import Region, regions
+from ckptavg.rules import AVERAGE, DROP, PlanItem, layer_of
+from ckptavg.side_by_side import read_side_by_side
 
 _MEMORY = 64 * 1024 * 1024
 """Bytes of the pieces of all checkpoints that are held side by side."""
@@ -82,7 +79,7 @@ def examine(checkpoints: Sequence[Checkpoint], progress: Progress | None = None)
     count = len(checkpoints)
     plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(count))
     items = [item for item in plan.items if item.action != DROP]
-    layers = list(dict.fromkeys(_layer(i.tensor.name) for i in items if i.action == AVERAGE))
+    layers = list(dict.fromkeys(layer_of(i.tensor.name) for i in items if i.action == AVERAGE))
     numbers = {name: number for number, name in enumerate(layers)}
     shape = len(layers), count
     found = Examination(
@@ -96,44 +93,20 @@ def examine(checkpoints: Sequence[Checkpoint], progress: Progress | None = None)
         [None] * count,
     )
     whole = [xxhash.xxh3_128() for _ in range(count)]
-    with ExitStack() as stack, np.errstate(all="ignore"):
-        readers = open_sources(plan, stack)
-        for item in items:
-            number = numbers.get(_layer(item.tensor.name)) if item.action == AVERAGE else None
-            for region in regions(item.tensor.nbytes):
-                partial = [xxhash.xxh3_128() for _ in range(count)]
-                for stacked in _pieces(plan, readers, item, region, partial):
-                    if number is not None:
-                        _take(found, number, item, stacked)
-                _check(plan, found, item, region, [p.digest() for p in partial], whole)
-                if progress is not None:
-                    progress(region.nbytes * count)
-        check_unchanged(plan, readers)
+
+    def take(item: PlanItem, pieces: Iterator[np.ndarray]) -> None:
+        for values in pieces:
+            _take(found, numbers[layer_of(item.tensor.name)], item, values)
+
+    piece = max(1, min(PIECE, _MEMORY // (8 * count)))
+    for region in read_side_by_side(plan, items, take, piece=piece, progress=progress):
+        name = region.item.tensor.name
+        for index in region.damaged:
+            found.damaged[index] = found.damaged[index] or name
+        for hasher, digest in zip(whole, region.digests, strict=True):
+            hasher.update(digest)
     found.contents = [hasher.digest() for hasher in whole]
     return found
-
-
-def _pieces(
-    plan: MergePlan,
-    readers: Sequence[CheckpointReader],
-    item: PlanItem,
-    region: Region,
-    partial: Sequence[xxhash.xxh3_128],
-) -> Iterator[np.ndarray]:
-    """A region of all checkpoints, piece by piece, checkpoints x values; digests come along."""
-    dtype = item.tensor.numpy_dtype
-    step = max(1, min(PIECE, _MEMORY // (8 * len(readers)))) * dtype.itemsize
-    buffer = bytearray(min(step, region.nbytes))
-    for start in range(0, region.nbytes, step):
-        view = memoryview(buffer)[: min(step, region.nbytes - start)]
-        rows = []
-        for source, reader, hasher in zip(plan.sources, readers, partial, strict=True):
-            stored = source.structure.tensors[item.tensor.name]
-            reader.read_into(stored, region.start + start, view)
-            hasher.update(view)
-            if item.action == AVERAGE:
-                rows.append(np.frombuffer(view, dtype).astype(np.float64))
-        yield np.array(rows)
 
 
 def _take(found: Examination, layer: int, item: PlanItem, values: np.ndarray) -> None:
@@ -151,25 +124,6 @@ def _take(found: Examination, layer: int, item: PlanItem, values: np.ndarray) ->
     found.steps[1:] += np.einsum("kn,kn->k", steps, steps)
     values -= mean
     found.to_mean += np.einsum("kn,kn->k", values, values)
-
-
-def _check(
-    plan: MergePlan,
-    found: Examination,
-    item: PlanItem,
-    region: Region,
-    digests: Sequence[bytes],
-    whole: Sequence[xxhash.xxh3_128],
-) -> None:
-    """Holds a region against the records."""
-    for index, (source, part, hasher) in enumerate(zip(plan.sources, digests, whole, strict=True)):
-        hasher.update(part)
-        if source.proof is not None and not source.proof.holds(item.tensor.name, region, part):
-            found.damaged[index] = found.damaged[index] or item.tensor.name
-
-
-def _layer(name: str) -> str:
-    return name.rpartition("/vars/")[0] or name.rpartition("/")[0] or name
 
 
 def _divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
