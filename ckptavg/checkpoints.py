@@ -166,6 +166,13 @@ def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:
     return f"{count} of epoch" + ("s" if len(known) > 1 else "") + f" {list_epochs(known)}"
 
 
+def describe_tracked(averages: Iterable[Checkpoint]) -> str:
+    """Tracked averages in a few words, such as `averages of sigma_rel 0.05, 0.1 at 64 steps`."""
+    found = [average.record.ema for average in averages]
+    sigmas = ", ".join(f"{sigma:g}" for sigma in sorted({ema.sigma_rel for ema in found}))
+    return f"averages of sigma_rel {sigmas} at {len({ema.step for ema in found})} steps"
+
+
 def list_epochs(epochs: Iterable[int]) -> str:
     """Epochs with those in a row drawn together, such as `16-20, 25`."""
     rows: list[list[int]] = []

@@ -18,7 +18,7 @@ from ckptavg.evaluation import evaluate
 from ckptavg.merging import merge
 from ckptavg.record import record_path
 from ckptavg.refresh import refresh_batch_norm
-from ckptavg.run import open_run
+from ckptavg.run import Run, open_run
 from ckptavg.saver import CheckpointSaver
 
 EPOCHS = 30
@@ -112,7 +112,7 @@ def run_demo(
         directory / name for name in ("run", "swa.weights.h5", "swa-bn.weights.h5")
     )
     say(f"training {EPOCHS} epochs on {len(bn_data()):,} images of digits")
-    history = _train(run, seed, say)
+    _train(run, seed, say)
     say("merging")
     merge(run, mean)
     say("re-estimating BatchNorm statistics")
@@ -130,9 +130,7 @@ def run_demo(
     held_out = test_data()
     scores = {name: evaluate(path, model=model, data=held_out) for name, path in candidates.items()}
     picture = directory / "curves.png"
-    saved = [record.epoch for record in opened.records]
-    average = scores["average with BatchNorm pass"]["accuracy"]
-    _draw(picture, history["val_accuracy"], saved, average)
+    _draw(picture, opened, scores["average with BatchNorm pass"]["accuracy"])
     files = {
         "run": run,
         "average": mean,
@@ -164,7 +162,7 @@ def _prepare(directory: Path, seed: int) -> None:
     mark.write_text(json.dumps({"seed": seed}) + "\n", encoding="utf-8")
 
 
-def _train(run: Path, seed: int, say: Callable[[str], None]) -> dict[str, list[float]]:
+def _train(run: Path, seed: int, say: Callable[[str], None]) -> None:
     keras.utils.set_random_seed(seed)
     model = build_model()
     x, y = train_data()
@@ -177,7 +175,7 @@ def _train(run: Path, seed: int, say: Callable[[str], None]) -> dict[str, list[f
             f"accuracy {logs['val_accuracy']:.4f}"
         )
     )
-    history = model.fit(
+    model.fit(
         x,
         y,
         batch_size=32,
@@ -186,23 +184,25 @@ def _train(run: Path, seed: int, say: Callable[[str], None]) -> dict[str, list[f
         callbacks=[saver, telling],
         verbose=0,
     )
-    return history.history
 
 
-def _draw(picture: Path, accuracy: list[float], saved: list[int], average: float) -> None:
+def _draw(picture: Path, run: Run, average: float) -> None:
     from matplotlib.axes import Axes
 
-    from ckptavg.analysis.plots import metric_curve, save_figure
+    from ckptavg.analysis.plots import learning_curve, save_figure
+
+    accuracies = [epoch.metrics["val_accuracy"] for epoch in run.history]
 
     def draw(ax: Axes) -> Axes:
-        metric_curve(
-            accuracy,
+        learning_curve(
+            run.history,
             ax=ax,
-            saved_epochs=saved,
+            metrics=["val_accuracy"],
+            saved_epochs=[record.epoch for record in run.records],
             averages={"average of the checkpoints": average},
             label="held-out accuracy",
         )
-        ax.set_ylim(bottom=max(0.0, min(accuracy[2:]) - 0.01), top=1.002)
+        ax.set_ylim(bottom=max(0.0, min(accuracies[2:]) - 0.01), top=1.002)
         ax.set_title(f"Digits: accuracy on {HELD_OUT} held-out images")
         return ax
 

@@ -16,6 +16,8 @@ from ckptavg.weighting import weigh
 
 SPEC = "SPEC"
 """Stands where a command needs a model or data that no record names."""
+_REFRESHED = (".weights.h5", ".keras")
+"""Suffixes of files that `update-bn` and `merge --data` write."""
 
 
 def reproduction(average: Checkpoint) -> tuple[str, ...]:
@@ -35,10 +37,20 @@ def reproduction(average: Checkpoint) -> tuple[str, ...]:
     return (*made, _command(["verify", str(average.path)])) if made else ()
 
 
+def averaging(run: Run) -> tuple[str, ...]:
+    """The commands that average a run, for one that has no average yet."""
+    first = run.checkpoints[0]
+    output = Path("swa" + "".join(first.path.suffixes))
+    words = ["merge", str(run.directory), "-o", str(output)]
+    if first.record.batch_norm is not None and output.name.endswith(_REFRESHED):
+        words += [*_model(first), "--data", SPEC]
+    return _command(["doctor", str(run.directory)]), _command(words)
+
+
 def refreshing(average: Checkpoint) -> str | None:
     """The command that gives an average BatchNorm statistics of its own; None for other formats."""
     name = average.path.name
-    for suffix in (".weights.h5", ".keras"):
+    for suffix in _REFRESHED:
         if name.endswith(suffix):
             target = average.path.with_name(name.removesuffix(suffix) + "-bn" + suffix)
             model = [] if suffix == ".keras" else _model(average)
@@ -67,10 +79,8 @@ def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
     return (_command(["merge", *words, *output, *model, *passed]),)
 
 
-def _by_run(
-    sources: Sequence[Path], coefficients: Sequence[float], text: str
-) -> list[str] | None:
-    """A run, the choice of its epochs and the recipe that give the coefficients; None if none do."""
+def _by_run(sources: Sequence[Path], coefficients: Sequence[float], text: str) -> list[str] | None:
+    """A run, the choice of its epochs and the recipe that give the coefficients, if any do."""
     folder = sources[0].parent
     wanted = list(zip([path.resolve() for path in sources], coefficients, strict=True))
     try:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ckptavg.analysis.loss_surface import loss_line, loss_plane
     from ckptavg.analysis.measuring import measure_geometry
     from ckptavg.analysis.moving_statistics import BatchNormShift, batch_norm_shift
+    from ckptavg.analysis.report import RunReport, write_report
     from ckptavg.analysis.surfaces import LossLine, LossPlane
     from ckptavg.analysis.tables import LayerTable, PairTable, Series
     from ckptavg.analysis.trajectory import Trajectory
@@ -25,12 +26,14 @@ _HOMES = {
     "LossLine": "surfaces",
     "LossPlane": "surfaces",
     "PairTable": "tables",
+    "RunReport": "report",
     "Series": "tables",
     "Trajectory": "trajectory",
     "batch_norm_shift": "moving_statistics",
     "loss_line": "loss_surface",
     "loss_plane": "loss_surface",
     "measure_geometry": "measuring",
+    "write_report": "report",
 }
 
 __all__ = [
@@ -40,12 +43,14 @@ __all__ = [
     "LossLine",
     "LossPlane",
     "PairTable",
+    "RunReport",
     "Series",
     "Trajectory",
     "batch_norm_shift",
     "loss_line",
     "loss_plane",
     "measure_geometry",
+    "write_report",
 ]
 
 

@@ -22,6 +22,7 @@ _COMMANDS = (
     "update-bn",
     "evaluate",
     "inspect",
+    "report",
     "verify",
     "convert",
 )

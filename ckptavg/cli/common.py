@@ -112,15 +112,6 @@ def parse_epochs(text: str) -> list[int]:
     return epochs
 
 
-def human_size(nbytes: float) -> str:
-    """A size in decimal units, as disks are sold and `ls --si` prints them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
-
-
 def resident() -> int:
     """Bytes of memory that this process holds now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])

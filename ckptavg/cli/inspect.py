@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ckptavg.checkpoints import Checkpoint, describe_epochs, list_epochs
-from ckptavg.cli.common import Json, human_size, new_table, print_json, print_table
+from ckptavg.checkpoints import Checkpoint, describe_epochs, describe_tracked, list_epochs
+from ckptavg.cli.common import Json, new_table, print_json, print_table
 from ckptavg.formats import open_reader
 from ckptavg.record import Record
 from ckptavg.run import Run, open_run
+from ckptavg.wording import human_number, human_size
 
 _STATISTICS = {
     "running": "statistics as training left them",
@@ -43,15 +44,20 @@ def _print_run(run: Run) -> None:
     for checkpoint in run.checkpoints:
         record = checkpoint.record
         size = human_size(record.size) if checkpoint.path.is_file() else "no file"
-        values = (_number(record.metrics.get(name)) for name in metrics)
-        row = (str(record.epoch), _number(record.step), _number(record.learning_rate), size)
+        values = (human_number(record.metrics.get(name)) for name in metrics)
+        row = (
+            str(record.epoch),
+            human_number(record.step),
+            human_number(record.learning_rate),
+            size,
+        )
         table.add_row(*row, *values)
     total = human_size(sum(record.size for record in records))
     typer.echo(f"{run.directory}: {describe_epochs(run.checkpoints)}, {total}")
     _describe(records[-1])
     typer.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
     if run.averages:
-        typer.echo(f"  tracked     {_list_averages(run)}")
+        typer.echo(f"  tracked     {describe_tracked(run.averages)}")
     if run.uncommitted:
         names = ", ".join(path.name for path in run.uncommitted)
         typer.echo(f"  not saved whole (no record): {names}")
@@ -100,12 +106,6 @@ def _describe(record: Record) -> None:
         typer.echo(f"  BatchNorm   {state.layers} layers, {meaning}")
 
 
-def _list_averages(run: Run) -> str:
-    found = [average.record.ema for average in run.averages]
-    sigmas = ", ".join(f"{sigma:g}" for sigma in sorted({ema.sigma_rel for ema in found}))
-    return f"averages of sigma_rel {sigmas} at {len({ema.step for ema in found})} steps"
-
-
 def _run_content(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.directory),
@@ -138,7 +138,3 @@ def _facts(record: Record) -> dict[str, Any]:
     content = asdict(record)
     del content["path"]
     return content
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:#.4g}" if isinstance(value, float) else str(value)

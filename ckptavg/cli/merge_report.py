@@ -2,21 +2,19 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from ckptavg.checkpoints import Checkpoint, list_epochs
-from ckptavg.cli.common import human_size
 from ckptavg.merging import MergeReport
 from ckptavg.plan import MergePlan
 from ckptavg.recipes import effective_sample_size
 from ckptavg.record import BatchNormRecord
 from ckptavg.reproduction import refreshing
+from ckptavg.wording import human_size, list_coefficients
 
 _IN_PYTHON = "load it into your model, then call ckptavg.update_batch_norm(model, data)"
 
@@ -72,12 +70,6 @@ def print_recipe(plan: MergePlan) -> None:
     )
     for label, line in zip(("recipe", *[""] * len(lines)), (*lines, worth), strict=True):
         typer.echo(f"  {label:<12}{line}")
-
-
-def list_coefficients(coefficients: Sequence[float]) -> str:
-    """Coefficients in order, equal neighbours drawn together, such as `0.1, 3 x 0.3`."""
-    rows = [(value, len(list(row))) for value, row in groupby(f"{c:.4g}" for c in coefficients)]
-    return ", ".join(value if count == 1 else f"{count} x {value}" for value, count in rows)
 
 
 def print_batch_norm(output: Path, state: BatchNormRecord | None) -> None:

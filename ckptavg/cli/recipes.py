@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.checkpoints import positions
+from ckptavg.checkpoints import positions_in
 from ckptavg.cli.common import Json, new_table, print_json, print_table
 from ckptavg.errors import OutputError, SpecError
 from ckptavg.recipes import (
@@ -48,14 +48,16 @@ def recipes(
     json: Json = False,
 ) -> None:
     """List the recipes of `merge --recipe` with the coefficients that they give."""
-    places = positions(resolve(sources)) if sources else tuple(map(float, range(1, count + 1)))
+    places, unit = tuple(map(float, range(1, count + 1))), "checkpoint"
+    if sources:
+        places, unit = positions_in(resolve(sources))
     options = {EMA: {"decay": decay}, POWER_EMA: {"sigma_rel": sigma_rel}}
     found = {
         str(recipe): recipe.coefficients(places)
         for recipe in (Recipe(name, **options.get(name, {})) for name in BY_POSITION)
     }
     if plot is not None:
-        _draw(plot, places, found)
+        _draw(plot, places, unit, found)
     if json:
         print_json({"positions": places, "recipes": _content(found)})
         return
@@ -94,12 +96,14 @@ def _content(found: Mapping[str, Sequence[float]]) -> list[dict[str, object]]:
     ]
 
 
-def _draw(path: Path, places: Sequence[float], found: Mapping[str, Sequence[float]]) -> None:
+def _draw(
+    path: Path, places: Sequence[float], unit: str, found: Mapping[str, Sequence[float]]
+) -> None:
     if find_spec("matplotlib") is None:
         raise SpecError("--plot needs matplotlib: pip install 'ckptavg[plots]'")
     from ckptavg.analysis.plots import recipe_curves, save_figure
 
     try:
-        save_figure(lambda ax: recipe_curves(places, found, ax=ax), path)
+        save_figure(lambda ax: recipe_curves(places, found, ax=ax, unit=unit), path)
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot write the picture {path}: {error}") from error

@@ -1,7 +1,7 @@
 """Pictures of runs and averages: data and axes in, axes out. The only package that uses matplotlib.
 
-Lines differ in colour (Okabe and Ito's), marker and dashes, heat maps are of even lightness, so that
-all of them can be read in grey and by colour-blind readers. Names that come from files are drawn as
+Lines differ in colour (Okabe and Ito's), marker and dashes, heat maps are of even lightness, so
+that all can be read in grey and by colour-blind readers. Names that come from files are drawn as
 plain text.
 """
 

@@ -163,7 +163,9 @@ def _heat_map(
     known = values[np.isfinite(values)]
     below, above = (known < low).any(), (known > high).any()
     extend = {(True, False): "min", (False, True): "max", (True, True): "both"}
-    bar = ax.figure.colorbar(image, ax=ax, label=label, extend=extend.get((below, above), "neither"))
+    bar = ax.figure.colorbar(
+        image, ax=ax, label=label, extend=extend.get((below, above), "neither")
+    )
     bar.formatter.set_useOffset(False)
     label_rows(ax, rows)
     label_columns(ax, columns)

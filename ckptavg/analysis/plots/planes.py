@@ -24,7 +24,7 @@ from ckptavg.analysis.plots.style import (
 from ckptavg.checkpoints import metric_sign
 
 if TYPE_CHECKING:
-    from ckptavg.analysis.loss_surface import LossLine, LossPlane
+    from ckptavg.analysis.surfaces import LossLine, LossPlane
     from ckptavg.analysis.trajectory import Trajectory
 
 _LEVELS = 10
@@ -163,7 +163,7 @@ def loss_contours(
 
 
 def _levels(values: np.ndarray, count: int) -> np.ndarray | None:
-    """Levels whose distances from the least value grow by a constant factor, from it to the largest.
+    """Levels from the least value to the largest; their heights grow by a constant factor.
 
     Args:
         values: the smaller, the better.

@@ -58,7 +58,8 @@ def recipe_curves(
 
     Args:
         positions: of the checkpoints, such as their steps.
-        recipes: coefficients, one for each checkpoint, by the name of their recipe.
+        recipes: coefficients, one for each checkpoint, by the name of their recipe; NaN for
+            those that a recipe does not weigh.
         ax: axes to draw into.
         unit: of the positions, such as `step`.
 
@@ -69,10 +70,10 @@ def recipe_curves(
     x = np.asarray(positions, float)[order]
     for number, (name, coefficients) in enumerate(recipes.items()):
         values = np.asarray(coefficients, float)[order]
+        known = np.isfinite(values)
         size = marker_size(len(x) * len(recipes) / 4)
-        ax.plot(
-            x, values, **line_style(number), linewidth=1.2, markersize=size, label=plain(name)
-        )
+        style = line_style(number) | {"linewidth": 1.2, "markersize": size}
+        ax.plot(x[known], values[known], **style, label=plain(name))
     ax.set_xlabel(with_unit("position in training", unit))
     ax.set_ylabel("coefficient")
     frame(ax)
@@ -98,9 +99,16 @@ def batch_norm_shift(shift: "BatchNormShift", *, ax: Axes) -> Axes:
     size = marker_size(5 * len(rows))
     for number, (name, values) in enumerate((("mean", shift.means), ("variance", shift.variances))):
         style, offset = line_style(number), 0.16 * (2 * number - 1)
-        low, first, median, third, high = np.array(
-            [np.nanquantile(v, (0.05, 0.25, 0.5, 0.75, 0.95)) if len(v) else [np.nan] * 5 for v in values]
-        ).reshape(-1, 5).T
+        low, first, median, third, high = (
+            np.array(
+                [
+                    np.nanquantile(v, (0.05, 0.25, 0.5, 0.75, 0.95)) if len(v) else [np.nan] * 5
+                    for v in values
+                ]
+            )
+            .reshape(-1, 5)
+            .T
+        )
         ax.hlines(rows + offset, low, high, color=style["color"], linewidth=0.8)
         ax.hlines(rows + offset, first, third, color=style["color"], linewidth=2.5)
         ax.plot(

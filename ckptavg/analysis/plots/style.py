@@ -47,9 +47,10 @@ def marker_size(count: int) -> float:
 
 
 def plain(text: object, limit: int = _SHORT) -> str:
-    """A name from a file as matplotlib draws it as it stands: short, in one line, never as a formula.
+    """A name from a file, to be drawn as it stands: short, in one line, never as a formula.
 
-    matplotlib reads dollar signs as formulas, and hides what begins with an underscore from legends.
+    matplotlib reads dollar signs as formulas, and leaves what begins with an underscore out of
+    legends.
     """
     line = " ".join(str(text).split())
     line = "".join(c if c.isprintable() else "\ufffd" for c in line)

@@ -19,8 +19,8 @@ from ckptavg.analysis.plots.style import (
 )
 
 if TYPE_CHECKING:
+    from ckptavg.history import EpochLog
     from ckptavg.record import Record
-    from ckptavg.run import EpochLog
 
 _WIDE = 50.0
 """Largest over smallest value from which on a scale is logarithmic."""
@@ -76,7 +76,9 @@ def learning_curve(
         log_if_wide(ax.yaxis, np.concatenate(drawn), _WIDE)
         ax.set_ylabel(plain(label or _common_name(names)))
     if not names and rate_axes is None:
-        ax.text(0.5, 0.5, "neither metrics nor rates are known", ha="center", transform=ax.transAxes)
+        ax.text(
+            0.5, 0.5, "neither metrics nor rates are known", ha="center", transform=ax.transAxes
+        )
     ax.set_xlabel(unit)
     whole_numbers(ax.xaxis)
     frame(ax)
@@ -153,9 +155,7 @@ def _draw_rate(ax: Axes, x: np.ndarray, rates: np.ndarray, saved: Sequence[int])
         ax.set_ylim(bottom=min(0.0, float(np.nanmin(rates))))
 
 
-def _draw_averages(
-    ax: Axes, x: np.ndarray, averages: Mapping[str, float], first: int
-) -> None:
+def _draw_averages(ax: Axes, x: np.ndarray, averages: Mapping[str, float], first: int) -> None:
     for number, (name, value) in enumerate(averages.items(), first + (first == 0)):
         style = {**line_style(number), "marker": None}
         ax.plot([x[0], x[-1]], [value, value], **style, linewidth=2.0, label=plain(name))

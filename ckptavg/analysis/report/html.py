@@ -20,7 +20,9 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 header p, figcaption, .quiet { color: var(--quiet); }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1.25rem; margin: 0; }
+dl {
+  display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1.25rem; margin: 0;
+}
 dt { color: var(--quiet); }
 dd { margin: 0; }
 ul { margin: .5rem 0; padding-left: 1.2rem; }
@@ -30,18 +32,23 @@ pre {
   border-radius: 4px; white-space: pre-wrap; user-select: all;
 }
 td, th, dd, li, code, figcaption { unicode-bidi: isolate; }
-.figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
+.figures {
+  display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr));
+}
 figure { margin: 0; }
 figure img { display: block; width: 100%; max-width: 36rem; height: auto; }
 figcaption { font-size: .875rem; line-height: 1.4; max-width: 34rem; }
 .scroll {
-  overflow: auto; max-height: 26rem; border: 1px solid var(--line); border-radius: 4px; width: fit-content;
-  max-width: 100%; overflow-wrap: normal;
+  overflow: auto; max-height: 26rem; width: fit-content; max-width: 100%;
+  border: 1px solid var(--line); border-radius: 4px; overflow-wrap: normal;
 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; }
-thead th { position: sticky; top: 0; background: var(--soft); box-shadow: inset 0 -1px var(--line); z-index: 1; }
+thead th {
+  position: sticky; top: 0; z-index: 1; background: var(--soft);
+  box-shadow: inset 0 -1px var(--line);
+}
 tbody tr:nth-child(even) td { background: #fafbfc; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; z-index: 2; }
 thead th:first-child { background: var(--soft); z-index: 3; }
@@ -96,7 +103,7 @@ def facts(pairs: Iterable[tuple[str, Content]]) -> Html:
 
 
 def table(
-    columns: Iterable[str], rows: Iterable[Iterable[str]], *, label: str, text: Iterable[int] = ()
+    columns: Iterable[str], rows: Iterable[Iterable[str]], *, label: str, words: Iterable[int] = ()
 ) -> Html:
     """A table that scrolls within itself where it is larger than a screen.
 
@@ -104,13 +111,13 @@ def table(
         columns: their titles.
         rows: of texts, one for each column.
         label: what it is a table of, for readers who do not see it.
-        text: numbers of the columns that hold words, and begin on their left.
+        words: numbers of the columns that hold words, and begin on their left.
     """
-    words = set(text)
+    worded = set(words)
 
     def cells(kind: str, values: Iterable[str]) -> list[Html]:
         return [
-            tag(kind, value, **({"class_": "text"} if number in words else {}))
+            tag(kind, value, **({"class_": "text"} if number in worded else {}))
             for number, value in enumerate(values)
         ]
 

@@ -1,0 +1,227 @@
+"""The words and tables of a report."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ckptavg.analysis.geometry import Geometry
+from ckptavg.analysis.report.html import Content, facts, table, tag
+from ckptavg.checkpoints import Checkpoint, describe_epochs, describe_tracked
+from ckptavg.errors import FormatError
+from ckptavg.formats import ModelConfig
+from ckptavg.history import EpochLog
+from ckptavg.recipes import effective_sample_size
+from ckptavg.record import BatchNormRecord, Record, SourceRecord
+from ckptavg.reproduction import SPEC, refreshing
+from ckptavg.run import Run
+from ckptavg.wording import human_number, human_size, list_coefficients
+
+_STATISTICS = {
+    "running": "as training left them",
+    "stale": "stale: averaged with the weights, they are not those of the averaged network",
+    "fresh": "fresh: re-estimated by a forward pass of the averaged network",
+    "partly fresh": "partly fresh: some layers are frozen, or the forward pass did not reach them",
+}
+
+
+def header(run: Run, average: Checkpoint | None) -> Content:
+    """The title of the page, and what it is about in a line."""
+    told = describe_epochs(run.checkpoints)
+    if average is not None:
+        count = len(average.record.sources)
+        told += f", and {average.path.name}, made of {count}"
+    name = run.directory.resolve().name
+    return tag("header", tag("h1", f"Run {name}"), tag("p", told))
+
+
+def section(title: str, *content: Content) -> Content:
+    return tag("section", tag("h2", title), content)
+
+
+def about_run(
+    run: Run,
+    logs: Sequence[EpochLog | Record],
+    geometry: Geometry | None,
+    notes: Sequence[str],
+) -> Content:
+    """The facts of a run, and what is odd about it."""
+    records = run.records
+    known = facts(
+        [
+            ("directory", tag("code", str(run.directory))),
+            ("model", _model(run)),
+            (
+                "weights",
+                geometry and f"{sum(geometry.parameters):,} in {len(geometry.layers)} layers",
+            ),
+            ("training", _training(logs)),
+            ("saved", f"{describe_epochs(run.checkpoints)}, {_total(records)}"),
+            ("written", _span([record.time for record in records])),
+            ("by", _versions(records)),
+            ("BatchNorm", _batch_norm(records[-1].batch_norm)),
+            ("tracked", describe_tracked(run.averages) if run.averages else None),
+        ]
+    )
+    odd = section("Notes", tag("ul", [tag("li", note) for note in notes])) if notes else None
+    return known, odd
+
+
+def about_checkpoints(run: Run, average: Checkpoint | None) -> Content:
+    """The records of all checkpoints, with their coefficients in an average."""
+    metrics = list(dict.fromkeys(name for record in run.records for name in record.metrics))
+    shares = _shares(average) if average is not None else {}
+    columns = ["epoch", "step", "learning rate", *metrics, "size"]
+    columns += ["coefficient"] if average is not None else []
+    columns += ["file"]
+    rows = []
+    for checkpoint in run.checkpoints:
+        record = checkpoint.record
+        share = shares.get(_place(checkpoint.path))
+        state = "" if Checkpoint.exists(checkpoint.path) else " (gone)"
+        state += " (NaN or infinity)" if record.non_finite else ""
+        rows.append(
+            [
+                str(record.epoch),
+                human_number(record.step),
+                human_number(record.learning_rate),
+                *(human_number(record.metrics.get(name)) for name in metrics),
+                human_size(record.size),
+                *([human_number(share)] if average is not None else []),
+                checkpoint.path.name + state,
+            ]
+        )
+    return table(columns, rows, label="Records of the checkpoints", words=[len(columns) - 1])
+
+
+def about_average(average: Checkpoint, sources: Sequence[Checkpoint], picture: Content) -> Content:
+    """What an average was made of, and what it is worth."""
+    record = average.record
+    coefficients = [source.coefficient for source in record.sources]
+    size = effective_sample_size(coefficients)
+    known = facts(
+        [
+            ("file", tag("code", str(average.path))),
+            ("recipe", record.recipe or "unknown"),
+            ("of", describe_epochs(sources)),
+            ("coefficients", list_coefficients(coefficients)),
+            ("effective sample size", f"{size:.3g} of {len(coefficients)} checkpoints"),
+            ("proof", _proof(record.sources)),
+            ("BatchNorm", _batch_norm(record.batch_norm)),
+            ("written", f"{record.time}, {human_size(record.size)}"),
+            ("by", _versions([record])),
+        ]
+    )
+    columns = ["epoch", "coefficient", "size", "bytes proven", "file"]
+    rows = [
+        [
+            human_number(source.epoch),
+            human_number(source.coefficient),
+            human_size(source.size),
+            "yes" if source.verified else "no",
+            source.path,
+        ]
+        for source in record.sources
+    ]
+    listed = table(columns, rows, label="Sources of the average", words=[len(columns) - 1])
+    return section("The average", known, picture, listed)
+
+
+def about_commands(commands: Sequence[str], average: Checkpoint | None) -> Content:
+    """Commands to copy."""
+    if average is None:
+        intro = "To average this run:"
+    else:
+        intro = (
+            "To make the average again, and to prove it, in the folder that these paths start from:"
+        )
+    told: list[Content] = [tag("p", intro), tag("pre", "\n".join(commands))]
+    state = average.record.batch_norm if average is not None else None
+    if state is not None and state.samples is not None:
+        told.append(
+            tag(
+                "p",
+                f"The statistics came from {state.samples:,} samples in {state.batches:,} batches. "
+                "Data that are shuffled or augmented at random give others each time.",
+            )
+        )
+    if state is not None and state.statistics == "stale" and (command := refreshing(average)):
+        told += [tag("p", "To give it BatchNorm statistics of its own:"), tag("pre", command)]
+        commands = [*commands, command]
+    if any(SPEC in command.split() for command in commands):
+        told.append(
+            tag(
+                "p",
+                f"{SPEC} stands for your model or data, such as ",
+                tag("code", "train.py:build_model"),
+                ".",
+            )
+        )
+    told.append(
+        tag("p", "A file that is there is replaced only with ", tag("code", "--overwrite"), ".")
+    )
+    return told
+
+
+def _place(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+def _shares(average: Checkpoint) -> dict[str, float]:
+    folder = average.path.parent
+    return {_place(folder / source.path): source.coefficient for source in average.record.sources}
+
+
+def _model(run: Run) -> str:
+    if run.model_file is None:
+        return "no configuration in the run: commands need --model"
+    try:
+        config = json.loads(ModelConfig.read(run.model_file).config)
+    except FormatError as error:
+        return str(error)
+    inner = config.get("config")
+    name = inner.get("name") if isinstance(inner, dict) else None
+    return f"{name} ({config['class_name']})" if name else str(config["class_name"])
+
+
+def _training(logs: Sequence[EpochLog | Record]) -> str:
+    last = logs[-1]
+    return f"{last.epoch} epochs" + ("" if last.step is None else f", {last.step:,} steps")
+
+
+def _total(records: Iterable[Record]) -> str:
+    return human_size(sum(record.size for record in records))
+
+
+def _span(times: Sequence[str]) -> str:
+    first, last = min(times), max(times)
+    return first if first == last else f"{first} to {last}"
+
+
+def _versions(records: Iterable[Record]) -> str:
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for package, version in record.versions.items():
+            found.setdefault(package, {})[version] = None
+    return ", ".join(f"{package} {' and '.join(numbers)}" for package, numbers in found.items())
+
+
+def _batch_norm(state: BatchNormRecord | None) -> str:
+    if state is None:
+        return "none"
+    told = (
+        f"{state.layers} layers, statistics {_STATISTICS.get(state.statistics, state.statistics)}"
+    )
+    if state.samples is not None:
+        told += f", from {state.samples:,} samples in {state.batches or 0:,} batches"
+        told += f" of {state.data}" if state.data else ""
+        told += f", mode {state.mode}" if state.mode else ""
+    return told
+
+
+def _proof(sources: Sequence[SourceRecord]) -> str:
+    counted = [source for source in sources if source.coefficient != 0.0]
+    proven = sum(source.verified for source in counted)
+    if proven == len(counted):
+        return "every byte that was averaged was proven by a record or checksum"
+    return f"{len(counted) - proven} of {len(counted)} checkpoints were averaged unproven"

@@ -1,0 +1,24 @@
+"""Numbers as people read them."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+
+def human_size(nbytes: float) -> str:
+    """A size in decimal units, as disks are sold and `ls --si` prints them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+def human_number(value: float | None) -> str:
+    """A number of a record: whole ones as they are, others with four digits, nothing for None."""
+    return "" if value is None else f"{value:#.4g}" if isinstance(value, float) else str(value)
+
+
+def list_coefficients(coefficients: Sequence[float]) -> str:
+    """Coefficients in order, equal neighbours drawn together, such as `0.1, 3 x 0.3`."""
+    rows = [(value, len(list(row))) for value, row in groupby(f"{c:.4g}" for c in coefficients)]
+    return ", ".join(value if count == 1 else f"{count} x {value}" for value, count in rows)
