@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from ckptavg.analysis.plots.style import (
     COLOR_MAP,
     label_columns,
     label_rows,
+    layer_names,
     plain,
+    three_digits,
     with_unit,
 )
 from ckptavg.checkpoints import Checkpoint, metric_sign
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 _WRITTEN = 8
 """Rows and columns up to which numbers are written into the cells."""
+_PAIR = 12
+"""Characters of the name of a checkpoint or average at most: it takes room on two sides."""
 _FAR_OFF = 6.0
 """The worst value, in distances of the median from the best, from which on colours leave it out."""
 
@@ -65,7 +70,9 @@ def layer_drift(table: "LayerTable", *, ax: Axes) -> Axes:
         The axes.
     """
     label = with_unit(table.quantity, table.unit)
-    _heat_map(table.values, table.layers, table.labels, ax, label, _from_zero(table.values))
+    _heat_map(
+        table.values, layer_names(table.layers), table.labels, ax, label, _from_zero(table.values)
+    )
     ax.set_xlabel(_checkpoints(table.labels))
     ax.set_ylabel("layer")
     return ax
@@ -79,7 +86,7 @@ def leaderboard_map(
     recipe: str = "uniform",
     mode: str = "auto",
 ) -> Axes:
-    """Draws the scores of a sweep's windows over their starts and lengths; the best has a star.
+    """Draws the scores of a sweep's windows over their starts and lengths, the best one marked.
 
     Args:
         entries: those of a `SweepReport`.
@@ -103,7 +110,7 @@ def leaderboard_map(
     sign = metric_sign(metric, mode)
     epochs = [start.epoch for start in starts]
     known = None not in epochs and len(set(epochs)) == len(epochs)
-    _heat_map(
+    written = _heat_map(
         values,
         [str(length) for length in lengths],
         [str(start.epoch) if known else start.path.stem for start in starts],
@@ -114,7 +121,10 @@ def leaderboard_map(
     )
     if np.isfinite(values).any():
         row, column = np.unravel_index(np.nanargmin(sign * values), values.shape)
-        ax.plot(column, row, "*", color="white", markeredgecolor="black", markersize=11)
+        if written:
+            ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, linewidth=2.5))
+        else:
+            ax.plot(column, row, "*", color="white", markeredgecolor="black", markersize=11)
     ax.set_xlabel("epoch of the first checkpoint" if known else "first checkpoint")
     ax.set_ylabel("length (checkpoints)")
     return ax
@@ -129,7 +139,8 @@ def _pairs(table: "PairTable", ax: Axes, limits: tuple[float, float]) -> Axes:
     label = with_unit(table.quantity, table.unit)
     if table.layer is not None:
         label = f"{label} of {plain(table.layer)}"
-    _heat_map(table.values, table.labels, table.labels, ax, label, limits)
+    labels = [plain(name, _PAIR) for name in table.labels]
+    _heat_map(table.values, labels, labels, ax, label, limits)
     ax.set_aspect("equal")
     ax.set_xlabel(_checkpoints(table.labels))
     ax.set_ylabel(_checkpoints(table.labels))
@@ -144,10 +155,13 @@ def _heat_map(
     label: str,
     limits: tuple[float, float],
     color_map: str = COLOR_MAP,
-) -> None:
-    """Draws a table with a colour bar; small ones with their numbers; hatched where there is none.
+) -> bool:
+    """Draws a table with a colour bar, hatched where nothing is known.
 
     Values beyond the limits have the colours of the limits, and the bar has a point at that end.
+
+    Returns:
+        Whether the table was small enough to have its numbers written into it.
     """
     values = np.asarray(values, float)
     low, high = limits
@@ -167,9 +181,9 @@ def _heat_map(
         image, ax=ax, label=label, extend=extend.get((below, above), "neither")
     )
     bar.formatter.set_useOffset(False)
-    label_rows(ax, rows)
-    label_columns(ax, columns)
-    if max(values.shape) <= _WRITTEN:
+    label_columns(ax, columns, taken=label_rows(ax, rows))
+    written = max(values.shape) <= _WRITTEN
+    if written:
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 red, green, blue, _ = image.to_rgba(value)
@@ -177,12 +191,13 @@ def _heat_map(
                 ax.text(
                     column,
                     row,
-                    f"{value:.3g}",
+                    three_digits(value),
                     ha="center",
                     va="center",
                     fontsize="x-small",
                     color="white" if dark else "black",
                 )
+    return written
 
 
 def _from_zero(values: np.ndarray) -> tuple[float, float]:
@@ -203,4 +218,5 @@ def _near_the_best(values: np.ndarray, sign: int) -> tuple[float, float]:
 
 
 def _checkpoints(labels: Sequence[str]) -> str:
-    return "epoch" if all(map(str.isdecimal, labels)) else "checkpoint"
+    """What the labels of checkpoints are, behind which those of averages may stand."""
+    return "epoch" if labels[0].isdecimal() else "checkpoint"

@@ -11,6 +11,7 @@ from matplotlib.colors import BoundaryNorm
 from ckptavg.analysis.plots.style import (
     COLOR_MAP,
     GREY,
+    bar_beside,
     frame,
     legend,
     line_style,
@@ -19,6 +20,8 @@ from ckptavg.analysis.plots.style import (
     name_points,
     places,
     plain,
+    three_digits,
+    whole_numbers,
     with_unit,
 )
 from ckptavg.checkpoints import metric_sign
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from ckptavg.analysis.surfaces import LossLine, LossPlane
     from ckptavg.analysis.trajectory import Trajectory
 
-_LEVELS = 10
+_LEVELS = 8
 _INNERMOST = 0.05
 """Share of the plane that the innermost contour holds, about."""
 
@@ -35,7 +38,8 @@ _INNERMOST = 0.05
 def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
     """Draws checkpoints in the plane of their first two principal components, with averages.
 
-    Both axes have the same scale. The colours of points go from the first checkpoint to the last.
+    Both axes have the same scale, and say which share of the variance is along them. The colours of
+    points go from the first checkpoint to the last.
 
     Args:
         trajectory: as `Geometry.trajectory` gives it.
@@ -58,19 +62,21 @@ def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
         zorder=3,
     )
     if len(x) > 1:
-        ax.figure.colorbar(points, ax=ax, label=unit)
+        bar = ax.figure.colorbar(points, ax=ax, label=unit)
+        whole_numbers(bar.ax.yaxis)
     for number, place in enumerate(trajectory.averages.values()):
         _mark(ax, place, number)
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.15)
     for number, name in enumerate("xy"):
         share = trajectory.explained[number] if number < len(trajectory.explained) else 0.0
-        text = f"component {number + 1}: {share:.0%} of the variance"
+        text = f"component {number + 1}, {share:.0%}"
         getattr(ax, f"set_{name}label")(with_unit(text, trajectory.unit))
     frame(ax)
     ends = [0, len(x) - 1] if len(x) > 1 else [0]
     names = [_named(trajectory.labels[end], unit) for end in ends] + list(trajectory.averages)
-    name_points(ax, names, [(x[end], y[end]) for end in ends] + list(trajectory.averages.values()))
+    named = [(x[end], y[end]) for end in ends] + list(trajectory.averages.values())
+    name_points(ax, names, named, others=trajectory.coordinates)
     return ax
 
 
@@ -104,7 +110,7 @@ def loss_line_plot(line: "LossLine", *, ax: Axes, metric: str = "loss") -> Axes:
             fontsize="small",
         )
     length = float(np.interp(1.0, line.positions, line.distances))
-    ax.set_xlabel(f"share of the way, which is {length:.3g} parameter units long")
+    ax.set_xlabel(f"share of the way of {length:.3g} parameter units")
     ax.set_ylabel(plain(metric))
     frame(ax)
     if len(line.metrics) > 1:
@@ -150,8 +156,8 @@ def loss_contours(
         norm = BoundaryNorm(edges, map_.N)
         filled = ax.contourf(plane.x, plane.y, values, levels=edges, cmap=map_, norm=norm)
         ax.contour(plane.x, plane.y, values, levels=edges, colors="black", linewidths=0.4)
-        bar = ax.figure.colorbar(filled, ax=ax, label=label, spacing="uniform")
-        bar.set_ticks(edges, labels=[f"{edge:.3g}" for edge in edges])
+        bar = ax.figure.colorbar(filled, cax=bar_beside(ax), label=label, spacing="uniform")
+        bar.set_ticks(edges, labels=[three_digits(edge) for edge in edges])
         bar.minorticks_off()
     for number, place in enumerate(plane.points.values()):
         _mark(ax, place, number)

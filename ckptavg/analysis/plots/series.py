@@ -11,6 +11,7 @@ from ckptavg.analysis.plots.style import (
     GREY,
     frame,
     label_rows,
+    layer_names,
     legend,
     line_style,
     marker_size,
@@ -122,9 +123,9 @@ def batch_norm_shift(shift: "BatchNormShift", *, ax: Axes) -> Axes:
         )
     ax.axvline(0.0, color=GREY, linewidth=0.8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    label_rows(ax, shift.layers)
-    ax.set_xlabel(f"shift from {plain(shift.before)} to {plain(shift.after)}")
+    label_rows(ax, layer_names(shift.layers))
+    ax.set_xlabel(f"shift from {plain(shift.before)}\nto {plain(shift.after)}")
     ax.set_ylabel("layer")
     frame(ax)
-    legend(ax)
+    legend(ax, above=True)
     return ax

@@ -21,8 +21,14 @@ COLOR_MAP = "cividis"
 _DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
 _SHORT = 28
+_COLUMN, _ROW, _LINE = 16, 24, 30
+"""Characters of a name below a column, of one beside a row, and of an axis label, at most."""
 _MANY = 4
 """Lines from which on a legend stands beside the axes."""
+_NAME_SIZE = 8.0
+"""Of names of points, in points."""
+_SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1.2), (0, -1.2), (1, 2), (-1, 2))
+"""Where a name may stand beside its point, to the right and up, the best first."""
 _HALO = (withStroke(linewidth=2.5, foreground="white"),)
 _CHARACTER = 0.6
 """Mean width of a character, in font sizes."""
@@ -62,8 +68,16 @@ def plain(text: object, limit: int = _SHORT) -> str:
 
 
 def with_unit(quantity: str, unit: str) -> str:
-    """An axis label, such as `distance (parameter units)`."""
-    return quantity if unit in ("", "1") else f"{quantity} ({unit})"
+    """An axis label, such as `norm (parameter units)`, in two lines where it is long."""
+    if unit in ("", "1"):
+        return quantity
+    gap = " " if len(quantity) + len(unit) < _LINE else "\n"
+    return f"{quantity}{gap}({unit})"
+
+
+def three_digits(value: float) -> str:
+    """A number in three digits, such as `0.990`, `12.0` and `345`."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def frame(ax: Axes) -> None:
@@ -77,8 +91,8 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
 
 
-def legend(ax: Axes, *others: Axes) -> None:
-    """A legend of all labelled lines; beside the axes where they are many."""
+def legend(ax: Axes, *others: Axes, above: bool = False) -> None:
+    """A legend of all labelled lines; where they are many it stands beside the axes, or above."""
     handles, labels = [], []
     for each in (ax, *others):
         found = each.get_legend_handles_labels()
@@ -87,11 +101,19 @@ def legend(ax: Axes, *others: Axes) -> None:
     if not handles:
         return
     place = {"loc": "best"}
-    if len(handles) > _MANY:
-        place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0.0}
-        if others:  # whose axis stands there
-            place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.02), "ncols": 3}
-    ax.legend(handles, labels, frameon=False, fontsize="small", handlelength=2.6, **place)
+    if above:
+        width = 2 * (max(map(len, labels)) + 6) * _CHARACTER * 0.8 * _font_pixels(ax)
+        columns = 2 if width < ax.get_window_extent().width else 1
+        place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.01), "ncols": columns}
+    elif len(handles) > _MANY:
+        place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
+    look = {"frameon": False, "fontsize": "small", "handlelength": 2.6, "borderaxespad": 0.3}
+    ax.legend(handles, labels, **look, **place)
+
+
+def bar_beside(ax: Axes) -> Axes:
+    """Axes for a colour bar that is as high as axes whose shape their data decide."""
+    return ax.inset_axes((1.03, 0.0, 0.05, 1.0))
 
 
 def log_if_wide(axis: Any, values: np.ndarray, ratio: float) -> None:
@@ -108,67 +130,92 @@ def places(found: "Series | Trajectory") -> tuple[np.ndarray, str]:
     return np.asarray(found.positions, float), found.position_unit
 
 
-def label_columns(ax: Axes, labels: Sequence[str], limit: int = 16) -> None:
-    """Names the columns 0, 1, ... of axes, as many as fit, turned where they are long."""
-    texts = [plain(label, limit) for label in labels]
+def label_columns(ax: Axes, labels: Sequence[str], taken: float = 0.0) -> None:
+    """Names the columns 0, 1, ... of axes, as many as fit, turned where they are long.
+
+    Args:
+        ax: the axes.
+        labels: the names.
+        taken: pixels of the width of the axes that will go to what stands beside them.
+    """
+    texts = [plain(label, _COLUMN) for label in labels]
     widest = max(map(len, texts))
     turned = widest > 4
     needed = 1.3 if turned else widest * _CHARACTER + 0.9
-    chosen = _spread(len(texts), ax.get_window_extent().width, needed, ax)
+    chosen = _spread(len(texts), ax.get_window_extent().width - taken, needed, ax)
     ax.set_xticks(chosen, [texts[n] for n in chosen])
     if turned:
         ax.tick_params(axis="x", labelrotation=90)
 
 
-def label_rows(ax: Axes, labels: Sequence[str], limit: int = 24) -> None:
-    """Names the rows 0, 1, ... of axes, as many as fit."""
+def label_rows(ax: Axes, labels: Sequence[str]) -> float:
+    """Names the rows 0, 1, ... of axes, as many as fit; gives the width of the names in pixels."""
     chosen = _spread(len(labels), ax.get_window_extent().height, 1.3, ax)
-    ax.set_yticks(chosen, [plain(labels[n], limit) for n in chosen])
+    texts = [plain(labels[n], _ROW) for n in chosen]
+    ax.set_yticks(chosen, texts)
+    return max(map(len, texts)) * _CHARACTER * _font_pixels(ax)
 
 
 def _spread(count: int, pixels: float, needed: float, ax: Axes) -> list[int]:
-    """Numbers of evenly spaced labels, the first among them, that have room in `pixels`."""
-    size = rcParams["font.size"] * ax.figure.dpi / 72
-    step = max(1, -(-count * needed * size // pixels))
-    return list(range(0, count, int(step)))
+    """Numbers of evenly spaced labels, the first and the last among them, that have room.
+
+    Args:
+        count: of all labels.
+        pixels: that there are.
+        needed: that each needs, in font sizes.
+        ax: what they are for.
+    """
+    step = max(1, int(-(-count * needed * _font_pixels(ax) // max(pixels, 1.0))))
+    return [*range(0, count - step, step), count - 1]
 
 
-def name_points(ax: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Writes names beside points, each where it hides neither another name nor a named point."""
-    size = 8.0
+def _font_pixels(ax: Axes) -> float:
+    return rcParams["font.size"] * ax.figure.dpi / 72
+
+
+def layer_names(layers: Sequence[str]) -> list[str]:
+    """Names of layers without what Keras puts between those of folders."""
+    return ["/".join(part for part in n.split("/") if part != "layers") or n for n in layers]
+
+
+def name_points(
+    ax: Axes,
+    names: Sequence[str],
+    points: Sequence[tuple[float, float]],
+    others: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Writes names beside points, each where it hides least of the points and of other names."""
+    ax.apply_aspect()
     to_points = 72 / ax.figure.dpi
-    anchors = ax.transData.transform(np.asarray(points, float).reshape(-1, 2)) * to_points
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in anchors]
-    frame_box = ax.get_window_extent()
-    inside = np.array(frame_box.extents) * to_points
-    for name, point, (x, y) in zip(names, points, anchors, strict=True):
+    everything = np.asarray([*points, *others], float).reshape(-1, 2)
+    anchors = ax.transData.transform(everything) * to_points
+    boxes_of_points = [(x - 4, y - 4, x + 4, y + 4) for x, y in anchors]
+    taken = boxes_of_points[: len(names)]
+    inside = ax.get_window_extent().extents * to_points
+    for name, point, (x, y) in zip(names, points, anchors, strict=False):
         text = plain(name)
-        width, height = len(text) * size * _CHARACTER, size * 1.3
-        sides = [(s, v) for v in (1, -1, 0) for s in (1, -1)]
-        boxes = [
-            (
-                x + 7 if side > 0 else x - 7 - width,
-                y + vertical * 8 - height / 2,
-                x + 7 + width if side > 0 else x - 7,
-                y + vertical * 8 + height / 2,
-            )
-            for side, vertical in sides
-        ]
+        width, height = len(text) * _NAME_SIZE * _CHARACTER, _NAME_SIZE * 1.3
+        boxes = []
+        for right, up in _SIDES:
+            left = x + 7 * right - width * (1 - right) / 2
+            low = y + 9 * up - height / 2
+            boxes.append((left, low, left + width, low + height))
         costs = [
-            sum(_overlap(box, other) for other in taken) + 2 * _outside(box, inside)
+            4 * sum(_overlap(box, other) for other in taken)
+            + sum(_overlap(box, other) for other in boxes_of_points)
+            + 4 * _outside(box, inside)
             for box in boxes
         ]
-        best = int(np.argmin(costs))
-        side, vertical = sides[best]
-        taken.append(boxes[best])
+        right, up = _SIDES[int(np.argmin(costs))]
+        taken.append(boxes[int(np.argmin(costs))])
         ax.annotate(
             text,
             point,
-            xytext=(7 * side, 8 * vertical),
+            xytext=(7 * right, 9 * up),
             textcoords="offset points",
-            ha="left" if side > 0 else "right",
+            ha={1: "left", 0: "center", -1: "right"}[right],
             va="center",
-            fontsize=size,
+            fontsize=_NAME_SIZE,
             path_effects=_HALO,
             zorder=6,
         )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckptavg.history import EpochLog
     from ckptavg.record import Record
 
+_RATE = "#888888"
 _WIDE = 50.0
 """Largest over smallest value from which on a scale is logarithmic."""
 
@@ -87,9 +88,9 @@ def learning_curve(
         rate_axes.spines[["top", "left"]].set_visible(False)
         ax.set_zorder(rate_axes.get_zorder() + 1)  # the legend lies over all lines
         ax.patch.set_visible(False)
-        legend(ax, rate_axes)
+        legend(ax, rate_axes, above=True)
     else:
-        legend(ax)
+        legend(ax, above=True)
     return ax
 
 
@@ -142,7 +143,7 @@ def _draw_metric(
 
 
 def _draw_rate(ax: Axes, x: np.ndarray, rates: np.ndarray, saved: Sequence[int]) -> None:
-    ax.plot(x, rates, ":", color=GREY, linewidth=1.3, label="learning rate")
+    ax.plot(x, rates, ":", color=_RATE, linewidth=1.0, label="learning rate")
     ax.plot(x[_alone(rates)], rates[_alone(rates)], ".", color=GREY)
     if saved:
         size = marker_size(len(saved))
