@@ -34,8 +34,8 @@ _ROWS = 32
 """Rows of a matrix product, whose columns are then still long enough."""
 _SMALL = 2**18
 """Multiplications of a product that OpenBLAS makes in one thread."""
-_LIBRARIES = 8 * 1024 * 1024
-"""What one thread's matrix products and the reading itself take beside."""
+_THREAD = 2 * 1024 * 1024
+"""What a thread takes beside its piece: BLAS' own buffers, and the thread itself."""
 
 
 def measure_geometry(
@@ -258,9 +258,10 @@ def _fit_memory(
 ) -> tuple[int, int]:
     """Values of a piece and threads, as many as there is work and memory for."""
     count = len(plan.sources)
-    matrix, value = 8 * count**2, 8 * (count + 2)  # with the mean, and the bytes that are read
+    # With a value come the mean, the bytes that are read, and a share of the small products.
+    matrix, value = 8 * count**2, 8 * (count + 6)
     fixed = index_memory(plan.sources) + layers * (matrix + 8 * count + 8)
-    thread = (3 + AHEAD) * matrix + _LIBRARIES
+    thread = (3 + AHEAD) * matrix + _THREAD
     limit = memory_limit(max_memory, fixed + thread + _FEWEST * value)
     wanted = max(_FEWEST, _PIECES // (8 * count))
     jobs = min(DEFAULT_JOBS, len(os.sched_getaffinity(0)), count_regions(items))
