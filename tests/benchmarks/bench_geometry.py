@@ -56,7 +56,7 @@ def main() -> None:
         [({"units": 64, "layers": 2}, (3,)), ({"units": 8, "layers": 2, "blocks": 2}, (3,))]
         if quick
         else [
-            ({"units": 2048, "layers": 6}, (5, 10, 20)),
+            ({"units": 2048, "layers": 6}, (5, 10)),
             ({"units": 96, "layers": 25, "blocks": 20}, (20,)),
         ]
     )
