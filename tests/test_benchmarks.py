@@ -45,6 +45,13 @@ def test_the_benchmark_of_sweeps_runs():
     assert all(all(row) for row in rows)
 
 
+def test_the_benchmark_of_loss_planes_runs():
+    header, _, *rows = bench(name="bench_loss_plane")
+    assert header == ["beside", "passes and evaluations s", "plane s", "ratio"]
+    assert [row[0] for row in rows] == ["update_batch_norm", "kept BatchNormPass"]
+    assert all(all(row) for row in rows)
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_runs():
     how = [row[0] for row in bench()]
