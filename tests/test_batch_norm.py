@@ -432,7 +432,7 @@ def test_passes_of_one_object_are_those_of_many():
     assert traced[0] == traced[1] == traced[2], "a pass was compiled again"
     with pytest.raises(DataError, match="NaN or infinity"):
         passes.run(np.full((8, 6), np.nan, "float32"))
-    assert passes.run(x) == report
+    assert passes.run(x).samples == 70
 
 
 class CountsCalls(keras.layers.Layer):

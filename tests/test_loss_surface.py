@@ -253,9 +253,8 @@ def test_what_differs_is_not_mixed_up(trained_run, counted):
     assert new(one, two, model=other) == 2
     # what is in a file counts, not its name
     two.path.write_bytes(three.path.read_bytes())
-    two.record.path.write_text(
-        three.record.path.read_text().replace(three.path.name, two.path.name)
-    )
+    record = three.record.path.read_text().replace(three.path.name, two.path.name)
+    two.record.path.write_text(record)
     assert new(one, ckptavg.Checkpoint.open(two.path)) == 0
     assert not leftovers(trained_run)
 
@@ -317,7 +316,7 @@ def test_corners_in_one_line_span_no_plane(checkpoints):
     for second in ((checkpoints[:2], (0.5, 0.5)), (checkpoints[:2], (3.0, -2.0)), one, two):
         with pytest.raises(RecipeError, match="lie in one line, or are less than three points"):
             surface(loss_plane, one, two, second)
-    with pytest.raises(RecipeError, match="ckpt-0 and .* have the same weights"):
+    with pytest.raises(RecipeError, match=r"ckpt-0 and .* have the same weights"):
         surface(loss_line, one, (checkpoints[:2], (1.0, 0.0)))
     nearly = (checkpoints[:3], (0.49, 0.5, 0.01))
     height = list(surface(loss_plane, one, two, nearly, points=2).points.values())[2][1]
@@ -417,13 +416,11 @@ def test_points_of_tensors_of_any_size_and_type(tmp_path, max_memory):
                 assert values.dtype == expected[name].dtype
                 near = np.float64(values), np.float64(expected[name])
                 np.testing.assert_allclose(*near, rtol=1e-2 if values.itemsize == 2 else 1e-6)
-    ways = [
-        np.concatenate(
-            [np.ravel(np.float64(v)) for n, v in read_tensors(path).items() if "/a/" in n]
-        )
-        for path in paths
-    ]
-    ways = [way - ways[0] for way in ways[1:]]
+    weights = []
+    for path in paths:
+        parts = (values for name, values in read_tensors(path).items() if "/a/" in name)
+        weights.append(np.concatenate([np.ravel(np.float64(values)) for values in parts]))
+    ways = [values - weights[0] for values in weights[1:]]
     expected = [[one @ other for other in ways] for one in ways]
     np.testing.assert_allclose(corners.products(()), expected, rtol=1e-9)
     corners.close()
@@ -438,7 +435,7 @@ def test_integers_of_corners_must_agree(tmp_path):
         )
         for number in range(2)
     ]
-    with pytest.raises(MismatchError, match="'layers/n/vars/0' .* differs between the corners"):
+    with pytest.raises(MismatchError, match=r"'layers/n/vars/0' .* differs between the corners"):
         plan_corners(paths).read(folder=tmp_path, max_memory=10**9)
 
 
