@@ -1,5 +1,7 @@
 """Loss surfaces: values and geometry of a known quadratic, the BatchNorm pass, what is kept."""
 
+from functools import cache
+
 import keras
 import numpy as np
 import pytest
@@ -26,6 +28,13 @@ QUADRATIC_X = np.random.default_rng(0).normal(size=(50, 4)).astype("float32")
 QUADRATIC_Y = np.random.default_rng(1).normal(size=(50, 3)).astype("float32")
 
 
+@cache
+def model_of_batch_norm() -> keras.Model:
+    """One for all tests, because surfaces leave models as they were."""
+    return tiny_model()
+
+
+@cache
 def quadratic_model() -> keras.Model:
     """One matrix, whose loss is the mean square of `x @ matrix - y`."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False)])
@@ -50,13 +59,13 @@ def kernels(tmp_path):
 
 
 def quadratic_plane(paths, **options):
-    given = {"model": quadratic_model(), "eval_data": (QUADRATIC_X, QUADRATIC_Y), "points": 7}
+    given = {"model": quadratic_model(), "eval_data": (QUADRATIC_X, QUADRATIC_Y), "points": 5}
     return loss_plane(*paths, **{**given, **options})
 
 
 def surface(surface_of, *corners, **options):
     """Of the model with BatchNorm layers."""
-    given = {"model": tiny_model(), "data": X, "eval_data": EVAL}
+    given = {"model": model_of_batch_norm(), "data": X, "eval_data": EVAL}
     return surface_of(*corners, **{**given, **options})
 
 
@@ -92,13 +101,13 @@ def test_a_plane_of_a_quadratic_loss(kernels):
     low, high = corners.min(0), corners.max(0)
     edge = 0.3 * (high - low).max()
     for axis, (start, stop) in zip((plane.x, plane.y), zip(low, high, strict=True), strict=True):
-        np.testing.assert_allclose(axis, np.linspace(start - edge, stop + edge, 7), rtol=1e-12)
+        np.testing.assert_allclose(axis, np.linspace(start - edge, stop + edge, 5), rtol=1e-12)
     # u and v from the weights themselves
     u = (first - origin) / np.linalg.norm(first - origin)
     v = second - origin - np.sum((second - origin) * u) * u
     v /= np.linalg.norm(v)
     loss = plane.metrics["eval"]["loss"]
-    assert loss.shape == plane.metrics["eval"]["mae"].shape == (7, 7)
+    assert loss.shape == plane.metrics["eval"]["mae"].shape == (5, 5)
     for row, y in enumerate(plane.y):
         for column, x in enumerate(plane.x):
             assert loss[row, column] == pytest.approx(quadratic(origin + x * u + y * v), rel=1e-5)
@@ -137,10 +146,10 @@ def test_values_are_those_of_merge_pass_and_evaluation(trained_run, tmp_path):
     one, two = run.checkpoints[0].path, run.checkpoints[-1].path
     line = surface(loss_line, one, two, points=[0.0, 1.0, 0.5, -0.5])
     assert line.labels == ("epoch 3", "epoch 6")
+    model = tiny_model()
     for number, share in enumerate(line.positions):
         out = tmp_path / "o.weights.h5"
         ckptavg.merge([one, two], out, coefficients=[1 - share, share], overwrite=True)
-        model = tiny_model()
         model.load_weights(out)
         update_batch_norm(model, X)
         expected = model.evaluate(*EVAL, verbose=0, return_dict=True)
@@ -352,6 +361,7 @@ def test_other_errors_are_no_points(checkpoints, tmp_path):
         ({"data": X[:, :3]}, DataError, "rejects batch 0"),
         ({"eval_data": (X[:, :3], Y)}, DataError, "cannot be evaluated"),
         ({"eval_data": {}}, DataError, "name no data"),
+        ({"eval_data": iter([EVAL])}, DataError, "can be read only once"),
         ({"model": tiny_model(width=9)}, ModelError, "do not fit"),
         ({"points": []}, RecipeError, "must be a row of finite numbers"),
         ({"points": [0.0, np.inf]}, RecipeError, "must be a row of finite numbers"),
