@@ -136,7 +136,7 @@ def test_a_snapshot_stays_when_training_goes_on():
     placement = Keras3().place(model, include_optimizer=True)
     snapshot = Snapshot()
     for _ in range(2):  # the second one uses the memory of the first
-        snapshot.take(Keras3(), placement)
+        snapshot.take(Keras3().host_view, placement.variables)
         before = {name: value.tobytes() for name, value in snapshot.values.items()}
         model.train_on_batch(x, y)
         assert {name: value.tobytes() for name, value in snapshot.values.items()} == before
