@@ -1,11 +1,14 @@
 """Values from JSON that others wrote: each is what it must be, or an error that says so."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 DIGEST_SIZE = 16
 """Bytes of a digest, which is written as twice as many hexadecimal digits."""
+
+_DIGEST = re.compile(f"[0-9a-fA-F]{{{2 * DIGEST_SIZE}}}")
 
 
 def number(value: float | None) -> float | str | None:
@@ -15,7 +18,7 @@ def number(value: float | None) -> float | str | None:
 
 def digest_text(value: Any) -> str:
     """A digest in hexadecimal digits."""
-    if len(bytes.fromhex(text(value))) != DIGEST_SIZE:
+    if not isinstance(value, str) or _DIGEST.fullmatch(value) is None:
         raise ValueError(f"expected a digest of 32 hexadecimal digits, got {value!r:.40}")
     return value
 
@@ -31,7 +34,8 @@ def text(value: Any) -> str:
     """A text without null bytes."""
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"expected a text, got {value!r:.40}")
-    value.encode()  # refuses half a surrogate pair
+    if not value.isascii():
+        value.encode()  # refuses half a surrogate pair
     return value
 
 

@@ -12,7 +12,7 @@ from ckptavg.crc32c import crc32c, crc32c_combine
 from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.json_values import DIGEST_SIZE
-from ckptavg.record import Record, TensorRecord, TensorRecords, digest, find_record
+from ckptavg.record import Record, TensorRecord, digest, find_record
 from ckptavg.tensors import Region, TensorInfo, count_blocks, regions
 
 
@@ -174,19 +174,28 @@ class Proof:
             RecordError: the record's file is gone or damaged.
             IntegrityError: the file has not the size or the tensors that the record says.
         """
+        _check_size(record, reader)
         recorded = record.read_tensors()
-        _check_tensors(record, recorded, reader)
+        stored = reader.structure.model_tensors
         parts, numbers, number = [], {}, 0
-        for tensor in reader.structure.model_tensors.values():
-            found = recorded[tensor.name].digests
-            if len(found) != count_blocks(tensor.nbytes):
+        for name, tensor in stored.items():
+            found = recorded.get(name)
+            if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+                break
+            nbytes = tensor.nbytes
+            if len(found.digests) != count_blocks(nbytes):
                 raise IntegrityError(
-                    f"the record of {reader.path} holds {len(found)} digests of '{tensor.name}', "
-                    f"which has {tensor.nbytes:,} bytes: it is of another file"
+                    f"the record of {reader.path} holds {len(found.digests)} digests of '{name}', "
+                    f"which has {nbytes:,} bytes: it is of another file"
                 )
-            parts += found
-            numbers[tensor.name] = number
-            number += len(found)
+            parts += found.digests
+            numbers[name] = number
+            number += len(found.digests)
+        if len(numbers) < len(stored) or len(recorded) > len(stored):
+            raise IntegrityError(
+                f"{reader.path} holds other tensors than its record says: "
+                "it was changed after it was saved"
+            )
         return cls(bytes.fromhex("".join(parts)), numbers if first is None else first)
 
     def holds(self, name: str, region: Region, found: bytes) -> bool:
@@ -207,18 +216,9 @@ class Proof:
             )
 
 
-def _check_tensors(record: Record, recorded: TensorRecords, reader: CheckpointReader) -> None:
+def _check_size(record: Record, reader: CheckpointReader) -> None:
     if record.size != reader.size:
         raise IntegrityError(
             f"{reader.path} has {reader.size:,} bytes but its record says {record.size:,}: "
             "it was changed or truncated after it was saved"
-        )
-    stored = {
-        name: (tensor.shape, tensor.dtype)
-        for name, tensor in reader.structure.model_tensors.items()
-    }
-    if stored != {name: (tensor.shape, tensor.dtype) for name, tensor in recorded.items()}:
-        raise IntegrityError(
-            f"{reader.path} holds other tensors than its record says: "
-            "it was changed after it was saved"
         )

@@ -155,7 +155,10 @@ class Record:
     def to_json(self, tensors: TensorRecords) -> str:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         del content["path"]
-        content["tensors"] = {name: asdict(tensor) for name, tensor in tensors.items()}
+        content["tensors"] = {
+            name: {"shape": tensor.shape, "dtype": tensor.dtype, "digests": tensor.digests}
+            for name, tensor in tensors.items()
+        }
         content["metrics"] = {name: number(value) for name, value in self.metrics.items()}
         for rate in ("learning_rate", "initial_learning_rate"):
             content[rate] = number(content[rate])

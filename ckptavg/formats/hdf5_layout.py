@@ -35,35 +35,42 @@ def lay_out(
             group = file.create_group(name) if name else file
             for key, value in attributes.items():
                 group.attrs[key] = np.array(value) if isinstance(value, tuple) else value
+        allocate = _Allocator(file)
         for name, tensor in tensors.items():
-            offset = _allocate(file, name, tensor).get_offset()
+            offset = allocate(name, tensor).get_offset()
             assert offset is not None or tensor.nbytes == 0, name
             extents[name] = Extent(offset or 0, tensor.nbytes, number)  # an empty one has no place
     return extents
 
 
-def _allocate(file: h5py.File, name: str, tensor: TensorInfo) -> h5py.h5d.DatasetID:
-    """Makes a dataset with its place in the file, and nothing in it."""
-    opaque = is_opaque(tensor.dtype)
-    dtype = np.dtype(f"V{tensor.numpy_dtype.itemsize}") if opaque else tensor.numpy_dtype
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)
-    linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    linking.set_create_intermediate_group(True)
-    linking.set_char_encoding(h5py.h5t.CSET_UTF8)
-    dataset = h5py.h5d.create(
-        file.id,
-        name.encode(),
-        h5py.h5t.py_create(dtype, logical=True),
-        h5py.h5s.create_simple(tensor.shape) if tensor.shape else h5py.h5s.create(h5py.h5s.SCALAR),
-        properties,
-        linking,
-    )
-    if opaque:
-        h5py.Dataset(dataset).attrs[DTYPE_ATTRIBUTE] = tensor.dtype
-    return dataset
+class _Allocator:
+    """Makes datasets with their places in a file, and nothing in them."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file.id
+        self._creating = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        self._creating.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        self._creating.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        self._creating.set_obj_track_times(False)
+        self._linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        self._linking.set_create_intermediate_group(True)
+        self._linking.set_char_encoding(h5py.h5t.CSET_UTF8)
+
+    def __call__(self, name: str, tensor: TensorInfo) -> h5py.h5d.DatasetID:
+        opaque = is_opaque(tensor.dtype)
+        dtype = np.dtype(f"V{tensor.numpy_dtype.itemsize}") if opaque else tensor.numpy_dtype
+        scalar = not tensor.shape
+        dataset = h5py.h5d.create(
+            self._file,
+            name.encode(),
+            h5py.h5t.py_create(dtype, logical=True),
+            h5py.h5s.create(h5py.h5s.SCALAR) if scalar else h5py.h5s.create_simple(tensor.shape),
+            self._creating,
+            self._linking,
+        )
+        if opaque:
+            h5py.Dataset(dataset).attrs[DTYPE_ATTRIBUTE] = tensor.dtype
+        return dataset
 
 
 @contextmanager

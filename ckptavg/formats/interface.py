@@ -60,10 +60,17 @@ class Layout:
 
     They are what the structure was found from: files of the same sizes with the same bytes there
     have the same structure, and need not be searched.
+
+    Attributes:
+        structure: of the checkpoint.
+        sizes: of its files.
+        gaps: of each file, where the bytes lie that belong to no tensor.
+        outside: these bytes.
     """
 
     structure: Structure
     sizes: tuple[int, ...]
+    gaps: tuple[Sequence[Extent], ...]
     outside: tuple[bytes, ...]
 
 
@@ -174,7 +181,12 @@ class CheckpointReader(ABC):
         stored = sum(t.extent.nbytes for t in self.structure.tensors.values() if t.extent)
         if self.size - stored > _OUTSIDE_LIMIT:
             return None
-        return Layout(self.structure, self._sizes, self._outside(self.structure))
+        extents = [t.extent for t in self.structure.tensors.values() if t.extent]
+        gaps = tuple(
+            gaps_between([extent for extent in extents if extent.file == number], size)
+            for number, size in enumerate(self._sizes)
+        )
+        return Layout(self.structure, self._sizes, gaps, self._read_gaps(gaps))
 
     def check_unchanged(self, stamps: Sequence[Stamp]) -> None:
         """Makes sure that the files are those, and as they were, when `stamps` were taken.
@@ -231,25 +243,25 @@ class CheckpointReader(ABC):
         return os.pread(self._descriptors[file], size, 0)
 
     def _resembles(self, like: Layout) -> bool:
-        return self._sizes == like.sizes and self._outside(like.structure) == like.outside
+        return self._sizes == like.sizes and self._read_gaps(like.gaps) == like.outside
 
-    def _outside(self, structure: Structure) -> tuple[bytes, ...]:
-        extents = [tensor.extent for tensor in structure.tensors.values()]
-        return tuple(
-            bytes_outside(descriptor, [e for e in extents if e and e.file == number])
-            for number, descriptor in enumerate(self._descriptors)
-        )
+    def _read_gaps(self, gaps: Iterable[Sequence[Extent]]) -> tuple[bytes, ...]:
+        return tuple(map(read_extents, self._descriptors, gaps))
 
 
-def bytes_outside(descriptor: int, extents: Iterable[Extent]) -> bytes:
-    """The bytes of a file that lie in none of the extents, in order."""
-    parts, position = [], 0
-    end = Extent(os.fstat(descriptor).st_size, 0)
-    for extent in (*sorted(extents, key=lambda extent: extent.offset), end):
+def gaps_between(extents: Iterable[Extent], size: int) -> list[Extent]:
+    """What lies in none of a file's extents, in order."""
+    gaps, position = [], 0
+    for extent in (*sorted(extents, key=lambda extent: extent.offset), Extent(size, 0)):
         if extent.offset > position:
-            parts.append(os.pread(descriptor, extent.offset - position, position))
+            gaps.append(Extent(position, extent.offset - position))
         position = max(position, extent.offset + extent.nbytes)
-    return b"".join(parts)
+    return gaps
+
+
+def read_extents(descriptor: int, extents: Iterable[Extent]) -> bytes:
+    """The bytes of extents of a file, joined."""
+    return b"".join(os.pread(descriptor, extent.nbytes, extent.offset) for extent in extents)
 
 
 def check_disjoint(path: Path, tensors: Iterable[TensorInfo], sizes: Sequence[int]) -> None:

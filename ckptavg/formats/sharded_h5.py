@@ -92,8 +92,8 @@ class ShardedH5Reader(Hdf5Reader):
         )
         return next(place for place in places if tensor.name in self._open_tree(place))
 
-    def _outside(self, structure: Structure) -> tuple[bytes, ...]:
-        index, *shards = super()._outside(structure)
+    def _read_gaps(self, gaps: Iterable[Sequence[Extent]]) -> tuple[bytes, ...]:
+        index, *shards = super()._read_gaps(gaps)
         own_names = f'"{_base(self.path)}_'.encode()
         return index.replace(own_names, b'"_'), *shards
 

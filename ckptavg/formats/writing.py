@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 from ckptavg.errors import OutputError
 from ckptavg.files import commit, partial
-from ckptavg.formats.interface import Structure, bytes_outside
+from ckptavg.formats.interface import Structure, gaps_between, read_extents
 from ckptavg.tensors import Extent
 
 
@@ -195,8 +195,8 @@ class CheckpointWriter(ABC):
     def _outside(self, files: Sequence[Path]) -> list[tuple[int, bytes]]:
         found = []
         for number, file in enumerate(files):
+            size = file.stat().st_size
+            gaps = gaps_between((e for e in self._extents.values() if e.file == number), size)
             with file.open("rb") as opened:
-                extents = [e for e in self._extents.values() if e.file == number]
-                outside = bytes_outside(opened.fileno(), extents)
-            found.append((file.stat().st_size, outside))
+                found.append((size, read_extents(opened.fileno(), gaps)))
         return found
