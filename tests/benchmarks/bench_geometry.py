@@ -8,6 +8,7 @@ memory the largest of all rounds.
 """
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def main() -> None:
     print(
         "whole: the process with its imports. part: from opening the files to the distances.\n"
         "apart: the largest difference of a distance to that of the stacked weights, over\n"
-        "the largest distance."
+        f"the largest distance. Load at the start: {os.getloadavg()[0]:.1f}"
     )
     runs = arguments.runs or (1 if quick else 5)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
