@@ -214,7 +214,7 @@ def _triangle(products: np.ndarray, labels: Sequence[str]) -> tuple[float, float
     Raises:
         RecipeError: it is none.
     """
-    (first, both), (_, second) = products
+    (first, both), (_, second) = products.tolist()
     longest = max(first, second, first - 2 * both + second)
     area = first * second - both**2
     if not area > (_FLAT * longest) ** 2:
