@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from ckptavg.batch_norm import BatchNormReport, update_batch_norm
+from ckptavg.batches import count_samples, peek
 from ckptavg.checkpoints import metric_sign
 from ckptavg.errors import DataError, ModelError
 from ckptavg.evaluation import measure
@@ -79,6 +80,8 @@ class Judge:
         monitor: str,
         mode: str = "auto",
         steps: int | None = None,
+        bn_mode: str = "batch",
+        mixed_precision: bool = False,
     ) -> None:
         """Reads the data once, for their fingerprints.
 
@@ -89,6 +92,8 @@ class Judge:
             monitor: metric that chooses, with or without `val_` before it.
             mode: `min`, `max` or `auto`: by its name.
             steps: number of batches of `data` to see; all by default.
+            bn_mode: the `mode` of `update_batch_norm`.
+            mixed_precision: as in `update_batch_norm`; evaluations are not meant.
 
         Raises:
             DataError: data can be read only once.
@@ -98,9 +103,17 @@ class Judge:
         self.model = model
         self.monitor = monitor.removeprefix("val_")
         self._sign = metric_sign(monitor, mode)
-        self._data, self._eval_data, self._steps = data, eval_data, steps
+        self._data, self._eval_data = data, eval_data
+        self._pass = {"steps": steps, "mode": bn_mode, "mixed_precision": mixed_precision}
         self._print = data_print(eval_data)
-        self._data_digest = None if data is None else data_print(data, steps=steps).digest
+        self._data_digest, batch = None, None
+        if data is not None:
+            self._data_digest = data_print(data, steps=steps).digest
+            batch = count_samples(peek(data)[0])
+        # A layer sees its own batch upstream, and of that a replica sees its share.
+        strategy = getattr(model, "distribute_strategy", None)
+        replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+        self._how = [*self._pass.values(), batch, replicas]
         build(model, eval_data)
         self._weights = LiveWeights(model)
         self._model_digest = _model_digest(model)
@@ -117,8 +130,8 @@ class Judge:
 
     @property
     def fingerprint(self) -> list[str | int | None]:
-        """What, beside the weights, the scores depend on."""
-        return [self._model_digest, self._print.digest, self._data_digest, self._steps]
+        """What, beside the weights, the scores depend on, but for the rounding of a device."""
+        return [self._model_digest, self._print.digest, self._data_digest, *self._how]
 
     def score(self, tensors: Iterable[Tensor], *, refresh: bool = True) -> Score:
         """Evaluates weights, after a BatchNorm pass if there are data for it.
@@ -133,7 +146,7 @@ class Judge:
         self._weights.assign(tensors)
         statistics = None
         if refresh and self._data is not None:
-            report = update_batch_norm(self.model, self._data, steps=self._steps)
+            report = update_batch_norm(self.model, self._data, **self._pass)
             if report.layers:
                 statistics = Statistics.of(self.model, report)
         metrics = measure(self.model, self._eval_data)
@@ -152,7 +165,7 @@ class Judge:
         if statistics is not None:
             statistics.give(self.model)
         elif self._data is not None:
-            update_batch_norm(self.model, self._data, steps=self._steps)
+            update_batch_norm(self.model, self._data, **self._pass)
 
     def rank(self, metrics: dict[str, float]) -> float:
         """A number that is smaller for better metrics; NaN is the worst."""
