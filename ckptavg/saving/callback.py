@@ -14,6 +14,7 @@ from ckptavg.errors import ModelError, SaverError
 from ckptavg.record import BatchNormRecord, Record, now, versions
 from ckptavg.run import CHECKPOINT_FOLDER, MODEL_FILE
 from ckptavg.saving.background import Background
+from ckptavg.saving.best_metric import BestMetric
 from ckptavg.saving.checkpoint_files import save_beside
 from ckptavg.saving.framework import Framework
 from ckptavg.saving.layout import Layout
@@ -106,6 +107,7 @@ class SavingCallback:
         self._first_epoch: int | None = None
         self._run: RunWriter | None = None
         self._layout = Layout(self.framework, self.options, self.model)
+        self._best_metric = BestMetric(self.options.keep_best)
         self._has_config = self._has_waited = False
         self._snapshots = deque(Snapshot() for _ in range(self.options.in_flight))
         self._versions = versions(self.framework.packages)
@@ -139,6 +141,8 @@ class SavingCallback:
         rate = self._rates.current()
         if rate is not None:
             logs.setdefault("learning_rate", rate)
+        if self.schedule.save_freq is None:
+            self._best_metric.see(logs.keys() - {"learning_rate"})  # which records keep apart
         if self._is_due(epoch):
             self._save(f"epoch-{epoch + 1:04d}", epoch, logs)
         self._check(self._background.collect())
@@ -175,6 +179,8 @@ class SavingCallback:
         goes_on = self.options.existing == "resume" and (epoch > 0 or self._steps.taken > 0)
         if self._run is not None:
             self._run.begin(goes_on)
+            for checkpoint in self._run.checkpoints:
+                self._best_metric.see(checkpoint.record.metrics)
         if self.schedule.sets_rate:
             known = initial_rate(self.directory) if goes_on else None
             self._rates.start_from(self._rates.initial if known is None else known)
@@ -243,8 +249,7 @@ class SavingCallback:
         else:
             step = self.framework.iterations(optimizer)
         metrics = _metrics(logs)
-        if self.options.keep_best is not None:
-            self.options.keep_best.check(metrics)
+        self._best_metric.check(metrics, of_epoch=self.schedule.save_freq is None)
         layers = self._layout.batch_norm_layers
         sharded = self.options.max_shard_size is not None
         return Record(
