@@ -78,7 +78,8 @@ class PreparedInputs:
             data = data.rebatch(self.batch_size)
         for index, batch in enumerate(_read_ahead(data)):
             inputs = _unpack(batch, f"batch {index} of the data")[0]
-            yield inputs if self.preprocess is None else self.preprocess(inputs)
+            # Several inputs in a tuple are not to be taken for inputs and targets.
+            yield (inputs if self.preprocess is None else self.preprocess(inputs),)
 
     def __len__(self) -> int:
         """Number of batches; a TypeError where it is not known, as `list` and `len` expect it."""

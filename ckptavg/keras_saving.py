@@ -22,9 +22,13 @@ from ckptavg.keras_models import (
 from ckptavg.saving.framework import DeviceAverages, Framework, Placement
 from ckptavg.tensors import Extent, TensorInfo
 
-_FIRST_MARK = 2**40
+_FIRST_MARK = 2**20
 _MARK_SIZE = 64
 """Numbers set apart for each variable, more than a mark has."""
+_FRACTION = 1 / 3
+"""Of every mark: rounded to any number of decimals from 0 to 9 it is another float64."""
+_MARK_DTYPE = np.dtype(">f8")
+"""Of marks: what computes with them, or casts them to a type by name, gives another byte order."""
 
 
 class Keras3(Framework):
@@ -158,8 +162,9 @@ class Keras3(Framework):
 class _Marks(keras.StatelessScope):
     """A scope in which every variable has a small array of numbers of its own for its value.
 
-    What a layer does to its variables before it saves them shows: the numbers are whole, negative
-    and falling, and their array has as many dimensions as the variable, of unequal size.
+    What a layer does to its variables before it saves them shows: the numbers are big-endian
+    float64, negative and falling, a third beyond a whole one and more than a million, and their
+    array has as many dimensions as the variable, of unequal size.
 
     Attributes:
         variables: by the first number of their marks.
@@ -168,24 +173,24 @@ class _Marks(keras.StatelessScope):
 
     def __init__(self) -> None:
         super().__init__()
-        self.variables: dict[int, Any] = {}
+        self.variables: dict[float, Any] = {}
         self.marks: dict[int, np.ndarray] = {}
 
     def get_current_value(self, variable: Any) -> np.ndarray:
         if id(variable) not in self.marks:
             shape = [(2, 3, 2, 3)[axis] if axis < 4 else 1 for axis in range(len(variable.shape))]
             first = _FIRST_MARK + _MARK_SIZE * len(self.marks)
-            numbers = -np.arange(first, first + math.prod(shape))
-            self.marks[id(variable)] = numbers.reshape(shape).view(_Mark)
-            self.variables[-first] = variable
+            numbers = -(np.arange(first, first + math.prod(shape)) + _FRACTION)
+            self.marks[id(variable)] = numbers.reshape(shape).astype(_MARK_DTYPE).view(_Mark)
+            self.variables[float(numbers[0])] = variable
         return self.marks[id(variable)].copy()
 
     def variable_of(self, values: np.ndarray) -> Any | None:
         """The variable whose mark this is, untouched; None if it is no such."""
         values = np.asarray(values)
-        if values.dtype != np.int64 or not values.size:
+        if values.dtype != _MARK_DTYPE or not values.size:
             return None
-        variable = self.variables.get(int(values.flat[0]))
+        variable = self.variables.get(float(values.flat[0]))
         if variable is None or not np.array_equal(values, self.marks[id(variable)]):
             return None
         return variable
@@ -215,7 +220,9 @@ def _order(attribute: str) -> tuple[bool, str]:
 def _read(reader: CheckpointReader, tensor: TensorInfo) -> np.ndarray:
     buffer = bytearray(tensor.nbytes)
     reader.read_into(tensor, 0, memoryview(buffer))
-    return np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
+    values = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
+    # What Keras writes is big-endian, and then has no extent, only where a mark is.
+    return values.astype(_MARK_DTYPE) if tensor.extent is None else values
 
 
 def _tensor(name: str, variable: Any) -> TensorInfo:

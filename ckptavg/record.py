@@ -27,6 +27,11 @@ from ckptavg.version import __version__
 FORMAT = "ckptavg-record"
 VERSION = 1
 
+_MARKS = (FORMAT.encode(), b'"ckptavg":')
+"""Either makes a file a record: damage to one would take a checkpoint's proof away unnoticed."""
+_HEAD = 4096
+"""Bytes in which marks stand, however long the name of the file between them is."""
+
 _SUFFIXES = re.compile(r"(\.weights)?\.\w+$")
 
 
@@ -262,9 +267,10 @@ def commit_with_record(
 
 
 def is_record(path: Path) -> bool:
-    """Tells a record from somebody else's JSON file of the same name."""
+    """Tells a record, even a damaged one, from somebody else's JSON file of the same name."""
     with path.open("rb") as file:
-        return FORMAT.encode() in file.read(256)
+        head = file.read(_HEAD)
+    return any(mark in head for mark in _MARKS)
 
 
 def digest(data: bytes | bytearray | memoryview) -> bytes:
@@ -295,7 +301,10 @@ def _read_content(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"cannot read the record {path}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RecordError(f"{path} is not a record of ckptavg")
+        raise RecordError(
+            f"{path} is not a record of ckptavg, or is damaged: restore it, or remove it to go "
+            "without its proof"
+        )
     if content.get("version") != VERSION:
         raise RecordError(
             f"{path} is a record of version {content.get('version')!r:.20}, but this ckptavg reads "

@@ -48,7 +48,9 @@ class CheckpointSaver(SavingCallback, keras.callbacks.Callback):
         max_to_keep: number of checkpoints to keep, the newest; all by default.
         keep_best: `(monitor, count)` or `(monitor, count, mode)`: keep the best by a metric that
             Keras logs, beside the newest `max_to_keep`, or beside the last one alone. `mode` is
-            `min` or `max`, for metrics whose names do not tell.
+            `min` or `max`, for metrics whose names do not tell. Checkpoints of epochs without the
+            metric, as between validations (`validation_freq`), are never among the best; before
+            the first one with it, nothing but `max_to_keep` removes any.
         include_optimizer: whether files also hold the optimizer's state, so that a training can go
             on from one; averages drop it.
         save_dtype: `bfloat16`, `float16` or `float32`: store floating weights in this type, rounded

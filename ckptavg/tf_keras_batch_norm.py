@@ -1,5 +1,6 @@
 """BatchNorm statistics of tf_keras models, gathered from batches of a forward pass."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ckptavg.batch_norm.gathering import Gathering
+from ckptavg.batch_norm.statistics import INPUTS
 from ckptavg.batches import count_samples
 from ckptavg.errors import DataError
 from ckptavg.tf_keras_saving import batch_norm_layers
@@ -37,7 +39,7 @@ class BatchNormPass2:
         """Sets the statistics of all layers that were called, and nothing else.
 
         Raises:
-            DataError: there was no batch, or one brought NaN or infinity to a layer.
+            DataError: there was no batch, or one holds NaN or infinity or brought it to a layer.
         """
         statistics = self._gathering.statistics()
         if not self._gathering.batches:
@@ -60,7 +62,7 @@ class _Step:
             self._notes.found = []
             outputs = model(inputs, training=True)
             found, self._notes.found = self._notes.found, None
-            return outputs, tf.concat(found, 1) if found else tf.zeros((4, 0), tf.float64)
+            return outputs, tf.concat([_column(inputs), *found], 1)
 
         self._run = tf.function(
             lambda inputs: self._strategy.run(replica, (inputs,)), autograph=False
@@ -103,8 +105,19 @@ class _Step:
         return noting_call
 
 
+def _column(inputs: Any) -> Any:
+    """Whether the inputs are finite, as `Gathering` wants to be told."""
+    parts = tf.nest.flatten(inputs, expand_composites=True)
+    finite = tf.constant(True)
+    for part in parts:
+        if part.dtype.is_floating:
+            finite &= tf.reduce_all(tf.math.is_finite(part))
+    column = (INPUTS, 1, tf.where(finite, 0.0, math.nan), 0)
+    return tf.stack([tf.reshape(tf.cast(value, tf.float64), (1,)) for value in column])
+
+
 def _moments(number: int, inputs: Any, mask: Any, axis: Any) -> Any:
-    """A column for each channel, as `Pool.add` wants them: number, count, mean, variance."""
+    """A column for each channel, as `Gathering` wants them: number, count, mean, variance."""
     values = tf.cast(inputs, tf.float64)
     channels = axis[0] if isinstance(axis, list | tuple) else axis
     axes = [other for other in range(values.shape.rank) if other != channels % values.shape.rank]

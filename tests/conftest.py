@@ -155,6 +155,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if reporter is None or not hasattr(reporter, "_session"):
         return
     status = int(reporter._session.exitstatus)
+    reporter.flush()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -252,7 +252,7 @@ def with_nan():
         (lambda: [], "data are empty"),
         (lambda: np.zeros((0, 6), "float32"), "data are empty"),
         (lambda: failing_after(2), "batch 2 of the data cannot be read: OSError: the disk is gone"),
-        (with_nan, "batch 1 of the data brought NaN or infinity to the layer"),
+        (with_nan, "batch 1 of the data holds NaN or infinity"),
         (lambda: np.zeros((8, 7), "float32"), "the model rejects batch 0"),
         (lambda: [tiny_data(8)[0], np.zeros((8, 2, 2), "f4")], "the model rejects batch 1"),
         (lambda: np.array([["a"] * 6]), "the model rejects batch 0"),
@@ -275,6 +275,28 @@ def test_bad_data_is_named_and_the_model_unchanged(data, message):
     for layer in (model.get_layer("stem_bn"), model.get_layer("block").layers[1]):
         assert layer.momentum == 0.99
         assert "call" not in vars(layer)
+
+
+def test_nan_that_the_model_makes_names_the_layer():
+    norm = keras.layers.BatchNormalization(name="after_the_log")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Activation(keras.ops.log), norm])
+    x = np.ones((64, 4), "float32")
+    x[40, 2] = -1.0
+    with pytest.raises(DataError, match=r"batch 1 .* brought NaN or infinity .*after_the_log'"):
+        update_batch_norm(model, x)
+
+
+def test_values_of_sparse_inputs_are_looked_at():
+    layers = [keras.Input((6,), sparse=True), keras.layers.Dense(4, "relu")]
+    model = keras.Sequential([*layers, keras.layers.BatchNormalization()])
+    x = np.eye(8, 6, dtype="float32")
+    model.layers[0].kernel.assign(np.full((6, 4), -1.0))
+    update_batch_norm(model, [tf.sparse.from_dense(x)])
+    x[3, 3] = np.inf  # times -1, and a relu makes it 0
+    with pytest.raises(DataError, match="batch 1 of the data holds NaN or infinity"):
+        update_batch_norm(
+            model, [tf.sparse.from_dense(np.eye(8, 6, dtype="f4")), tf.sparse.from_dense(x)]
+        )
 
 
 def test_an_interrupt_leaves_the_model_as_it_was():

@@ -204,6 +204,21 @@ def test_selections(folder):
     assert json.loads(best)["sources"][0]["epoch"] == min(losses, key=losses.get)
 
 
+def test_inspect_lists_what_model_checkpoint_wrote(folder):
+    (folder / "ckpt").mkdir()
+    for epoch in (9, 10):
+        tiny_model().save_weights(f"ckpt/model-{epoch:02d}-0.5.weights.h5")
+    for source in ("ckpt", "ckpt/*.weights.h5"):
+        status, out, err = main("inspect", source)
+        assert status == 0, err
+        assert f"{source}: 2 checkpoints of epochs 9-10, " in out
+        assert re.search(r"model-09-0.5.weights.h5 +9 +14 +\d+\.\d kB +none\n", out)
+        content = json.loads(main("inspect", source, "--json")[1])["checkpoints"]
+        assert [(c["epoch"], c["record"]) for c in content] == [(9, None), (10, None)]
+    Path("nothing").mkdir()
+    assert "nothing holds no checkpoints: expected a run" in main("inspect", "nothing")[2]
+
+
 def test_inspect_fits_a_terminal(folder):
     for path in ("run", "run/checkpoints/epoch-0003.weights.h5"):
         status, out, _ = main("inspect", path)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ckptavg.record import Record, record_path
-from tests.conftest import read_tensors
+from ckptavg.search.doctor import doctor
+from tests.conftest import read_tensors, tiny_data, tiny_model
 from tests.test_cli import DATA, MODEL, folder, main  # noqa: F401
 
 
@@ -95,8 +96,48 @@ def test_what_cannot_be_is_refused(mean, arguments, message):
     assert not Path("a.weights.h5").exists()
 
 
+CHOOSING = ("--eval-data", "train.py:test_data")
+SEARCHES = (
+    ("sweep", "run", *CHOOSING),
+    ("soup", "run", "-o", "o.weights.h5", *CHOOSING),
+    ("doctor", "run", *CHOOSING),
+)
+
+
 def test_options_of_data_need_data(folder):  # noqa: F811
-    for option in (("--batch-size", "3"), ("--preprocess", "a.py:b")):
-        status, _, err = main("merge", "run", "-o", "o.weights.h5", *option)
-        assert status == 1
-        assert f"{option[0]} is about --data, which is missing" in err
+    for option in (("--batch-size", "3"), ("--preprocess", "a.py:b"), ("--steps", "2")):
+        for command in (("merge", "run", "-o", "o.weights.h5"), *SEARCHES):
+            status, _, err = main(*command, *option)
+            assert status == 1
+            assert f"{option[0]} is about --data, which is missing" in err
+
+
+def test_searches_take_the_same_options(mean):
+    same = ("--batch-size", 7, "--bn-mode", "cumulative", "--preprocess", "pre.py:scale")
+    same = (*MODEL, *DATA, *same, "--steps", 3, "--mixed-precision", "--device", "cpu")
+    assert main("update-bn", mean, "-o", "u.weights.h5", *same)[0] == 0
+    expected = statistics("u.weights.h5")
+    for command in (
+        (*SEARCHES[0], "--budget", 1, "-o", "s.weights.h5"),
+        ("soup", "run", "-o", "s.weights.h5", "--overwrite", *CHOOSING, "--method", "uniform"),
+    ):
+        status, _, err = main(*command, *same, "--distribute", "mirrored")
+        assert status == 0, err
+        found = statistics("s.weights.h5")
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-3)
+        record = Record.read(record_path(Path("s.weights.h5"))).batch_norm
+        assert (record.mode, record.samples, record.batches) == ("cumulative", 21, 3)
+
+
+def test_the_doctor_takes_the_same_options(mean):
+    def losses(*options):
+        status, out, err = main(*SEARCHES[2], *MODEL, *DATA, "--json", *options)
+        assert status == 0, err
+        return [checkpoint["loss"] for checkpoint in json.loads(out)["checkpoints"]]
+
+    scaled = losses("--preprocess", "pre.py:scale", "--batch-size", 7, "--bn-mode", "population")
+    x, y = tiny_data()
+    report = doctor("run", model=tiny_model(), data=4 * x, eval_data=(x, y), bn_mode="population")
+    assert scaled == pytest.approx([d.loss for d in report.diagnoses], rel=1e-4)
+    assert losses() != pytest.approx(scaled, rel=1e-2)

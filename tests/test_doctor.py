@@ -190,7 +190,7 @@ def test_the_doctor_command(folder):  # noqa: F811
     assert main("doctor", "run", *options[2:], "--eval-data", "train.py:test_data")[1] == out
     for some in (options, options[:2], options[2:]):
         status, _, err = main("doctor", "run", *some)
-        assert (status, "need both a model" in err) == (1, True)
+        assert (status, "pass --eval-data SPEC" in err) == (1, True)
 
 
 def test_the_doctor_needs_no_tensorflow(trained_run):

@@ -97,16 +97,26 @@ def test_records_through_a_callable(tmp_path, monkeypatch):
 def test_batch_sizes_of_arrays_and_dictionaries():
     x = {"a": np.zeros((50, 3), "f4"), "b": np.ones((50, 2), "f4")}
     prepared = PreparedInputs(x, 20)
-    assert [len(batch["a"]) for batch in prepared] == [20, 20, 10]
-    assert [sorted(batch) for batch in prepared] == [["a", "b"]] * 3
+    assert [len(batch["a"]) for (batch,) in prepared] == [20, 20, 10]
+    assert [sorted(batch) for (batch,) in prepared] == [["a", "b"]] * 3
     assert (count_batches(prepared, None), count_batches(prepared, 2)) == (3, 2)
     halved = PreparedInputs(x, preprocess=lambda batch: {n: v / 2 for n, v in batch.items()})
-    assert [(len(batch["b"]), batch["b"].max()) for batch in halved] == [(32, 0.5), (18, 0.5)]
+    assert [(len(batch["b"]), batch["b"].max()) for (batch,) in halved] == [(32, 0.5), (18, 0.5)]
     endless = PreparedInputs(tf.data.Dataset.from_tensors(np.ones((4, 6))).repeat(), 8)
     model = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization()])
     assert update_batch_norm(model, endless, steps=3).samples == 24
     with pytest.raises(DataError, match="repeats without end"):
         update_batch_norm(model, endless)
+
+
+def test_several_inputs_in_a_tuple_stay_together():
+    inputs = keras.Input((3,)), keras.Input((3,))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(keras.layers.Subtract()(inputs)))
+    one, two = np.random.default_rng(0).normal(0, 1, (2, 50, 3)).astype("f4")
+    data = PreparedInputs(((one, two), np.zeros(50)), 20)
+    assert update_batch_norm(model, data).samples == 50
+    np.testing.assert_allclose(norm.moving_mean, (one - two).mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_size_for_what_comes_in_batches_is_refused():

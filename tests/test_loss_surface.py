@@ -257,6 +257,9 @@ def test_what_differs_is_not_mixed_up(trained_run, counted):
     assert new(one, two, eval_data={"a": EVAL, "b": (X[50:], Y[50:])}) == 2
     assert new(one, two, data=X[:64]) == 2
     assert new(one, two, data=X, steps=1) == 2
+    assert new(one, two, data=[X[:48], X[48:]]) == 2
+    assert new(one, two, bn_mode="population") == 2
+    assert new(one, two, mixed_precision=True) == 2
     other = tiny_model()
     other.compile("sgd", keras.losses.SparseCategoricalCrossentropy(), metrics=["accuracy"])
     assert new(one, two, model=other) == 2

@@ -393,25 +393,19 @@ def test_a_save_that_fails_before_it_is_written_takes_no_others_memory(
 ):
     slow_down(monkeypatch, 0.2)
 
+    class Odd:
+        def __float__(self):
+            raise RuntimeError("no number today")
+
     class Sometimes(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            if epoch % 2 == 0:
-                logs["score"] = float(epoch)
-            else:
-                logs.pop("score", None)
+            logs["score"] = float(epoch) if epoch % 2 == 0 else Odd()
 
-    saver = CheckpointSaver(
-        tmp_path / "run",
-        start_epoch=1,
-        in_flight=2,
-        on_error="warn",
-        keep_best=("score", 9, "max"),
-        max_to_keep=9,
-    )
+    saver = CheckpointSaver(tmp_path / "run", start_epoch=1, in_flight=2, on_error="warn")
     number = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, _: [v.assign(np.full(v.shape, epoch + 1)) for v in model.weights]
     )
-    with pytest.warns(UserWarning, match="keep_best goes by 'score'"):
+    with pytest.warns(UserWarning, match="could not be saved: .*no number today"):
         model.fit(
             np.zeros((2, 256)),
             np.zeros((2, 512)),

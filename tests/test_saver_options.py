@@ -105,7 +105,7 @@ def test_metrics_of_validation_are_in_the_record_and_the_best_are_kept(model, tm
 @pytest.mark.parametrize(
     ("keep_best", "message"),
     [
-        (("val_loss", 2), r"goes by 'val_loss', but Keras logged only: accuracy, loss"),
+        (("auc", 2), r"goes by 'auc', but Keras logged only: accuracy, loss"),
         (("val_loss",), r"must be \(monitor, count\)"),
         (("loss", 0), r"whole number from 1"),
         (("loss", 2, "least"), "mode"),
@@ -115,6 +115,66 @@ def test_metrics_of_validation_are_in_the_record_and_the_best_are_kept(model, tm
 def test_keep_best_that_cannot_work(model, tmp_path, keep_best, message):
     with pytest.raises(SaverError, match=message):
         fit(model, tmp_path / "run", 2, start_epoch=1, keep_best=keep_best)
+
+
+def test_epochs_without_validation_are_none_of_the_best(model, tmp_path):
+    x, y = tiny_data()
+    validation = {"validation_data": (x, y), "validation_freq": 3}
+    saver = CheckpointSaver(tmp_path / "run", start_epoch=1, keep_best=("val_loss", 1))
+    kept = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, _: seen.append([r.epoch for r in _saved(saver, epoch)])
+    )
+    seen = []
+    with pytest.warns(UserWarning, match="'val_loss', and no epoch has had it yet") as told:
+        history = model.fit(
+            x, y, epochs=8, verbose=0, callbacks=[saver, kept], **validation
+        ).history
+    assert sum("no epoch has had it" in str(warning.message) for warning in told) == 1
+    best = 3 if history["val_loss"][0] <= history["val_loss"][1] else 6
+    assert seen == [[], [1], [1, 2], [3], [3, 4], [3, 5], sorted({best, 6}), sorted({best, 7})]
+    assert [record.epoch for record in records(tmp_path / "run")] == sorted({best, 8})
+
+
+def _saved(saver, epoch):
+    saver._background.drain()
+    return records(saver.directory) if epoch else ()
+
+
+def test_without_validation_nothing_is_removed_for_its_metric(model, tmp_path):
+    with pytest.warns(UserWarning, match="only max_to_keep removes checkpoints"):
+        fit(model, tmp_path / "all", 4, start_epoch=1, keep_best=("val_loss", 1))
+    assert [record.epoch for record in records(tmp_path / "all")] == [1, 2, 3, 4]
+    with pytest.warns(UserWarning, match="only max_to_keep removes checkpoints"):
+        fit(
+            model, tmp_path / "two", 4, start_epoch=1, keep_best=("val_loss", 1), max_to_keep=2
+        )  # fmt: skip
+    assert [record.epoch for record in records(tmp_path / "two")] == [3, 4]
+
+
+def test_a_metric_of_validation_that_cannot_come_is_an_error(model, tmp_path):
+    x, y = tiny_data()
+    saver = CheckpointSaver(tmp_path / "run", start_epoch=1, keep_best=("val_auc", 1))
+    with pytest.raises(SaverError, match="only: accuracy, loss, val_accuracy, val_loss"):
+        model.fit(x, y, validation_split=0.25, verbose=0, callbacks=[saver])
+    with pytest.raises(SaverError, match="goes by 'val_loss', but Keras logged only"):
+        fit(model, tmp_path / "steps", 1, save_freq=2, keep_best=("val_loss", 1))
+
+
+def test_a_metric_of_some_epochs_is_known_when_training_goes_on(model, tmp_path):
+    class Score(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch % 3 == 0:
+                logs["score"] = float(epoch)
+
+    x, y = tiny_data()
+    for first, last in ((0, 4), (4, 6)):
+        saver = CheckpointSaver(
+            tmp_path / "run", start_epoch=2, existing="resume", keep_best=("score", 1, "max")
+        )
+        model.fit(
+            x, y, initial_epoch=first, epochs=last, verbose=0, callbacks=[Score(), saver]
+        )  # fmt: skip
+    assert [record.epoch for record in records(tmp_path / "run")] == [4, 6]
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 4])

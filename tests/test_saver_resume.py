@@ -250,7 +250,11 @@ METRICS = st.one_of(st.none(), st.floats(0, 1), st.just(float("nan")))
     mode=st.sampled_from(["min", "max"]),
 )
 def test_what_is_kept_is_what_a_naive_model_keeps(tmp_path_factory, values, newest, best, mode):
-    """After each checkpoint: the newest, and the best of all that there were."""
+    """After each checkpoint: the newest, and the best of all that there were.
+
+    NaN is worse than any number; without a metric a checkpoint is none of the best, and before
+    one has it, only `newest` counts.
+    """
     keep_best = None if best is None else ("score", best, mode)
     options = Options.of(
         existing="error",
@@ -272,7 +276,7 @@ def test_what_is_kept_is_what_a_naive_model_keeps(tmp_path_factory, values, newe
         path = directory / "checkpoints" / record.file
         path.write_bytes(b"")
         writer._taken_in(path, record.write(path.with_name(f"epoch-{epoch:04d}.json"), {}))
-        scores[epoch] = value if value is not None and value == value else None
+        scores[epoch] = value
         scores = naively_kept(scores, newest, best, mode)
         assert [c.record.epoch for c in writer.checkpoints] == list(scores)
         assert {p.name for p in path.parent.glob("*.h5")} == {f"{e}.weights.h5" for e in scores}
@@ -282,11 +286,14 @@ def test_what_is_kept_is_what_a_naive_model_keeps(tmp_path_factory, values, newe
 def naively_kept(scores, newest, best, mode):
     if newest is None and best is None:
         return scores
+    measured = [epoch for epoch in scores if scores[epoch] is not None]
+    if newest is None and not measured:
+        return scores
     kept = set(list(scores)[-(newest or 1) :])
     if best is not None:
-        known = [epoch for epoch in scores if scores[epoch] is not None]
-        known.sort(key=lambda epoch: scores[epoch] if mode == "min" else -scores[epoch])
-        kept |= set([*known, *(epoch for epoch in scores if scores[epoch] is None)][:best])
+        numbers = [epoch for epoch in measured if scores[epoch] == scores[epoch]]
+        numbers.sort(key=lambda epoch: scores[epoch] if mode == "min" else -scores[epoch])
+        kept |= set([*numbers, *(epoch for epoch in measured if epoch not in numbers)][:best])
     return {epoch: score for epoch, score in scores.items() if epoch in kept}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ckptavg
+from ckptavg.batches import PreparedInputs
 from ckptavg.errors import DataError, IntegrityError, ModelError, RecipeError, RunError
 from ckptavg.evaluation import evaluate
 from ckptavg.plan import plan_merge
@@ -201,6 +202,28 @@ def test_scores_are_those_of_merge_pass_and_evaluation(trained_run, tmp_path):
         merge_into_model(plan, model=tiny_model(), data=X)
         found = evaluate(out, model=tiny_model(), data=CHOOSE)
         assert entry.metrics == pytest.approx(found, rel=1e-6)
+
+
+def test_passes_of_other_kinds_have_scores_of_their_own(trained_run, tmp_path):
+    losses = [run_sweep(trained_run, budget=1).best.metrics["loss"]]
+    for options, data in (
+        ({"bn_mode": "population"}, X),
+        ({"bn_mode": "cumulative"}, X),
+        ({"mixed_precision": True}, X),
+        ({}, PreparedInputs(X, 8)),
+    ):
+        report = run_sweep(trained_run, budget=1, data=data, **options)
+        assert report.known == 0
+        out = tmp_path / "o.weights.h5"
+        plan = plan_merge(report.best.checkpoints, out, overwrite=True)
+        mode, mixed = options.get("bn_mode", "batch"), "mixed_precision" in options
+        merge_into_model(plan, model=tiny_model(), data=data, mode=mode, mixed_precision=mixed)
+        found = evaluate(out, model=tiny_model(), data=CHOOSE)
+        assert report.best.metrics == pytest.approx(found, rel=1e-6)
+        losses.append(report.best.metrics["loss"])
+    assert min(np.diff(sorted(losses))) > 1e-6
+    assert run_sweep(trained_run, budget=1, data=PreparedInputs(X, 8)).known == 1
+    assert run_sweep(trained_run, budget=1, bn_mode="cumulative").known == 1
 
 
 def test_the_output_scores_what_the_leaderboard_says(trained_run, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg.errors import FormatError, IntegrityError, RunError
+from ckptavg.errors import FormatError, IntegrityError, RecordError, RunError
 from ckptavg.formats import open_reader
 from ckptavg.record import Record, record_path
 from tests.conftest import flip_bit, randomize, read_tensors, tiny_model
@@ -35,6 +35,20 @@ def test_names_in_a_record_that_no_file_can_have(checkpoints, tmp_path, name):
 
 def test_files_without_record_prove_nothing(checkpoints):
     assert {v.proof for v in ckptavg.verify(checkpoints)} == {"unverified"}
+
+
+def test_a_record_with_a_damaged_mark_is_not_taken_for_none(trained_run, tmp_path):
+    out = tmp_path / "swa.weights.h5"
+    ckptavg.merge(trained_run, out)
+    epoch = trained_run / "checkpoints" / "epoch-0004.weights.h5"
+    for path, record in ((out, record_path(out)), (epoch, epoch.with_name("epoch-0004.json"))):
+        flip_bit(record, record.read_bytes().index(b"ckptavg-record"))
+        with pytest.raises(RecordError, match=r"\.json is not a record of ckptavg, or is damaged"):
+            ckptavg.verify(path)
+        with pytest.raises(RecordError, match="is damaged"):
+            ckptavg.merge([path], tmp_path / "o.weights.h5")
+    with pytest.raises(RecordError, match=r"epoch-0004\.json is not a record"):
+        ckptavg.merge(trained_run, tmp_path / "o.weights.h5")
 
 
 def test_a_flipped_bit_is_named(trained_run):

@@ -30,6 +30,8 @@ def loss_line(
     eval_data: Any,
     points: Sequence[float] = POSITIONS,
     steps: int | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
     labels: Sequence[str] | None = None,
     cache: str | Path | None = None,
     max_memory: int | None = None,
@@ -53,6 +55,8 @@ def loss_line(
         eval_data: `(x, y)` to evaluate on, as in `evaluate`; or several such by name.
         points: of the line, as shares of the way from start to end: 0 is the start, 1 the end.
         steps: number of batches of `data` to see in each pass; all by default.
+        bn_mode: the `mode` of `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
         labels: names of start and end; by default their epochs or files.
         cache: as in `loss_plane`.
         max_memory: as in `loss_plane`.
@@ -82,6 +86,8 @@ def loss_line(
         data=data,
         eval_data=eval_data,
         steps=steps,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
         labels=labels,
         cache=cache,
         max_memory=max_memory,
@@ -107,6 +113,8 @@ def loss_plane(
     points: int = 21,
     margin: float = 0.2,
     steps: int | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
     labels: Sequence[str] | None = None,
     cache: str | Path | None = None,
     max_memory: int | None = None,
@@ -141,6 +149,8 @@ def loss_plane(
         margin: around the three points on all sides, as a share of the longer side of the smallest
             rectangle that holds them; at least 0.
         steps: number of batches of `data` to see in each pass; all by default.
+        bn_mode: the `mode` of `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
         labels: names of the three points; by default their epochs or files.
         cache: folder for results. By default it is `search` in the run that one of the checkpoints
             belongs to; where none does, nothing is kept.
@@ -177,6 +187,8 @@ def loss_plane(
         data=data,
         eval_data=eval_data,
         steps=steps,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
         labels=labels,
         cache=cache,
         max_memory=max_memory,
@@ -214,7 +226,7 @@ def _triangle(products: np.ndarray, labels: Sequence[str]) -> tuple[float, float
     Raises:
         RecipeError: it is none.
     """
-    (first, both), (_, second) = products
+    (first, both), (_, second) = products.tolist()
     longest = max(first, second, first - 2 * both + second)
     area = first * second - both**2
     if not area > (_FLAT * longest) ** 2:

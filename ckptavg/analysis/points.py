@@ -113,6 +113,8 @@ def open_points(
     data: Any,
     eval_data: Any,
     steps: int | None,
+    bn_mode: str,
+    mixed_precision: bool,
     labels: Sequence[str] | None,
     cache: str | Path | None,
     max_memory: int | None,
@@ -131,7 +133,14 @@ def open_points(
     if folder is not None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    live = LiveModel(model, data=data, eval_data=next(iter(eval_data.values())), steps=steps)
+    live = LiveModel(
+        model,
+        data=data,
+        eval_data=next(iter(eval_data.values())),
+        steps=steps,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+    )
     opened = plan.read(
         folder=folder or Path(tempfile.gettempdir()),
         max_memory=DEFAULT_MEMORY if max_memory is None else max_memory,

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.batch_norm.statistics import Merge, Pool, Statistics, averaged, pooled
+from ckptavg.batch_norm.statistics import INPUTS, Merge, Pool, Statistics, averaged, pooled
 from ckptavg.batch_norm.steps import HiddenCallError, Step
 from ckptavg.errors import (
     CkptavgError,
@@ -79,8 +79,17 @@ class Gathering:
                 columns = keras.ops.convert_to_numpy(tensor)
             except Exception as error:  # a device may tell only now
                 raise self._explained(error, self.batches - 1) from error
-            self._check(columns)
-            self._pool.add(columns)
+            of_inputs = columns[0] == INPUTS
+            self._check_inputs(columns[:, of_inputs])
+            self._check(columns[:, ~of_inputs])
+            self._pool.add(columns[:, ~of_inputs])
+
+    def _check_inputs(self, columns: np.ndarray) -> None:
+        if not np.isfinite(columns).all():
+            raise DataError(
+                f"batch {self.batches - 1} of the data holds NaN or infinity: the statistics were "
+                "left as they were. Mend the data, or what prepares them"
+            )
 
     def _check(self, columns: np.ndarray) -> None:
         numbers, count = columns[0], columns[1]

@@ -24,7 +24,9 @@ class JaxStep:
         def run(inputs: Any, values: list[Any], states: list[Any]) -> tuple[Any, ...]:
             # Variables are arguments: as constants they would be compiled into the program.
             given = [*zip(self._variables, values, strict=True), *zip(seeds, states, strict=True)]
-            return forward(model, observer, training, inputs, given)
+            return forward(
+                model, observer, training, inputs, given, tensors=jax.tree_util.tree_leaves
+            )
 
         self._run = jax.jit(run)
 

@@ -1,7 +1,8 @@
 """Layers that let their inputs be measured while a model runs forward."""
 
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 from keras import ops
 
 from ckptavg.batch_norm.moments import Moments, batch_moments, wide_dtype
+from ckptavg.batch_norm.statistics import INPUTS
 
 Notes = list[tuple[int, Moments]]
 """Of each call that was watched: the number of the layer, and what it met."""
@@ -77,15 +79,27 @@ class Observer:
         return watched_call
 
 
-def as_columns(notes: Notes) -> Any:
-    """Notes as one tensor, for `Pool.add`."""
-    dtype = wide_dtype()
-    if not notes:
-        return ops.zeros((4, 0), dtype)
+def as_columns(notes: Notes, inputs: Iterable[Any]) -> Any:
+    """Notes as one tensor of columns for `Gathering`, before them one of the inputs.
+
+    Args:
+        notes: of a batch.
+        inputs: all tensors that the model was given.
+    """
     calls = [
         ops.stack([ops.full_like(moments.count, number), *moments]) for number, moments in notes
     ]
-    return ops.concatenate(calls, axis=1)
+    return ops.concatenate([_column(inputs), *calls], axis=1)
+
+
+def _column(inputs: Iterable[Any]) -> Any:
+    """What a layer makes of NaN or infinity, a relu or a maximum, may look like any number."""
+    finite = ops.cast(1, "bool")
+    for part in inputs:
+        if keras.backend.is_float_dtype(part.dtype):
+            finite = ops.logical_and(finite, ops.all(ops.isfinite(part)))
+    column = (INPUTS, 1, ops.where(finite, 0.0, math.nan), 0)
+    return ops.stack([ops.reshape(ops.cast(value, wide_dtype()), (1,)) for value in column])
 
 
 @contextmanager

@@ -87,8 +87,8 @@ class BatchNormPass:
             What the model returns, on the device; under a strategy, per replica.
 
         Raises:
-            DataError: the model rejects the batch, or it brought NaN or infinity to a layer; this
-                may be said one batch later.
+            DataError: the model rejects the batch, or it holds NaN or infinity, or brought such
+                values to a layer; this may be said one batch later.
             ModelError: a layer is called where its statistics cannot be seen.
             ResourceError: memory does not suffice.
         """

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+INPUTS = -1
+"""Number, in the place of a layer's, of a column whose mean is NaN if the inputs are not finite."""
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:

@@ -1,6 +1,6 @@
 """The forward pass of one batch, compiled: what the backends share, and the choice among them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -28,7 +28,7 @@ class Step(Protocol):
     given: Given
 
     def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
-        """Outputs of the model, and columns for `Pool.add` of every replica, on the device.
+        """Outputs of the model, and columns for `Gathering` of every replica, on the device.
 
         Raises:
             HiddenCallError: as it says.
@@ -99,6 +99,7 @@ def forward(
     inputs: Any,
     given: Given,
     check: Callable[[int, Any], None] = lambda *_: None,
+    tensors: Callable[[Any], Iterable[Any]] = keras.tree.flatten,
 ) -> tuple[Any, Any, list[Any]]:
     """Runs the model on a batch in a scope in which no variable can be written.
 
@@ -109,9 +110,10 @@ def forward(
         inputs: of one batch, tensors.
         given: variables and their values; others have their own.
         check: called with number of the layer and mean of every call that was measured.
+        tensors: gives all tensors of the inputs; those that sparse and ragged ones are made of.
 
     Returns:
-        Outputs of the model; columns for `Pool.add`; the states of random generators afterwards.
+        Outputs of the model; columns for `Gathering`; the states of random generators afterwards.
     """
     scope = keras.StatelessScope(given)
     with observer.watching(scope, training) as notes:
@@ -119,4 +121,4 @@ def forward(
     for number, moments in notes:
         check(number, moments.mean)
     states = [scope.get_current_value(seed) for seed in seed_states(model)]
-    return outputs, as_columns(notes), states
+    return outputs, as_columns(notes, tensors(inputs)), states

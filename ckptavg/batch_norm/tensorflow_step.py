@@ -1,5 +1,6 @@
 """The step on TensorFlow: a `tf.function`, on every replica of a strategy."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +31,8 @@ class TensorFlowStep:
 
             variables = [variable for variable, _ in self.given]
             given = [*zip(variables, values, strict=True), *zip(seeds, states, strict=True)]
-            return forward(model, observer, training, inputs, given, check)
+            tensors = partial(tf.nest.flatten, expand_composites=True)
+            return forward(model, observer, training, inputs, given, check, tensors)
 
         def replicas(*arguments: Any) -> tuple[Any, ...]:
             if self._replicas == 1:

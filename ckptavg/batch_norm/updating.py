@@ -62,7 +62,7 @@ def update_batch_norm(
 
     Raises:
         DataError: the data are empty, cannot be read, or the model rejects them, or NaN or infinity
-            reached a layer; the message names the batch.
+            is among them or reached a layer; the message names the batch.
         ModelError: the backend or a kind of layer is not supported.
 
     Example:

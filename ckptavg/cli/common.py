@@ -48,15 +48,6 @@ DATA_HELP = (
     "file.py:callable or package.module:callable that returns a tf.data.Dataset, arrays, "
     "a PyDataset or batches; or an .npz file with x (and y)."
 )
-Training = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="SPEC",
-        help=f"Training data for BatchNorm passes: {DATA_HELP}",
-        show_default=False,
-    ),
-]
 Choosing = Annotated[
     str | None,
     typer.Option(
@@ -82,10 +73,6 @@ SameData = Annotated[
 Monitor = Annotated[str, typer.Option("--monitor", metavar="NAME", help="Metric that chooses.")]
 Mode = Annotated[
     str, typer.Option("--mode", metavar="MODE", help="Best is min, max, or auto: by name.")
-]
-Steps = Annotated[
-    int | None,
-    typer.Option("--steps", metavar="N", help="Batches of --data to see; all if left out."),
 ]
 
 _UNITS = {"": 1, "B": 1}

@@ -12,15 +12,24 @@ from ckptavg.cli.common import (
     Choosing,
     Json,
     Model,
-    Steps,
-    Training,
-    keras_session,
     model_spec,
     new_table,
     print_json,
     print_table,
     progress_bars,
 )
+from ckptavg.cli.pass_options import (
+    BatchNormMode,
+    BatchSize,
+    Device,
+    Distribute,
+    MixedPrecision,
+    PassOptions,
+    Preprocess,
+    Steps,
+    Training,
+)
+from ckptavg.errors import SpecError
 from ckptavg.sources import resolve
 
 if TYPE_CHECKING:
@@ -40,6 +49,12 @@ def doctor(
     data: Training = None,
     eval_data: Choosing = None,
     steps: Steps = None,
+    batch_size: BatchSize = None,
+    preprocess: Preprocess = None,
+    bn_mode: BatchNormMode = "batch",
+    device: Device = "auto",
+    distribute: Distribute = None,
+    mixed_precision: MixedPrecision = False,
     json: Json = False,
 ) -> None:
     """Say which checkpoints do not belong into an average, and why.
@@ -49,25 +64,30 @@ def doctor(
     """
     from ckptavg.search.doctor import doctor as examine
 
+    options = PassOptions(
+        steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
+    )
+    options.check(data)
+    if eval_data is None and (model is not None or data is not None):
+        raise SpecError("--model and --data are for midpoints: pass --eval-data SPEC, too")
     checkpoints = resolve(sources)
     size = sum(c.record.size for c in checkpoints if c.record is not None) or None
-    with progress_bars() as bar:
-        reading = bar("reading", size)
-        if model is data is eval_data is None:
-            report = examine(checkpoints, progress=reading)
-        else:
-            with keras_session():
-                from ckptavg.specs import load_data, load_model
+    if eval_data is None:
+        with progress_bars() as bar:
+            report = examine(checkpoints, progress=bar("reading", size))
+    else:
+        spec = model_spec(model, checkpoints[0].path)
+        with options.session(spec, data) as (live, loaded, bar):
+            from ckptavg.specs import load_data
 
-                known = model if eval_data is None else model_spec(model, checkpoints[0].path)
-                report = examine(
-                    checkpoints,
-                    model=None if known is None else load_model(known),
-                    data=None if data is None else load_data(data),
-                    eval_data=None if eval_data is None else load_data(eval_data),
-                    steps=steps,
-                    progress=reading,
-                )
+            report = examine(
+                checkpoints,
+                model=live,
+                data=loaded,
+                eval_data=load_data(eval_data),
+                **options.of_each_pass,
+                progress=bar("reading", size),
+            )
     command = _suggestion(sources, report.keep, len(checkpoints))
     if json:
         print_json(_content(report, command))

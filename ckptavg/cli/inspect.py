@@ -1,5 +1,6 @@
-"""`ckptavg inspect`: what a run or a checkpoint holds."""
+"""`ckptavg inspect`: what a run, a folder of checkpoints or a checkpoint holds."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,8 @@ from ckptavg.checkpoints import Checkpoint, describe_epochs, describe_tracked, l
 from ckptavg.cli.common import Json, new_table, print_json, print_table
 from ckptavg.formats import open_reader
 from ckptavg.record import Record
-from ckptavg.run import Run, open_run
+from ckptavg.run import CHECKPOINT_FOLDER, Run, open_run
+from ckptavg.sources import resolve
 from ckptavg.wording import human_number, human_size
 
 _STATISTICS = {
@@ -22,16 +24,27 @@ _STATISTICS = {
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="RUN|FILE", help="A run, or a checkpoint file.", show_default=False),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A run, a checkpoint file, a quoted pattern, or a folder of checkpoints.",
+            show_default=False,
+        ),
     ],
     json: Json = False,
 ) -> None:
-    """Show what a run or a checkpoint holds."""
-    if path.is_dir():
+    """Show what a run, a folder of checkpoints or a checkpoint holds."""
+    if (path / CHECKPOINT_FOLDER).is_dir():
         run = open_run(path)
         print_json(_run_content(run)) if json else _print_run(run)
         return
-    checkpoint = Checkpoint.open(path)
+    checkpoints = resolve(path)
+    if len(checkpoints) > 1 or path.is_dir():
+        if json:
+            print_json({"checkpoints": [_checkpoint_content(c) for c in checkpoints]})
+        else:
+            _print_several(path, checkpoints)
+        return
+    checkpoint = checkpoints[0]
     print_json(_checkpoint_content(checkpoint)) if json else _print_checkpoint(checkpoint)
 
 
@@ -61,6 +74,24 @@ def _print_run(run: Run) -> None:
     if run.uncommitted:
         names = ", ".join(path.name for path in run.uncommitted)
         typer.echo(f"  not saved whole (no record): {names}")
+    typer.echo()
+    print_table(table)
+
+
+def _print_several(source: Path, checkpoints: Sequence[Checkpoint]) -> None:
+    table = new_table()
+    table.add_column("checkpoint", overflow="fold")
+    for title in ("epoch", "tensors", "size", "record"):
+        table.add_column(title, justify="right", no_wrap=True)
+    total = 0
+    for checkpoint in checkpoints:
+        with open_reader(checkpoint.path) as reader:
+            tensors, size = len(reader.structure.model_tensors), reader.size
+        total += size
+        record = "none" if checkpoint.record is None else "yes"
+        facts = (_number(checkpoint.epoch), str(tensors), human_size(size), record)
+        table.add_row(checkpoint.path.name, *facts)
+    typer.echo(f"{source}: {describe_epochs(checkpoints)}, {human_size(total)}")
     typer.echo()
     print_table(table)
 
@@ -126,6 +157,7 @@ def _checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
         tensors = reader.structure.tensors.values()
     return {
         "path": str(checkpoint.path),
+        "epoch": checkpoint.epoch,
         "record": checkpoint.record and _facts(checkpoint.record),
         "tensors": [
             {"name": t.name, "shape": t.shape, "dtype": t.dtype, "nbytes": t.nbytes}

@@ -186,13 +186,10 @@ def merge(
     With --data, the mean is loaded into the model and its BatchNorm statistics are re-estimated
     before it is saved.
     """
-    for option, value in (
-        ("--steps", steps),
-        ("--batch-size", batch_size),
-        ("--preprocess", preprocess),
-    ):
-        if value is not None and data is None:
-            raise SpecError(f"{option} is about --data, which is missing")
+    options = PassOptions(
+        steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
+    )
+    options.check(data)
     if max_memory is not None and data is not None:
         raise ResourceError(
             "--max-memory limits a merge without --data: the BatchNorm pass needs what Keras needs"
@@ -235,9 +232,6 @@ def merge(
         print_json(plan_content(plan)) if json else print_plan(plan)
         return
     if live:
-        options = PassOptions(
-            steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
-        )
         _merge_into_model(plan, model, data, options, resume, json)
         return
     with progress_bars() as bar:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptavg.cli.common import Bar, keras_session, progress_bars
+from ckptavg.errors import SpecError
 
 if TYPE_CHECKING:
     from ckptavg.batch_norm import BatchNormReport
@@ -19,6 +20,15 @@ DATA_HELP = (
     "that tf.data.Dataset.save wrote. Targets are not needed."
 )
 
+Training = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help=f"Training data for BatchNorm passes: {DATA_HELP}",
+        show_default=False,
+    ),
+]
 Steps = Annotated[
     int | None,
     typer.Option("--steps", help="Batches of --data to see; all if left out.", metavar="N"),
@@ -87,6 +97,12 @@ class PassOptions:
             "mixed_precision": self.mixed_precision,
         }
 
+    @property
+    def of_each_pass(self) -> dict[str, Any]:
+        """The same for a search of many passes, where `mode` is that of a metric."""
+        options = self.of_the_pass
+        return {"bn_mode": options.pop("mode"), **options}
+
     @contextmanager
     def session(self, model: str, data: str | None) -> Iterator[tuple[Any, Any, Bar]]:
         """A Keras session with the model and the data of two SPECs, and bars for progress."""
@@ -100,6 +116,20 @@ class PassOptions:
                     data, model=live, batch_size=self.batch_size, preprocess=self.preprocess
                 )
                 yield live, loaded, bar
+
+    def check(self, data: str | None) -> None:
+        """Refuses options of data that are not given.
+
+        Raises:
+            SpecError: there is one.
+        """
+        for option, value in (
+            ("--steps", self.steps),
+            ("--batch-size", self.batch_size),
+            ("--preprocess", self.preprocess),
+        ):
+            if value is not None and data is None:
+                raise SpecError(f"{option} is about --data, which is missing")
 
     def batches(self, data: Any) -> int | None:
         """How many batches of data a pass will see, if that is known."""

@@ -14,14 +14,21 @@ from ckptavg.cli.common import (
     Overwrite,
     Reporting,
     SameData,
-    Steps,
-    Training,
-    keras_session,
     model_spec,
     print_json,
-    progress_bars,
 )
 from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
+from ckptavg.cli.pass_options import (
+    BatchNormMode,
+    BatchSize,
+    Device,
+    Distribute,
+    MixedPrecision,
+    PassOptions,
+    Preprocess,
+    Steps,
+    Training,
+)
 from ckptavg.errors import SpecError
 from ckptavg.sources import resolve
 
@@ -51,6 +58,12 @@ def soup(
     test_data: Reporting = None,
     allow_same_data: SameData = False,
     steps: Steps = None,
+    batch_size: BatchSize = None,
+    preprocess: Preprocess = None,
+    bn_mode: BatchNormMode = "batch",
+    device: Device = "auto",
+    distribute: Distribute = None,
+    mixed_precision: MixedPrecision = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -61,25 +74,29 @@ def soup(
     """
     if eval_data is None:
         raise SpecError("a soup needs data that choose: pass --eval-data SPEC")
+    options = PassOptions(
+        steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
+    )
+    options.check(data)
     check_csv(output, overwrite)
     checkpoints = resolve(sources)
     spec = model_spec(model, checkpoints[0].path)
-    with keras_session(), progress_bars() as bar:
+    with options.session(spec, data) as (live, loaded, bar):
         from ckptavg.search.soup import soup as make_soup
-        from ckptavg.specs import load_data, load_model
+        from ckptavg.specs import load_data
 
         count = 2 * len(checkpoints) - 1 if method == "greedy" else 1
         report = make_soup(
             checkpoints,
             output,
             method=method,
-            model=load_model(spec),
-            data=None if data is None else load_data(data),
+            model=live,
+            data=loaded,
             eval_data=load_data(eval_data),
             test_data=None if test_data is None else load_data(test_data),
             monitor=monitor,
             mode=mode,
-            steps=steps,
+            **options.of_each_pass,
             allow_same_data=allow_same_data,
             data_name=data,
             overwrite=overwrite,

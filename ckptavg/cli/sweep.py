@@ -16,15 +16,22 @@ from ckptavg.cli.common import (
     Overwrite,
     Reporting,
     SameData,
-    Steps,
-    Training,
-    keras_session,
     model_spec,
     parse_size,
     print_json,
-    progress_bars,
 )
 from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
+from ckptavg.cli.pass_options import (
+    BatchNormMode,
+    BatchSize,
+    Device,
+    Distribute,
+    MixedPrecision,
+    PassOptions,
+    Preprocess,
+    Steps,
+    Training,
+)
 from ckptavg.errors import SpecError
 from ckptavg.run import open_run
 
@@ -70,6 +77,12 @@ def sweep(
     test_data: Reporting = None,
     allow_same_data: SameData = False,
     steps: Steps = None,
+    batch_size: BatchSize = None,
+    preprocess: Preprocess = None,
+    bn_mode: BatchNormMode = "batch",
+    device: Device = "auto",
+    distribute: Distribute = None,
+    mixed_precision: MixedPrecision = False,
     max_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Of sums in memory; larger ones go to a file.")
     ] = "1GiB",
@@ -83,15 +96,19 @@ def sweep(
     """
     if eval_data is None:
         raise SpecError("a sweep needs data that choose: pass --eval-data SPEC")
+    options = PassOptions(
+        steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
+    )
+    options.check(data)
     if output is not None:
         check_csv(output, overwrite)
     opened = open_run(run)
     spec = model_spec(model, opened.checkpoints[-1].path)
     memory = parse_size(max_memory)
-    with keras_session(), progress_bars() as bar:
+    with options.session(spec, data) as (live, loaded, bar):
         from ckptavg.search.sweep import list_candidates
         from ckptavg.search.sweep import sweep as run_sweep
-        from ckptavg.specs import load_data, load_model
+        from ckptavg.specs import load_data
 
         chosen = [text.strip() for text in recipes.split(",")]
         limits = {"windows": windows, "stride": stride, "recipes": chosen, "budget": budget}
@@ -99,14 +116,14 @@ def sweep(
         report = run_sweep(
             opened,
             output,
-            model=load_model(spec),
-            data=None if data is None else load_data(data),
+            model=live,
+            data=loaded,
             eval_data=load_data(eval_data),
             test_data=None if test_data is None else load_data(test_data),
             monitor=monitor,
             mode=mode,
             **limits,
-            steps=steps,
+            **options.of_each_pass,
             allow_same_data=allow_same_data,
             data_name=data,
             max_memory=memory,

@@ -15,6 +15,7 @@ from ckptavg.history import EpochLog
 from ckptavg.record import Record, now, versions
 from ckptavg.run import CHECKPOINT_FOLDER, MODEL_FILE
 from ckptavg.saving.background import Background
+from ckptavg.saving.best_metric import BestMetric
 from ckptavg.saving.checkpoint_files import save_beside
 from ckptavg.saving.framework import Framework
 from ckptavg.saving.layout import Layout
@@ -112,6 +113,7 @@ class SavingCallback:
         self._first_epoch: int | None = None
         self._run: RunWriter | None = None
         self._layout = Layout(self.framework, self.options, self.model)
+        self._best_metric = BestMetric(self.options.keep_best)
         self._has_config = self._has_waited = False
         copies = 1 + len(self.options.tracked_sigmas)
         self._snapshots = deque(
@@ -151,6 +153,8 @@ class SavingCallback:
         rate = self._rates.current()
         if rate is not None:
             logs.setdefault("learning_rate", rate)
+        if self.schedule.save_freq is None:
+            self._best_metric.see(logs.keys() - {"learning_rate"})  # which records keep apart
         self._note_epoch(epoch, logs)
         is_due = self._is_due(epoch)
         note = None if self._tracking is None else self._tracking.end_epoch(epoch, is_due)
@@ -196,6 +200,8 @@ class SavingCallback:
         goes_on = self.options.existing == "resume" and (epoch > 0 or self._steps.taken > 0)
         if self._run is not None:
             self._run.begin(epoch if goes_on else 0, goes_on)
+            for checkpoint in self._run.checkpoints:
+                self._best_metric.see(checkpoint.record.metrics)
             if self._tracking is not None and goes_on:
                 self._tracking.go_on(self._run.averages, self._steps.taken)
         if self.schedule.sets_rate:
@@ -324,8 +330,7 @@ class SavingCallback:
 
     def _record(self, stem: str, epoch: int, logs: Mapping[str, Any]) -> Record:
         metrics = _metrics(logs)
-        if self.options.keep_best is not None:
-            self.options.keep_best.check(metrics)
+        self._best_metric.check(metrics, of_epoch=self.schedule.save_freq is None)
         return Record(
             file=stem + self._suffix,
             size=0,

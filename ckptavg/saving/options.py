@@ -1,6 +1,5 @@
 """What CheckpointSaver is told to keep and to write, checked before training begins."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -46,18 +45,6 @@ class KeepBest:
             return cls(str(monitor), positive("keep_best", count), metric_sign(str(monitor), mode))
         except RunError as error:
             raise SaverError(f"keep_best: {error}") from error
-
-    def check(self, metrics: Mapping[str, float]) -> None:
-        """Makes sure that the metric is there.
-
-        Raises:
-            SaverError: it is not.
-        """
-        if self.monitor not in metrics:
-            raise SaverError(
-                f"keep_best goes by '{self.monitor}', but Keras logged only: "
-                f"{', '.join(sorted(metrics)) or 'nothing'}"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,17 +220,20 @@ class RunWriter:
     def _superfluous(self) -> list[Checkpoint]:
         """Checkpoints that are neither among the newest nor among the best, as far as asked."""
         newest, best = self._options.max_to_keep, self._options.keep_best
-        if newest is None and best is None:
-            return []
+        measured = []
+        if best is not None:
+            measured = [c for c in self.checkpoints if best.monitor in c.record.metrics]
+            measured.sort(key=lambda c: _rank(c, best.monitor, best.sign))
+        if newest is None and not measured:
+            return []  # nothing is asked for, or the metric has not come yet
         kept = self.checkpoints[-(newest or 1) :]
         if best is not None:
-            ranked = sorted(self.checkpoints, key=lambda c: _rank(c, best.monitor, best.sign))
-            kept = [*kept, *ranked[: best.count]]
+            kept += measured[: best.count]
         return [checkpoint for checkpoint in self.checkpoints if checkpoint not in kept]
 
 
 def _rank(checkpoint: Checkpoint, monitor: str, sign: int) -> tuple[bool, float]:
-    value = sign * checkpoint.record.metrics.get(monitor, math.nan)
+    value = sign * checkpoint.record.metrics[monitor]
     return bool(checkpoint.record.non_finite) or math.isnan(value), value
 
 

@@ -74,6 +74,8 @@ class Judge:
         monitor: str,
         mode: str = "auto",
         steps: int | None = None,
+        bn_mode: str = "batch",
+        mixed_precision: bool = False,
     ) -> None:
         """Reads the data once, for their fingerprints.
 
@@ -84,6 +86,8 @@ class Judge:
             monitor: metric that chooses, with or without `val_` before it.
             mode: `min`, `max` or `auto`: by its name.
             steps: number of batches of `data` to see; all by default.
+            bn_mode: the `mode` of `update_batch_norm`.
+            mixed_precision: as in `update_batch_norm`; evaluations are not meant.
 
         Raises:
             DataError: data can be read only once.
@@ -95,7 +99,14 @@ class Judge:
         self._sign = metric_sign(monitor, mode)
         self._eval_data = eval_data
         self._print = data_print(eval_data)
-        self._live = LiveModel(model, data=data, eval_data=eval_data, steps=steps)
+        self._live = LiveModel(
+            model,
+            data=data,
+            eval_data=eval_data,
+            steps=steps,
+            bn_mode=bn_mode,
+            mixed_precision=mixed_precision,
+        )
 
     @property
     def data_print(self) -> DataPrint:

@@ -92,6 +92,8 @@ def doctor(
     data: Any = None,
     eval_data: Any = None,
     steps: int | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
     progress: Progress | None = None,
 ) -> DoctorReport:
     """Examines checkpoints before they are averaged.
@@ -110,6 +112,8 @@ def doctor(
         data: training inputs for BatchNorm passes, as in `update_batch_norm`.
         eval_data: `(x, y)`.
         steps: number of batches of `data` to see in each pass; all by default.
+        bn_mode: the `mode` of `update_batch_norm`: `batch`, `population` or `cumulative`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
         progress: called with numbers of bytes as they have been read.
 
     Raises:
@@ -137,7 +141,13 @@ def doctor(
         from ckptavg.search.midpoints import measure_midpoints
 
         measured = measure_midpoints(
-            [checkpoints[n] for n in good], model, data=data, eval_data=eval_data, steps=steps
+            [checkpoints[n] for n in good],
+            model,
+            data=data,
+            eval_data=eval_data,
+            steps=steps,
+            bn_mode=bn_mode,
+            mixed_precision=mixed_precision,
         )
         found = _with_barriers([diagnoses[n] for n in good], measured.losses, measured.midpoints)
         diagnoses.update(zip(good, found, strict=True))

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
 
-from ckptavg.batch_norm import BatchNormPass, BatchNormReport
+from ckptavg.batch_norm import BatchNormPass, BatchNormReport, update_batch_norm
+from ckptavg.batches import count_samples, peek
 from ckptavg.errors import ModelError
-from ckptavg.keras_models import batch_norm_layers, build, model_config
+from ckptavg.keras_models import batch_norm_layers, build, mixed_float16, model_config
 from ckptavg.record import digest
 from ckptavg.search.data_prints import data_print
 from ckptavg.search.live_weights import LiveWeights
@@ -22,14 +23,22 @@ _NAME = re.compile(r'"([A-Za-z][A-Za-z0-9_]*?)(?:_\d+)?"')
 class LiveModel:
     """Sets weights in place, and re-estimates their BatchNorm statistics.
 
-    Where variables are stored is found once, and all BatchNorm passes run by one compiled step.
+    Where variables are stored is found once, and all BatchNorm passes run by one compiled step, but
+    for those of the mode `population`.
 
     Attributes:
         model: keeps the weights that it was given last.
     """
 
     def __init__(
-        self, model: keras.Model, *, data: Any, eval_data: Any, steps: int | None = None
+        self,
+        model: keras.Model,
+        *,
+        data: Any,
+        eval_data: Any,
+        steps: int | None = None,
+        bn_mode: str = "batch",
+        mixed_precision: bool = False,
     ) -> None:
         """Builds the model if need be, and reads `data` once, for their fingerprint.
 
@@ -38,15 +47,25 @@ class LiveModel:
             data: training inputs for BatchNorm passes; None for a model without BatchNorm.
             eval_data: `(x, y)` that the model can be built by.
             steps: number of batches of `data` to see; all by default.
+            bn_mode: the `mode` of `update_batch_norm`.
+            mixed_precision: as in `update_batch_norm`; evaluations are not meant.
 
         Raises:
             DataError: data can be read only once.
-            ModelError: the model has BatchNorm layers, but there are no data for them; or its
-                weights cannot be set in place.
+            ModelError: the mode is unknown; the model has BatchNorm layers, but there are no data
+                for them; or its weights cannot be set in place.
         """
         self.model = model
-        self._data, self._steps = data, steps
-        self._data_digest = None if data is None else data_print(data, steps=steps).digest
+        self._data = data
+        self._options = {"steps": steps, "mode": bn_mode, "mixed_precision": mixed_precision}
+        self._data_digest, batch = None, None
+        if data is not None:
+            self._data_digest = data_print(data, steps=steps).digest
+            batch = count_samples(peek(data)[0])
+        # A layer sees its own batch upstream, and of that a replica sees its share.
+        strategy = getattr(model, "distribute_strategy", None)
+        replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+        self._how = [*self._options.values(), batch, replicas]
         build(model, eval_data)
         self._weights = LiveWeights(model)
         self._model_digest = _model_digest(model)
@@ -55,12 +74,13 @@ class LiveModel:
                 f"the model '{model.name}' has BatchNorm layers, whose averaged statistics are "
                 "wrong for averaged weights: pass training data to re-estimate them (--data)"
             )
-        self._pass = None if data is None else BatchNormPass(model)
+        keeps_step = data is not None and bn_mode != "population"
+        self._pass = BatchNormPass(model, mode=bn_mode) if keeps_step else None
 
     @property
     def fingerprint(self) -> list[str | int | None]:
-        """What, beside the weights, the outputs of the model depend on."""
-        return [self._model_digest, self._data_digest, self._steps]
+        """What, beside the weights, its outputs depend on, but for the rounding of a device."""
+        return [self._model_digest, self._data_digest, *self._how]
 
     @property
     def moving_statistics(self) -> frozenset[str]:
@@ -85,9 +105,13 @@ class LiveModel:
             CkptavgError: as `update_batch_norm` does, or the tensors are not those of the model.
         """
         self._weights.assign(tensors)
-        if not refresh or self._pass is None:
+        if not refresh or self._data is None:
             return None
-        return self._pass.run(self._data, steps=self._steps)
+        if self._pass is None:
+            return update_batch_norm(self.model, self._data, **self._options)
+        mixed = self._options["mixed_precision"]
+        with mixed_float16(self.model) if mixed else nullcontext():
+            return self._pass.run(self._data, steps=self._options["steps"])
 
 
 def _model_digest(model: keras.Model) -> str:

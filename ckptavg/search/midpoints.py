@@ -29,9 +29,19 @@ def measure_midpoints(
     data: Any,
     eval_data: Any,
     steps: int | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
 ) -> Midpoints:
     """Evaluates checkpoints and midpoints alike, each after a BatchNorm pass if there are data."""
-    judge = Judge(model, data=data, eval_data=eval_data, monitor="loss", steps=steps)
+    judge = Judge(
+        model,
+        data=data,
+        eval_data=eval_data,
+        monitor="loss",
+        steps=steps,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+    )
     count = len(checkpoints)
     plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(count))
 

@@ -75,6 +75,8 @@ def soup(
     monitor: str,
     mode: str = "auto",
     steps: int | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
     test_data: Any = None,
     allow_same_data: bool = False,
     data_name: str | None = None,
@@ -99,6 +101,8 @@ def soup(
         monitor: metric that chooses, such as `val_accuracy`.
         mode: `min`, `max` or `auto`: by the name of the metric.
         steps: number of batches of `data` to see in each pass; all by default.
+        bn_mode: the `mode` of `update_batch_norm`: `batch`, `population` or `cumulative`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
         test_data: `(x, y)` that choose nothing, for a report on the soup.
         allow_same_data: whether samples of `test_data` may be among those that choose.
         data_name: what the record is to call `data`.
@@ -114,7 +118,16 @@ def soup(
     checkpoints, output = leave_out_non_finite(resolve(sources))[0], Path(output)
     check_keras_output(output)
     check_output(output, overwrite)
-    judge = Judge(model, data=data, eval_data=eval_data, monitor=monitor, mode=mode, steps=steps)
+    judge = Judge(
+        model,
+        data=data,
+        eval_data=eval_data,
+        monitor=monitor,
+        mode=mode,
+        steps=steps,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+    )
     if test_data is not None and not allow_same_data:
         check_held_out(judge.data_print, data_print(test_data))
     pot = _Pot(checkpoints, judge, output.parent, progress or (lambda _: None))
@@ -132,7 +145,6 @@ def soup(
         plan,
         model=model,
         data_name=data_name,
-        steps=steps,
         refresh=pot.statistics and pot.statistics.give,
     )
     return SoupReport(

@@ -110,6 +110,8 @@ def sweep(
     recipes: Sequence[Recipe | str] = (UNIFORM,),
     budget: int | None = None,
     steps: int | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
     test_data: Any = None,
     allow_same_data: bool = False,
     data_name: str | None = None,
@@ -138,6 +140,8 @@ def sweep(
         recipes: how to weigh each window: `Recipe`s, or texts such as `ema:0.9`.
         budget: number of candidates at most; they are spread evenly over all.
         steps: number of batches of `data` to see in each pass; all by default.
+        bn_mode: the `mode` of `update_batch_norm`: `batch`, `population` or `cumulative`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
         test_data: `(x, y)` that choose nothing, for a report on the best one.
         allow_same_data: whether samples of `test_data` may be among those that choose.
         data_name: what the record is to call `data`.
@@ -162,7 +166,16 @@ def sweep(
     candidates = list_candidates(
         run, windows=windows, stride=stride, recipes=recipes, budget=budget
     )
-    judge = Judge(model, data=data, eval_data=eval_data, monitor=monitor, mode=mode, steps=steps)
+    judge = Judge(
+        model,
+        data=data,
+        eval_data=eval_data,
+        monitor=monitor,
+        mode=mode,
+        steps=steps,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+    )
     if test_data is not None and not allow_same_data:
         check_held_out(judge.data_print, data_print(test_data))
     averages = _Averages(run, candidates, DEFAULT_MEMORY if max_memory is None else max_memory)
@@ -202,6 +215,8 @@ def sweep(
             data=data,
             data_name=data_name,
             steps=steps,
+            mode=bn_mode,
+            mixed_precision=mixed_precision,
             refresh=leading.statistics and leading.statistics.give,
         )
     ranked = sorted(candidates, key=lambda c: leading.order(c, scores[c]))

@@ -185,12 +185,24 @@ def test_an_exception_in_the_midst_leaves_the_model_as_it_was(mode):
 
     with pytest.raises(DataError, match="batch 1 of the data cannot be read"):
         update_batch_norm(model, Data(), mode=mode)
-    with pytest.raises(DataError, match="batch 1 of the data brought NaN"):
+    with pytest.raises(DataError, match="batch 1 of the data holds NaN"):
         update_batch_norm(model, [np.ones((8, 6), "f4"), np.full((8, 6), np.nan, "f4")], mode=mode)
     with pytest.raises(DataError, match="the model rejects batch 0"):
         update_batch_norm(model, np.ones((8, 7), "f4"), mode=mode)
     assert not changed(before, state(model))
     assert all("call" not in vars(layer) for layer in model.layers)
+
+
+@pytest.mark.parametrize("mode", ["batch", "population", "cumulative"])
+@pytest.mark.parametrize("hiding", [keras.layers.ReLU, keras.layers.MaxPooling2D])
+def test_infinite_inputs_that_a_layer_hides_are_found(mode, hiding):
+    model = keras.Sequential([keras.Input((5, 5, 3)), hiding(), keras.layers.BatchNormalization()])
+    before = state(model)
+    x = images()
+    x[40, 1, 1, 2] = -np.inf
+    with pytest.raises(DataError, match="batch 1 of the data holds NaN or infinity"):
+        update_batch_norm(model, resplit(x, [32, 21]), mode=mode)
+    assert not changed(before, state(model))
 
 
 def test_random_layers_draw_anew_for_every_batch():
