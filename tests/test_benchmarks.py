@@ -45,6 +45,13 @@ def test_the_benchmark_of_sweeps_runs():
     assert all(all(row) for row in rows)
 
 
+def test_the_benchmark_of_tracked_averages_runs():
+    header, _, *rows = bench(name="bench_tracked")
+    assert header == ["model", "plain", "batch callback", "tracked", "added by averaging"]
+    assert len(rows) == 2
+    assert all(all(row) for row in rows)
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_runs():
     how = [row[0] for row in bench()]

@@ -52,7 +52,8 @@ def fresh():
 def fit(directory, epochs=EPOCHS, *, model=None, callbacks=(), first=0, steps=STEPS, **arguments):
     """Trains; always the same, from the same weights, unless a model is given."""
     model = fresh() if model is None else model
-    model.optimizer.build(model.trainable_variables)  # so that its state can be restored
+    if model.built:
+        model.optimizer.build(model.trainable_variables)  # so that its state can be restored
     x, y = data(steps)
     given = {"start_epoch": epochs, "tracked_sigmas": SIGMAS} | arguments
     saver = CheckpointSaver(directory, **given)
