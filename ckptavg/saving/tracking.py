@@ -108,8 +108,9 @@ class Tracking:
         wanted, known = set(self._sigmas), {note.record.ema.sigma_rel for note in notes}
         if not wanted <= known and len(groups) > 1:  # a kill may have left half of the first one
             raise SaverError(
-                f"the run tracks averages of sigma_rel {_listed(sorted(known))}, but tracked_sigmas "
-                f"are {_listed(self._sigmas)}: go on with the same, or begin anew in another run"
+                f"the run tracks averages of sigma_rel {_listed(sorted(known))}, but "
+                f"tracked_sigmas are {_listed(self._sigmas)}: go on with the same, or begin "
+                "anew in another run"
             )
         usable = [g for g in groups.values() if wanted <= g.keys() and _is_usable(g, step)]
         record = next(iter((usable or [groups[max(groups)]])[-1].values())).record
