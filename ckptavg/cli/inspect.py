@@ -89,7 +89,7 @@ def _print_several(source: Path, checkpoints: Sequence[Checkpoint]) -> None:
             tensors, size = len(reader.structure.model_tensors), reader.size
         total += size
         record = "none" if checkpoint.record is None else "yes"
-        facts = (_number(checkpoint.epoch), str(tensors), human_size(size), record)
+        facts = (human_number(checkpoint.epoch), str(tensors), human_size(size), record)
         table.add_row(checkpoint.path.name, *facts)
     typer.echo(f"{source}: {describe_epochs(checkpoints)}, {human_size(total)}")
     typer.echo()
