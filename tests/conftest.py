@@ -1,5 +1,6 @@
 """Fixtures that the tests share: tiny checkpoints, written by real Keras."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -32,6 +33,12 @@ def tiny_model(*, batch_norm: bool = True, width: int = 4) -> keras.Model:
         metrics=["accuracy"],
     )
     return model
+
+
+@functools.cache
+def evaluator() -> keras.Model:
+    """A tiny model to evaluate checkpoints in, one after the other, which Keras compiles once."""
+    return tiny_model()
 
 
 def tiny_data(samples: int = 96) -> tuple[np.ndarray, np.ndarray]:

@@ -131,13 +131,15 @@ def test_searches_take_the_same_options(mean):
 
 
 def test_the_doctor_takes_the_same_options(mean):
+    pattern = "run/checkpoints/epoch-000[56].weights.h5"
+
     def losses(*options):
-        status, out, err = main(*SEARCHES[2], *MODEL, *DATA, "--json", *options)
+        status, out, err = main("doctor", pattern, *CHOOSING, *MODEL, *DATA, "--json", *options)
         assert status == 0, err
         return [checkpoint["loss"] for checkpoint in json.loads(out)["checkpoints"]]
 
     scaled = losses("--preprocess", "pre.py:scale", "--batch-size", 7, "--bn-mode", "population")
     x, y = tiny_data()
-    report = doctor("run", model=tiny_model(), data=4 * x, eval_data=(x, y), bn_mode="population")
+    report = doctor(pattern, model=tiny_model(), data=4 * x, eval_data=(x, y), bn_mode="population")
     assert scaled == pytest.approx([d.loss for d in report.diagnoses], rel=1e-4)
     assert losses() != pytest.approx(scaled, rel=1e-2)

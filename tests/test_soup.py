@@ -18,7 +18,7 @@ from ckptavg.refresh import refresh_batch_norm
 from ckptavg.search.soup import soup
 from ckptavg.search.sums import Sums, weighted_mean
 from ckptavg.sources import resolve
-from tests.conftest import leftovers, randomize, read_tensors, tiny_data, tiny_model
+from tests.conftest import evaluator, leftovers, randomize, read_tensors, tiny_data, tiny_model
 from tests.test_cli import folder, main  # noqa: F401
 from tests.test_sweep import CHOOSE, REPORT, SPECS, SPLIT
 
@@ -39,8 +39,8 @@ def test_a_greedy_soup_is_never_worse_than_its_best_ingredient(
     out = tmp_path / "soup.weights.h5"
     report = make(sources, out, monitor=monitor)
     name, sign = monitor.removeprefix("val_"), 1 if monitor == "val_loss" else -1
-    alone = [sign * evaluate(path, model=tiny_model(), data=CHOOSE)[name] for path in sources]
-    found = evaluate(out, model=tiny_model(), data=CHOOSE)
+    alone = [sign * evaluate(path, model=evaluator(), data=CHOOSE)[name] for path in sources]
+    found = evaluate(out, model=evaluator(), data=CHOOSE)
     assert sign * found[name] <= min(alone) + 1e-7
     assert found == pytest.approx(report.metrics, rel=1e-6)
     assert report.tried == 2 * len(sources) - 1
@@ -55,14 +55,14 @@ def test_a_greedy_soup_is_never_worse_than_its_best_ingredient(
 def test_the_algorithm_by_hand(trained_run, tmp_path):
     """Sorted by the metric; kept when not worse; each soup through a BatchNorm pass."""
     paths = [c.path for c in ckptavg.open_run(trained_run).checkpoints]
-    alone = {p: evaluate(p, model=tiny_model(), data=CHOOSE)["loss"] for p in paths}
+    alone = {p: evaluate(p, model=evaluator(), data=CHOOSE)["loss"] for p in paths}
     first, *others = sorted(paths, key=alone.get)
     kept, best = [first], alone[first]
     for path in others:
         mean, passed = tmp_path / "m.weights.h5", tmp_path / "p.weights.h5"
         ckptavg.merge([*kept, path], mean, overwrite=True)
         refresh_batch_norm(mean, passed, model=tiny_model(), data=X, overwrite=True)
-        loss = evaluate(passed, model=tiny_model(), data=CHOOSE)["loss"]
+        loss = evaluate(passed, model=evaluator(), data=CHOOSE)["loss"]
         if loss <= best:
             kept, best = [*kept, path], loss
     report = make(paths, tmp_path / "soup.keras")
@@ -78,7 +78,7 @@ def test_a_soup_of_the_best_alone_is_that_checkpoint(checkpoints, trained_run, t
         found, expected = read_tensors(out), read_tensors(report.ingredients[0].checkpoint.path)
         for name, values in found.items():
             assert values.tobytes() == expected[name].tobytes()
-    assert evaluate(out, model=tiny_model(), data=CHOOSE) == pytest.approx(report.metrics)
+    assert evaluate(out, model=evaluator(), data=CHOOSE) == pytest.approx(report.metrics)
     single = make([best], tmp_path / "one.weights.h5")
     assert (single.tried, single.ingredients[0].with_soup) == (1, None)
     assert Record.read(record_path(tmp_path / "one.weights.h5")).batch_norm.statistics == "running"
@@ -89,8 +89,8 @@ def test_a_uniform_soup_is_the_mean_after_a_pass(checkpoints, tmp_path):
     ckptavg.merge(checkpoints, tmp_path / "mean.weights.h5")
     mean = tmp_path / "bn.weights.h5"
     refresh_batch_norm(tmp_path / "mean.weights.h5", mean, model=tiny_model(), data=X)
-    assert report.metrics == pytest.approx(evaluate(mean, model=tiny_model(), data=CHOOSE))
-    assert report.test_metrics == pytest.approx(evaluate(mean, model=tiny_model(), data=REPORT))
+    assert report.metrics == pytest.approx(evaluate(mean, model=evaluator(), data=CHOOSE))
+    assert report.test_metrics == pytest.approx(evaluate(mean, model=evaluator(), data=REPORT))
     assert report.tried == 1
 
 

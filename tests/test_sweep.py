@@ -22,6 +22,7 @@ from ckptavg.search.live_weights import LiveWeights
 from ckptavg.search.sums import Sums, weighted_mean
 from ckptavg.search.sweep import list_candidates, sweep
 from tests.conftest import (
+    evaluator,
     flip_bit,
     leftovers,
     randomize,
@@ -200,7 +201,7 @@ def test_scores_are_those_of_merge_pass_and_evaluation(trained_run, tmp_path):
         out = tmp_path / "o.weights.h5"
         plan = plan_merge(entry.checkpoints, out, recipe=entry.recipe, overwrite=True)
         merge_into_model(plan, model=tiny_model(), data=X)
-        found = evaluate(out, model=tiny_model(), data=CHOOSE)
+        found = evaluate(out, model=evaluator(), data=CHOOSE)
         assert entry.metrics == pytest.approx(found, rel=1e-6)
 
 
@@ -218,7 +219,7 @@ def test_passes_of_other_kinds_have_scores_of_their_own(trained_run, tmp_path):
         plan = plan_merge(report.best.checkpoints, out, overwrite=True)
         mode, mixed = options.get("bn_mode", "batch"), "mixed_precision" in options
         merge_into_model(plan, model=tiny_model(), data=data, mode=mode, mixed_precision=mixed)
-        found = evaluate(out, model=tiny_model(), data=CHOOSE)
+        found = evaluate(out, model=evaluator(), data=CHOOSE)
         assert report.best.metrics == pytest.approx(found, rel=1e-6)
         losses.append(report.best.metrics["loss"])
     assert min(np.diff(sorted(losses))) > 1e-6
@@ -229,10 +230,10 @@ def test_passes_of_other_kinds_have_scores_of_their_own(trained_run, tmp_path):
 def test_the_output_scores_what_the_leaderboard_says(trained_run, tmp_path):
     out = tmp_path / "best.keras"
     report = run_sweep(trained_run, out, recipes=["ema:0.5"], test_data=REPORT)
-    found = evaluate(out, model=tiny_model(), data=CHOOSE)
+    found = evaluate(out, model=evaluator(), data=CHOOSE)
     assert found == pytest.approx(report.best.metrics, rel=1e-6)
     assert report.test_metrics == pytest.approx(
-        evaluate(out, model=tiny_model(), data=REPORT), rel=1e-6
+        evaluate(out, model=evaluator(), data=REPORT), rel=1e-6
     )
     record = Record.read(Path(f"{out}.json"))
     assert record.batch_norm.statistics == "fresh"
