@@ -30,8 +30,12 @@ _PIECES = 4 * 1024 * 1024
 """Bytes of the float64 pieces of all checkpoints that a thread holds side by side."""
 _FEWEST = 1024
 """Values of a piece below which reading costs more than it saves memory."""
-_LIBRARIES = 8 * 1024 * 1024
-"""What one thread's matrix products and the reading itself take beside."""
+_ROWS = 32
+"""Rows of a matrix product, whose columns are then still long enough."""
+_SMALL = 2**18
+"""Multiplications of a product that OpenBLAS makes in one thread."""
+_THREAD = 2 * 1024 * 1024
+"""What a thread takes beside its piece: BLAS' own buffers, and the thread itself."""
 
 
 def measure_geometry(
@@ -75,8 +79,10 @@ def measure_geometry(
         MemoryLimitError: `max_memory` does not suffice; the error says what would.
 
     Example:
-        >>> geometry = measure_geometry("run", averages={"last half": Recipe("power-ema", ...)})
-        >>> geometry.distances().to_frame()
+        >>> ema = ckptavg.Recipe("ema", decay=0.9)
+        >>> averages = {"SWA": "swa.weights.h5", "EMA": ema}
+        >>> geometry = ckptavg.analysis.measure_geometry("run", averages=averages)
+        >>> geometry.distances().to_frame().loc["SWA"]
     """
     checkpoints = resolve(sources)
     count = len(checkpoints)
@@ -187,10 +193,40 @@ def _measure(_: PlanItem, pieces: Iterator[np.ndarray]) -> _Products:
     for values in pieces:
         mean = values.mean(axis=0)
         values -= mean
-        gram += values @ values.T
-        along += values @ mean
-        mean_square += mean @ mean
+        gram += inner_products(values)
+        # einsum, because BLAS would start threads of its own for as little as this.
+        along += np.einsum("kn,n->k", values, mean)
+        mean_square += np.einsum("n,n->", mean, mean)
     return _Products(gram, along, float(mean_square))
+
+
+def inner_products(values: np.ndarray) -> np.ndarray:
+    """`values @ values.T`, from products so small that BLAS makes each in the thread it is called.
+
+    Its own threads wait for each other in a loop that keeps cores busy: beside ours, or beside
+    other programs, they take many times as long as the products.
+
+    Args:
+        values: (rows, columns) float64.
+    """
+    rows = len(values)
+    found = np.empty((rows, rows))
+    for i in range(0, rows, _ROWS):
+        for j in range(0, i + 1, _ROWS):
+            one, other = values[i : i + _ROWS], values[j : j + _ROWS]
+            found[i : i + _ROWS, j : j + _ROWS] = product = _small_products(one, other)
+            found[j : j + _ROWS, i : i + _ROWS] = product.T
+    return found
+
+
+def _small_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """`one @ other.T`, summed over ranges of columns."""
+    step = _SMALL // (len(one) * len(other))
+    count = one.shape[1] // step
+    left = one[:, : count * step].reshape(len(one), count, step).transpose(1, 0, 2)
+    right = other[:, : count * step].reshape(len(other), count, step).transpose(1, 2, 0)
+    rest = one[:, count * step :] @ other[:, count * step :].T
+    return np.matmul(left, right).sum(axis=0) + rest
 
 
 def _weights(
@@ -222,9 +258,10 @@ def _fit_memory(
 ) -> tuple[int, int]:
     """Values of a piece and threads, as many as there is work and memory for."""
     count = len(plan.sources)
-    matrix, value = 8 * count**2, 8 * (count + 2)  # with the mean, and the bytes that are read
+    # With a value come the mean, the bytes that are read, and a share of the small products.
+    matrix, value = 8 * count**2, 8 * (count + 6)
     fixed = index_memory(plan.sources) + layers * (matrix + 8 * count + 8)
-    thread = (3 + AHEAD) * matrix + _LIBRARIES
+    thread = (3 + AHEAD) * matrix + _THREAD
     limit = memory_limit(max_memory, fixed + thread + _FEWEST * value)
     wanted = max(_FEWEST, _PIECES // (8 * count))
     jobs = min(DEFAULT_JOBS, len(os.sched_getaffinity(0)), count_regions(items))

@@ -118,8 +118,9 @@ def _take(found: Examination, layer: int, item: PlanItem, values: np.ndarray) ->
     good = [name is None for name in found.not_finite]
     mean = values[good].mean(axis=0) if any(good) else values.mean(axis=0)
     found.squares[layer] += np.einsum("kn,kn->k", values, values)
-    found.products[layer] += values @ mean
-    found.mean_squares[layer] += mean @ mean
+    # einsum, because BLAS would start threads of its own for as little as this.
+    found.products[layer] += np.einsum("kn,n->k", values, mean)
+    found.mean_squares[layer] += np.einsum("n,n->", mean, mean)
     steps = np.diff(values, axis=0)
     found.steps[1:] += np.einsum("kn,kn->k", steps, steps)
     values -= mean
