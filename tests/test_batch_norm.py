@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from ckptavg import update_batch_norm
+from ckptavg.batch_norm import BatchNormPass
 from ckptavg.errors import DataError, ModelError
 from tests.conftest import randomize, tiny_data, tiny_model
 
@@ -406,3 +407,39 @@ def test_nothing_is_set_when_all_positions_of_a_layer_are_masked():
     with pytest.raises(DataError, match="layer 'second' are masked"):
         update_batch_norm(model, np.ones((8, 4, 3), "float32"))
     assert first.moving_mean.numpy().tolist() == [0.0] * 3
+
+
+def test_passes_of_one_object_are_those_of_many():
+    # dropout before the layer: every pass draws the same, from the seed that the model has
+    def build() -> keras.Model:
+        layers = [keras.Input((6,)), keras.layers.Dropout(0.3, seed=1), CountsCalls()]
+        return keras.Sequential([*layers, keras.layers.BatchNormalization(), keras.layers.Dense(2)])
+
+    kept, fresh = build(), build()
+    x = tiny_data(70)[0]
+    passes = BatchNormPass(kept)
+    traced = []
+    for seed in (3, 4, 5):
+        for model in (kept, fresh):
+            randomize(model, seed)
+            model.layers[0].seed_generator.state.assign([seed, 0])
+        report = passes.run(x)
+        traced.append(kept.layers[1].calls)
+        assert (report.samples, report.batches) == (70, 3)
+        update_batch_norm(fresh, x)
+        for one, two in zip(kept.variables, fresh.variables, strict=True):
+            np.testing.assert_array_equal(one, two)
+    assert traced[0] == traced[1] == traced[2], "a pass was compiled again"
+    with pytest.raises(DataError, match="NaN or infinity"):
+        passes.run(np.full((8, 6), np.nan, "float32"))
+    assert passes.run(x).samples == 70
+
+
+class CountsCalls(keras.layers.Layer):
+    """Counts how often its Python code runs: once for each compiled step."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs

@@ -55,6 +55,13 @@ def test_the_benchmark_of_geometry_runs():
             assert float(row[-1]) < 1e-9
 
 
+def test_the_benchmark_of_loss_planes_runs():
+    header, _, *rows = bench(name="bench_loss_plane")
+    assert header == ["beside", "points", "passes and evaluations s", "plane s", "ratio"]
+    assert [row[:2] for row in rows] == [["BatchNormPass", "3 x 3"], ["update_batch_norm", "2 x 2"]]
+    assert all(all(row) for row in rows)
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark_runs():
     how = [row[0] for row in bench()]

@@ -57,6 +57,7 @@ class Points:
             folder: where results are kept; None for nowhere.
 
         Raises:
+            DataError: data can be read only once.
             ModelError: the corners do not fit the model.
         """
         self.labels = labels
@@ -64,9 +65,10 @@ class Points:
         live.take(corners.point((1.0, *[0.0] * (len(labels) - 1))), refresh=False)
         self.products = corners.products(live.moving_statistics)
         self._caches = {}
-        for name, data in eval_data.items() if folder is not None else ():
+        for name, data in eval_data.items():
             context = [*live.fingerprint, data_print(data).digest, corners.rest]
-            self._caches[name] = ScoreCache(folder, corners.contents, context)
+            if folder is not None:
+                self._caches[name] = ScoreCache(folder, corners.contents, context)
 
     def evaluate(self, places: Iterable[Vector], progress: Progress | None = None) -> Metrics:
         """Metrics at points, in their order; those that are known are not evaluated again.

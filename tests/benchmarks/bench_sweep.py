@@ -4,7 +4,8 @@
 
 100 windows of a run of 30 checkpoints are swept. After each candidate one BatchNorm pass and one
 evaluation run on the same model and data, by themselves, and are timed apart: both take turns, so
-that a machine that is busy for a while is busy for both. Beside the passes and evaluations a sweep
+that a machine that is busy for a while is busy for both. The pass keeps its compiled step, as that
+of a sweep does. Beside the passes and evaluations a sweep
 reads 30 checkpoints, averages 100 windows, sets the weights 100 times, and fingerprints the data.
 """
 
@@ -22,7 +23,7 @@ import keras
 import numpy as np
 from _tables import number, table
 
-from ckptavg.batch_norm import update_batch_norm
+from ckptavg.batch_norm import BatchNormPass
 from ckptavg.evaluation import measure
 from ckptavg.proof import tensor_records
 from ckptavg.record import Record, now
@@ -74,16 +75,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         run = Path(folder) / "run"
         make_run(run, model, count)
+        kept = BatchNormPass(model)
         for name, max_memory in (("in memory", None), ("in a file", 0)):
             alone: list[float] = []
 
             def pass_alone(_: int, alone: list[float] = alone) -> None:
                 started = time.perf_counter()
-                update_batch_norm(model, data)
+                kept.run(data)
                 measure(model, eval_data)
                 alone.append(time.perf_counter() - started)
 
-            update_batch_norm(model, data)
+            kept.run(data)
             measure(model, eval_data)
             started = time.perf_counter()
             report = sweep(
