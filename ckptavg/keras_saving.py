@@ -2,13 +2,14 @@
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from ckptavg.errors import SaverError
 from ckptavg.formats import CheckpointReader, Structure, open_reader
 from ckptavg.formats.weights_h5 import keras_structure
 from ckptavg.keras_models import (
@@ -18,7 +19,7 @@ from ckptavg.keras_models import (
     save_weights,
     tracked_optimizers,
 )
-from ckptavg.saving.framework import Framework, Placement
+from ckptavg.saving.framework import DeviceAverages, Framework, Placement
 from ckptavg.tensors import Extent, TensorInfo
 
 _FIRST_MARK = 2**40
@@ -77,6 +78,38 @@ class Keras3(Framework):
     def variables(self, model: Any, include_optimizer: bool) -> list[Any]:
         optimizers = tracked_optimizers(model) if include_optimizer else []
         return [*model.variables, *(v for o in optimizers for v in o.variables)]
+
+    def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:
+        backend = keras.backend.backend()
+        if backend == "tensorflow":
+            from ckptavg.device_averages.on_tensorflow import TensorFlowAverages
+
+            return TensorFlowAverages([variable.value for variable in variables], count)
+        if backend == "jax":
+            from ckptavg.device_averages.on_jax import JaxAverages
+
+            return JaxAverages(model, variables, count)
+        from ckptavg.device_averages.on_torch import TorchAverages
+
+        return TorchAverages(variables, count)
+
+    def check_tracking(self, model: Any) -> None:
+        backend, processes = keras.backend.backend(), 1
+        if backend not in ("tensorflow", "jax", "torch"):
+            raise SaverError(
+                "tracked_sigmas: averages are tracked on the backends tensorflow, jax and torch, "
+                f"but Keras runs on {backend}"
+            )
+        if backend == "jax":
+            import jax
+
+            processes = jax.process_count()
+        if processes > 1:
+            raise SaverError(
+                f"tracked_sigmas: averages are tracked in one process, but {processes} train "
+                "together: leave tracked_sigmas away, and average checkpoints"
+            )
+        super().check_tracking(model)
 
     def host_view(self, variable: Any) -> np.ndarray:
         value = variable.value

@@ -52,7 +52,21 @@ def decay_at(step: int, gamma: float) -> float:
     The average becomes decay * average + (1 - decay) * weights; at step 1 it is the weights. After
     t steps it is the integral of the profile over weights that are constant between steps, exactly.
     """
-    return (1.0 - 1.0 / step) ** (gamma + 1)
+    return decay_over(step - 1, step, gamma)
+
+
+def decay_over(former: int, step: int, gamma: float) -> float:
+    """The decay of the online average over several steps in which weights stood still.
+
+    The product of `decay_at` of all steps after `former` up to `step`, (former / step)^(gamma + 1):
+    that one update gives what updates at every step would, had weights been the same in all.
+
+    Args:
+        former: the step that the average stands at; 0 where it holds nothing yet.
+        step: that it is to stand at.
+        gamma: exponent of the profile.
+    """
+    return (former / step) ** (gamma + 1)
 
 
 def overlap(gamma_a: float, t_a: float, gamma_b: float, t_b: float) -> float:

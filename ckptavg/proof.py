@@ -6,6 +6,8 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ckptavg.crc32c import crc32c, crc32c_combine
 from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, open_reader
@@ -62,6 +64,26 @@ def check_intact(path: Path) -> bool:
             for region in regions(tensor.nbytes):
                 proof.check(path, tensor, region, region_digest(reader, tensor, region))
     return True
+
+
+def read_proven(path: Path, record: Record) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by stored name, without optimizer state, each proven.
+
+    Raises:
+        FormatError: the file is not a checkpoint, or is damaged.
+        IntegrityError: it differs from its record.
+    """
+    found = {}
+    with open_reader(path) as reader:
+        proof = Proof.of(record, reader)
+        for name, tensor in reader.structure.model_tensors.items():
+            buffer = bytearray(tensor.nbytes)
+            for region in regions(tensor.nbytes):
+                part = memoryview(buffer)[region.start : region.start + region.nbytes]
+                reader.read_into(tensor, region.start, part)
+                proof.check(path, tensor, region, digest(part))
+            found[name] = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
+    return found
 
 
 class Checksums:

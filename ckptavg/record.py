@@ -264,7 +264,7 @@ def is_record(path: Path) -> bool:
         return FORMAT.encode() in file.read(256)
 
 
-def digest(data: bytes | bytearray) -> bytes:
+def digest(data: bytes | bytearray | memoryview) -> bytes:
     """The xxh3-128 digest of bytes: 16 bytes, written as 32 hexadecimal digits."""
     return xxhash.xxh3_128_digest(data)
 

@@ -15,7 +15,7 @@ from ckptavg.swad import Swad
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FILE = "model.json"
 RECORDS = re.compile(r"(epoch|step)-[^.]*\.json")
-EMA_RECORDS = re.compile(r"ema-.*\.json")
+EMA_RECORDS = re.compile(r"ema-\d+\.\d+-step-\d+\.json")
 
 _WEIGHTS = (".h5", ".weights.json")
 _SHARD = re.compile(r"(.+)_\d{5,}\.weights\.h5")
@@ -127,6 +127,26 @@ def open_run(directory: str | Path) -> Run:
             f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
             "as CheckpointSaver makes it"
         )
+    checkpoints, averages = recorded(folder)
+    records = [checkpoint.record for checkpoint in (*checkpoints, *averages)]
+    torn = tuple(sorted(uncommitted(folder, records)))
+    if not checkpoints:
+        raise RunError(
+            f"the run {directory} holds no checkpoint yet"
+            + (f", only {torn[0].name} without a record" if torn else "")
+        )
+    return Run(directory, tuple(checkpoints), tuple(averages), torn)
+
+
+def recorded(folder: Path) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    """What has a record in the checkpoint folder of a run.
+
+    Returns:
+        The checkpoints, in the order of training; and the tracked averages, by step.
+
+    Raises:
+        RecordError: a record is damaged.
+    """
     checkpoints = _recorded(folder, RECORDS)
     for checkpoint in checkpoints:
         if checkpoint.record.epoch is None:
@@ -138,15 +158,8 @@ def open_run(directory: str | Path) -> Run:
         if average.record.ema is None:
             path = average.record.path
             raise RecordError(f"the record {path} does not say which average it is of")
-    averages.sort(key=lambda average: (average.record.ema.step, average.record.ema.sigma_rel))
-    records = [checkpoint.record for checkpoint in (*checkpoints, *averages)]
-    torn = tuple(sorted(uncommitted(folder, records)))
-    if not checkpoints:
-        raise RunError(
-            f"the run {directory} holds no checkpoint yet"
-            + (f", only {torn[0].name} without a record" if torn else "")
-        )
-    return Run(directory, tuple(checkpoints), tuple(averages), torn)
+    averages.sort(key=in_order_of_tracking)
+    return checkpoints, averages
 
 
 def record_files(folder: Path, pattern: re.Pattern[str] = RECORDS) -> list[Path]:
@@ -158,6 +171,11 @@ def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
     """A key that sorts the checkpoints of a run."""
     record = checkpoint.record
     return record.epoch, record.step or 0, checkpoint.path.name
+
+
+def in_order_of_tracking(average: Checkpoint) -> tuple[int, float]:
+    """A key that sorts the tracked averages of a run."""
+    return average.record.ema.step, average.record.ema.sigma_rel
 
 
 def _recorded(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:

@@ -59,6 +59,23 @@ class CheckpointSaver(SavingCallback, keras.callbacks.Callback):
             of an epoch; `warn` says so and trains on. Checkpoints that were saved stay intact.
         in_flight: how many checkpoints may be waiting to be written, each in a host copy of its
             own; a save beyond that waits, and says so.
+        tracked_sigmas: lengths of power-function averages of the weights to keep during training,
+            as shares of it: `sigma_rel` of Karras et al., arXiv 2312.02696, between 0 and 0.289.
+            From two, such as `(0.05, 0.10)`, `ckptavg merge run --recipe posthoc-ema --sigma-rel S`
+            makes an average of any other length afterwards. They are updated on the device after
+            every optimizer step, in float32, and noted as checkpoints of the run,
+            `ema-0.050-step-00004096.weights.h5`, which other recipes leave out and `max_to_keep`
+            does not count. Each costs a float32 copy of the model on the device, one in host memory
+            for each of `in_flight`, and one on disk for each note; and Keras waits for its device
+            after every batch, as for any callback that hears of batches. With
+            `steps_per_execution` callbacks see the weights after an execution only: these count for
+            all of its steps. On one device, or under `MirroredStrategy`.
+        track_freq: optimizer steps from one note to the next; by default at least 64 notes in a
+            training, fewer than 128, the ends of epochs among them (with 128 epochs and more, of
+            every second, third ... epoch). Where Keras does not know the length of an epoch, the
+            first one is noted at its end only. A training that goes on from the end of an epoch
+            that was noted or saved has the averages of one that never stopped; from elsewhere, the
+            steps since the last note count with the weights that follow, and a warning says so.
         verbose: 1 prints a line for every checkpoint.
 
     Attributes:
@@ -87,6 +104,12 @@ class CheckpointSaver(SavingCallback, keras.callbacks.Callback):
         ...     existing="resume",
         ...     on_error="warn",
         ... )
+
+        Exponential averages whose length is chosen after the training:
+
+        >>> saver = ckptavg.CheckpointSaver("run", start_epoch=30, tracked_sigmas=(0.05, 0.10))
+        >>> model.fit(x, y, epochs=30, callbacks=[saver])
+        >>> ckptavg.merge("run", "ema.weights.h5", recipe="posthoc-ema:0.13")
     """
 
     framework = Keras3()

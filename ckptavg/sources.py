@@ -24,8 +24,12 @@ _SHARDS = (
 """Names of shards, and the suffix of the index that belongs to them."""
 
 
-def resolve(sources: Sources) -> tuple[Checkpoint, ...]:
+def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...]:
     """The checkpoints that a caller means, those of a folder or a pattern in natural order.
+
+    Args:
+        sources: what was named.
+        tracked: whether the averages that a run has tracked belong to it, too.
 
     Raises:
         RunError: a directory holds no checkpoints, or files that do not belong together; a file is
@@ -33,10 +37,12 @@ def resolve(sources: Sources) -> tuple[Checkpoint, ...]:
         RecordError: a record is damaged.
     """
     if isinstance(sources, Run):
-        return sources.checkpoints
+        return (*sources.checkpoints, *(sources.averages if tracked else ()))
     if isinstance(sources, Checkpoint):
         return (sources,)
     if isinstance(sources, str | Path):
+        if (Path(sources) / CHECKPOINT_FOLDER).is_dir():
+            return resolve(open_run(sources), tracked=tracked)
         return _resolve_path(Path(sources))
     if not isinstance(sources, Iterable) or isinstance(sources, bytes):
         raise RunError(
@@ -45,7 +51,7 @@ def resolve(sources: Sources) -> tuple[Checkpoint, ...]:
     named = list(sources)
     if len(named) > 1 and all(isinstance(s, str | Path) and Path(s).is_file() for s in named):
         return _opened([Path(source) for source in named])
-    found = tuple(checkpoint for source in named for checkpoint in resolve(source))
+    found = tuple(c for source in named for c in resolve(source, tracked=tracked))
     if not found:
         raise RunError("there is no checkpoint to average: name a run or checkpoint files")
     return found
@@ -73,8 +79,6 @@ def resolve_averages(sources: Sources) -> tuple[Checkpoint, ...]:
 
 def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:
     if path.is_dir():
-        if (path / CHECKPOINT_FOLDER).is_dir():
-            return open_run(path).checkpoints
         if (path / STATE_FILE).is_file():
             return tuple(map(Checkpoint.open, read_state(path)))
         return _in_folder(path)

@@ -1,6 +1,6 @@
 """Keras 2 (tf_keras) as saving sees it: its legacy weights files, values, learning rate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ckptavg.device_averages.on_tensorflow import TensorFlowAverages
 from ckptavg.errors import ModelError, SaverError, first_line
 from ckptavg.formats import LEGACY, Structure
 from ckptavg.proof import check_intact
-from ckptavg.saving.framework import Framework, Placement
+from ckptavg.saving.framework import DeviceAverages, Framework, Placement
 from ckptavg.saving.options import Options
 from ckptavg.tensors import Extent, TensorInfo
 
@@ -87,6 +88,9 @@ class Keras2(Framework):
 
     def is_built(self, model: Any, include_optimizer: bool) -> bool:
         return model.built
+
+    def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:
+        return TensorFlowAverages(variables, count)
 
     def host_view(self, variable: Any) -> np.ndarray:
         return np.asarray(variable.read_value())  # whose memory numpy reads as it is

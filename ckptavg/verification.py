@@ -43,7 +43,8 @@ def verify(paths: Sources) -> list[Verification]:
     """Holds checkpoints against their records; recomputes averages whose sources still stand.
 
     Args:
-        paths: what `merge` takes: runs, files, patterns, folders.
+        paths: what `merge` takes: runs, with the averages that they have tracked, files, patterns,
+            folders.
 
     Returns:
         What was found, checkpoint by checkpoint.
@@ -58,7 +59,7 @@ def verify(paths: Sources) -> list[Verification]:
 
 def verify_each(paths: Sources) -> Iterator[Verification]:
     """As `verify`, one by one."""
-    for checkpoint in resolve(paths):
+    for checkpoint in resolve(paths, tracked=True):
         if not check_intact(checkpoint.path):
             yield Verification(checkpoint.path, UNVERIFIED)
         elif checkpoint.record is not None and checkpoint.record.sources:

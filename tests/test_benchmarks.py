@@ -59,6 +59,12 @@ def test_the_benchmark_of_loss_planes_runs():
     header, _, *rows = bench(name="bench_loss_plane")
     assert header == ["beside", "points", "passes and evaluations s", "plane s", "ratio"]
     assert [row[:2] for row in rows] == [["BatchNormPass", "3 x 3"], ["update_batch_norm", "2 x 2"]]
+
+
+def test_the_benchmark_of_tracked_averages_runs():
+    header, _, *rows = bench(name="bench_tracked")
+    assert header == ["model", "plain", "batch callback", "tracked", "added by averaging"]
+    assert len(rows) == 2
     assert all(all(row) for row in rows)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ckptavg import open_run
+from ckptavg.power_profiles import decay_at, gamma_of
 from tests.conftest import leftovers, read_tensors
 
 SLOW = pytest.mark.slow
@@ -45,7 +46,13 @@ with strategy.scope():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.01), loss)
 
+steps = []
+
 class Keep(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.on_train_batch_end = lambda *_, **__: steps.append(model.get_weights())
+
     def on_epoch_end(self, epoch, logs=None):
         weights = dict(zip(
             ("kernel", "bias", "gamma", "beta", "mean", "variance", "kernel2", "bias2"),
@@ -57,11 +64,27 @@ rng = np.random.default_rng(0)
 x = rng.normal(1, 2, (96, 6)).astype("float32")
 x = x[np.argsort(x[:, 0])]  # replicas and workers see different things
 data = tf.data.Dataset.from_tensor_slices((x, rng.integers(0, 3, 96))).batch(16).repeat()
+tracked = {"tracked_sigmas": (0.05, 0.10), "track_freq": 6}
+if kind == "workers":
+    from ckptavg.errors import SaverError
+    try:
+        saver = CheckpointSaver(directory, start_epoch=1, **tracked)
+        model.fit(data, steps_per_epoch=1, verbose=0, callbacks=[saver])
+    except SaverError as error:
+        assert "averages are tracked on one device" in str(error)
+        tracked = {}
+    assert not tracked, "it was not refused"
 saver = CheckpointSaver(
-    directory, start_epoch=2, swa_freq=2, lr_schedule="cyclic", swa_lr=0.001
+    directory, start_epoch=2, swa_freq=2, lr_schedule="cyclic", swa_lr=0.001, **tracked
 )
 model.fit(data, steps_per_epoch=6, epochs=5, verbose=0, callbacks=[saver, Keep()])
 assert model.get_weights()[4].any()
+np.savez(f"{values}-steps.npz", **{
+    name: np.array([weights[place] for weights in steps])
+    for place, name in enumerate(
+        ("kernel", "bias", "gamma", "beta", "mean", "variance", "kernel2", "bias2")
+    )
+})
 """
 
 _NAMES = {
@@ -129,6 +152,23 @@ def check(directory, values, names):
 def test_replicas_of_one_process(tmp_path, kind):
     finish([start(kind, tmp_path / "run", tmp_path / "values")])
     check(tmp_path / "run", tmp_path / "values", _NAMES[kind])
+    trajectory = np.load(tmp_path / "values-steps.npz")
+    averages = open_run(tmp_path / "run").averages
+    assert [note.record.ema.step for note in averages] == [6, 6, 12, 12, 18, 18, 24, 24, 30, 30]
+    for note in averages[-2:]:
+        found = read_tensors(note.path)
+        for name, key in _NAMES[kind].items():
+            true = average(trajectory[key].astype("float64"), note.record.ema.sigma_rel)
+            assert np.abs(found[name] - true).max() <= 1e-6 * np.abs(true).max(), name
+
+
+def average(trajectory, sigma_rel):
+    """The online average of the values of each step."""
+    gamma, found = gamma_of(sigma_rel), 0.0
+    for step, values in enumerate(trajectory, 1):
+        decay = decay_at(step, gamma)
+        found = decay * found + (1 - decay) * values
+    return found
 
 
 @pytest.mark.parametrize(

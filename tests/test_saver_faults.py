@@ -76,7 +76,7 @@ def at_end(epoch, act):
 
 def wait_until_idle():
     """Until everything that the present saver has begun is done, with success or not."""
-    futures_of_work = savers[-1]._background._waiting
+    futures_of_work = [future for lot in savers[-1]._background._waiting for future in lot]
     futures.wait(futures_of_work, timeout=60)
     assert all(future.done() for future in futures_of_work)
 

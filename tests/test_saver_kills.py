@@ -54,6 +54,7 @@ _OPTIONS = (
     {"max_to_keep": 4, "max_shard_size": 0.0035},
     {"max_to_keep": 2, "keep_best": ["loss", 2]},
     {"max_to_keep": 3, "in_flight": 2, "save_dtype": "float16"},
+    {"max_to_keep": 2, "tracked_sigmas": [0.05, 0.1], "track_freq": 5},
 )
 
 
@@ -144,6 +145,8 @@ def temporaries(directory: Path) -> set:
 
 
 def check_whole(directory: Path) -> None:
+    for average in open_run(directory).averages:
+        assert tensor_records(average.path) == average.record.read_tensors()
     for checkpoint in open_run(directory).checkpoints:
         record = checkpoint.record
         assert tensor_records(checkpoint.path) == record.read_tensors()
@@ -153,7 +156,7 @@ def check_whole(directory: Path) -> None:
     assert epochs == list(range(1, len(epochs) + 1))
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings, kills):
     rng = np.random.default_rng(kills)
     met = Kills()

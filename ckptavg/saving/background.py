@@ -18,14 +18,14 @@ class Background(Generic[T]):
     """
 
     def __init__(self, limit: int) -> None:
-        """Takes on at most `limit` pieces of work at a time."""
+        """Takes on at most `limit` lots of work at a time."""
         self._limit = limit
         self._process = os.getpid()
         self._pool: ThreadPoolExecutor | None = None
-        self._waiting: deque[Future[T]] = deque()
+        self._waiting: deque[list[Future[T]]] = deque()
 
     def make_room(self) -> tuple[list[T | BaseException], float]:
-        """Waits until another piece of work may be submitted.
+        """Waits until another lot of work may be submitted.
 
         Returns:
             Results of what has finished, or its exceptions; and the seconds waited.
@@ -33,21 +33,21 @@ class Background(Generic[T]):
         started = time.perf_counter()
         found = self.collect()
         while len(self._waiting) >= self._limit:
-            found.append(_outcome(self._waiting.popleft()))
+            found += map(_outcome, self._waiting.popleft())
         return found, time.perf_counter() - started
 
-    def submit(self, work: Callable[[], T]) -> None:
-        """Begins a piece of work as soon as those before it are finished."""
+    def submit(self, *lot: Callable[[], T]) -> None:
+        """Begins pieces of work as soon as those before them are finished, one after the other."""
         if self._pool is None:
             self._process = os.getpid()
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="ckptavg-saver")
-        self._waiting.append(self._pool.submit(work))
+        self._waiting.append([self._pool.submit(work) for work in lot])
 
     def collect(self) -> list[T | BaseException]:
         """Results of what has finished since they were last asked for, or its exceptions."""
         found = []
-        while self._waiting and self._waiting[0].done():
-            found.append(_outcome(self._waiting.popleft()))
+        while self._waiting and all(future.done() for future in self._waiting[0]):
+            found += map(_outcome, self._waiting.popleft())
         return found
 
     def drain(self) -> list[T | BaseException]:
@@ -55,7 +55,7 @@ class Background(Generic[T]):
         if self._process != os.getpid():  # a fork, where the thread is not
             self._waiting.clear()
             self._pool = None
-        found = [_outcome(future) for future in self._waiting]
+        found = [_outcome(future) for lot in self._waiting for future in lot]
         self._waiting.clear()
         if self._pool is not None:
             self._pool.shutdown()

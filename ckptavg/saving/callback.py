@@ -5,7 +5,7 @@ import contextlib
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from ckptavg.saving.run_lock import RunLock
 from ckptavg.saving.run_writer import RunWriter, explained, initial_rate
 from ckptavg.saving.snapshot import Snapshot
 from ckptavg.saving.steps import Steps
+from ckptavg.saving.tracking import PASSING, Tracking
 from ckptavg.schedule import RateFunction, Schedule
 
 _PATIENCE = 1.0
@@ -72,6 +73,8 @@ class SavingCallback:
         max_shard_size: float | None = None,
         on_error: str = "raise",
         in_flight: int = 1,
+        tracked_sigmas: Sequence[float] | None = None,
+        track_freq: int | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__()
@@ -88,6 +91,8 @@ class SavingCallback:
             max_shard_size=max_shard_size,
             on_error=on_error,
             in_flight=in_flight,
+            tracked_sigmas=tracked_sigmas,
+            track_freq=track_freq,
         )
         self.framework.check(self.options)
         self.verbose = verbose
@@ -98,7 +103,7 @@ class SavingCallback:
         # A callback with hooks for batches makes Keras wait for its device after each of them.
         if self.schedule.kind == "cyclic":
             self.on_train_batch_begin = self._begin_batch
-        if self.schedule.kind == "cyclic" or save_freq is not None:
+        if self.schedule.kind == "cyclic" or save_freq is not None or self.options.tracked_sigmas:
             self.on_train_batch_end = self._end_batch
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -108,10 +113,16 @@ class SavingCallback:
         self._run: RunWriter | None = None
         self._layout = Layout(self.framework, self.options, self.model)
         self._has_config = self._has_waited = False
-        self._snapshots = deque(Snapshot() for _ in range(self.options.in_flight))
+        copies = 1 + len(self.options.tracked_sigmas)
+        self._snapshots = deque(
+            [Snapshot() for _ in range(copies)] for _ in range(self.options.in_flight)
+        )
         self._versions = versions(self.framework.packages)
         self._rates.begin(self.model, self.params)
         self._check_epochs()
+        self._tracking = None
+        if self.options.tracked_sigmas:
+            self._tracking = Tracking(self.framework, self.options, self.model, self.params)
         if self.schedule.sets_rate and self.options.existing != "resume":
             self.schedule.rates(self._rates.initial)
         with self._abandoned_on_error():
@@ -141,11 +152,15 @@ class SavingCallback:
         if rate is not None:
             logs.setdefault("learning_rate", rate)
         self._note_epoch(epoch, logs)
-        if self._is_due(epoch):
-            self._save(f"epoch-{epoch + 1:04d}", epoch, logs)
+        is_due = self._is_due(epoch)
+        note = None if self._tracking is None else self._tracking.end_epoch(epoch, is_due)
+        self._save(f"epoch-{epoch + 1:04d}" if is_due else None, epoch, logs, note)
         self._check(self._background.collect())
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        note = None if self._tracking is None else self._tracking.end()
+        if note is not None:
+            self._save(None, self._epoch, {}, note)
         outcomes = self._background.drain()
         self._release()
         self._check(outcomes)
@@ -161,8 +176,12 @@ class SavingCallback:
     def _end_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._rates.end_batch(batch)
         former, step = self._steps.end_batch(batch), self._steps.taken
-        if self.schedule.saves_step(step, former, self._epoch):
-            self._save(f"step-{step:08d}", self._epoch, logs or {})
+        note = None
+        if self._tracking is not None:
+            with self._abandoned_on_error():
+                note = self._tracking.end_batch(batch, step - former)
+        is_due = self.schedule.saves_step(step, former, self._epoch)
+        self._save(f"step-{step:08d}" if is_due else None, self._epoch, logs or {}, note)
 
     def _open_run(self) -> None:
         with explained(f"cannot use the directory {self.directory}"):
@@ -177,6 +196,8 @@ class SavingCallback:
         goes_on = self.options.existing == "resume" and (epoch > 0 or self._steps.taken > 0)
         if self._run is not None:
             self._run.begin(epoch if goes_on else 0, goes_on)
+            if self._tracking is not None and goes_on:
+                self._tracking.go_on(self._run.averages, self._steps.taken)
         if self.schedule.sets_rate:
             known = initial_rate(self.directory) if goes_on else None
             self._rates.start_from(self._rates.initial if known is None else known)
@@ -208,8 +229,15 @@ class SavingCallback:
                 f"of epoch {self.schedule.first_save}: train longer or lower start_epoch"
             )
 
-    def _save(self, stem: str, epoch: int, logs: Mapping[str, Any]) -> None:
-        """Begins to save a checkpoint, once there is room for it."""
+    def _save(
+        self, stem: str | None, epoch: int, logs: Mapping[str, Any], note: str | None
+    ) -> None:
+        """Begins to save a checkpoint, tracked averages, or both, once there is room for it.
+
+        Averages come first, so that a training can go on with them from any checkpoint.
+        """
+        if stem is None and note is None:
+            return
         started = time.perf_counter()
         outcomes, waited = self._background.make_room()
         self._check(outcomes)
@@ -220,27 +248,31 @@ class SavingCallback:
                 "still being written: save less often, to a faster disk, or raise in_flight",
                 stacklevel=2,
             )
-        try:
-            work = self._prepared(stem, epoch, logs)
-        except Exception as error:
-            self._fail(error)
-            return
-        if work is not None:
-            self._background.submit(work)
-            self._snapshots.rotate()  # only now: until then it is no work's
+        prepared = []
+        if note is not None:
+            prepared.append(partial(self._prepared_notes, note))
+        if stem is not None:
+            prepared.append(partial(self._prepared, stem, epoch, logs))
+        lot = []
+        for prepare in prepared:
+            try:
+                lot.append(prepare())
+            except Exception as error:
+                self._fail(error)
+        lot = [work for work in lot if work is not None]
+        if lot:
+            self._background.submit(*lot)
+            self._snapshots.rotate()  # only now: until then they are no work's
         self.blocked.append(time.perf_counter() - started)
 
     def _prepared(
         self, stem: str, epoch: int, logs: Mapping[str, Any]
     ) -> Callable[[], Record] | None:
         """Copies the weights; returns what is left to do in the other thread."""
-        if self._lock is not None:
-            self._lock.renew()
-        self._layout.find()
-        self.framework.synchronize(self.model)
-        placement, snapshot = self._layout.placement, self._snapshots[0]
+        self._make_ready(self._layout)
+        placement, snapshot = self._layout.placement, self._snapshots[0][0]
         if placement is not None:
-            snapshot.take(self.framework, placement)
+            snapshot.take(self.framework.host_view, placement.variables)
         if self._run is None:  # another process writes; values may be read by all at once only
             return None
         record = self._record(stem, epoch, logs)
@@ -253,15 +285,49 @@ class SavingCallback:
             include = self.options.include_optimizer
             save = partial(self.framework.save, self.model, include_optimizer=include)
             write = partial(self._run.adopt, stem, save_beside(path, save), record)
-        return partial(self._run.written, stem, write)
+        return partial(self._run.written, f"the checkpoint {stem}", write)
+
+    def _prepared_notes(self, kind: str) -> Callable[[], Record]:
+        """Copies the tracked averages; returns what is left to do in the other thread."""
+        self._make_ready(self._tracking.layout)
+        notes, contents = self._tracking.notes(), []
+        self._steps.ask()
+        for note, snapshot in zip(notes, self._snapshots[0][1:], strict=True):
+            snapshot.take(note.view, note.variables)
+            record = Record(
+                file=note.stem + self._suffix,
+                size=0,
+                time=now(),
+                versions=self._versions,
+                step=self._steps.taken,
+                batch_norm=self._tracking.layout.batch_norm,
+                ema=note.ema,
+            )
+            contents.append((note.stem, note.structure, snapshot.values, record))
+        self._take_config()
+        self._say(None, f"noting averages at step {notes[0].ema.step}")
+        write = partial(self._run.write_notes, contents, kind == PASSING)
+        return partial(self._run.written, f"the averages at step {notes[0].ema.step}", write)
+
+    def _make_ready(self, layout: Layout) -> None:
+        """Makes sure that the run is this training's, and variables are where they are stored."""
+        if self._lock is not None:
+            self._lock.renew()
+        layout.find()
+        self.framework.synchronize(self.model)
+
+    @property
+    def _suffix(self) -> str:
+        """Of the files."""
+        is_sharded = self.options.max_shard_size is not None
+        return self.framework.sharded_suffix if is_sharded else self.framework.suffix
 
     def _record(self, stem: str, epoch: int, logs: Mapping[str, Any]) -> Record:
         metrics = _metrics(logs)
         if self.options.keep_best is not None:
             self.options.keep_best.check(metrics)
-        sharded = self.options.max_shard_size is not None
         return Record(
-            file=stem + (self.framework.sharded_suffix if sharded else self.framework.suffix),
+            file=stem + self._suffix,
             size=0,
             time=now(),
             versions=self._versions,
@@ -298,9 +364,12 @@ class SavingCallback:
             if isinstance(outcome, BaseException):
                 self._fail(outcome)
             elif outcome.non_finite:
+                place = f"epoch {outcome.epoch}"
+                if outcome.ema is not None:
+                    place = f"tracked averages at step {outcome.ema.step}"
                 warnings.warn(
-                    f"epoch {outcome.epoch}: '{outcome.non_finite[0]}' holds NaN or infinity. Its "
-                    "record says so, and merges leave the checkpoint out",
+                    f"{place}: '{outcome.non_finite[0]}' holds NaN or infinity. Its record says "
+                    "so, and merges leave the checkpoint out",
                     stacklevel=2,
                 )
 

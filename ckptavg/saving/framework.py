@@ -1,18 +1,22 @@
 """What saving asks of a framework: Keras 3 and tf_keras answer, each in a module of its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ckptavg.errors import SaverError
 from ckptavg.formats import Structure
 from ckptavg.saving.options import Options
 
 _MOVING = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
 """Attributes of BatchNormalization layers; the last three are there with renorm alone."""
+
+_STRATEGIES = ("MirroredStrategy",)
+"""Of several replicas: those in one process, whose variables can be read outside of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,27 @@ class Placement:
 
     structure: Structure
     variables: Mapping[str, Any]
+
+
+class DeviceAverages(ABC):
+    """Moving averages of variables, in float32, on the device that holds these."""
+
+    @abstractmethod
+    def update(self, rates: Sequence[float]) -> None:
+        """Moves each average by its own share of the way to the present values."""
+
+    @abstractmethod
+    def host_view(self, number: int, place: int) -> np.ndarray:
+        """What an average holds of the variable at a place, without a copy where that can be had.
+
+        Args:
+            number: of the average.
+            place: of the variable in the order in which they were given.
+        """
+
+    @abstractmethod
+    def set(self, number: int, values: Sequence[np.ndarray]) -> None:
+        """Sets an average, variable by variable."""
 
 
 class Framework(ABC):
@@ -74,6 +99,25 @@ class Framework(ABC):
         """The variables that make a placement, in a fixed order; others ask for another one."""
         optimizer = getattr(model, "optimizer", None) if include_optimizer else None
         return [*model.variables, *(() if optimizer is None else optimizer.variables)]
+
+    @abstractmethod
+    def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:
+        """Makes `count` moving averages of a model's variables, all zero."""
+
+    def check_tracking(self, model: Any) -> None:
+        """Makes sure that averages of this model can be tracked.
+
+        Raises:
+            SaverError: they cannot.
+        """
+        strategy = getattr(model, "distribute_strategy", None)
+        kind = type(strategy).__name__
+        if strategy is not None and strategy.num_replicas_in_sync > 1 and kind not in _STRATEGIES:
+            raise SaverError(
+                f"tracked_sigmas: averages are tracked on one device or under "
+                f"{' or '.join(_STRATEGIES)}, but the model trains under {kind}: leave "
+                "tracked_sigmas away, and average checkpoints"
+            )
 
     @abstractmethod
     def host_view(self, variable: Any) -> np.ndarray:

@@ -6,7 +6,8 @@ from numbers import Integral
 from typing import Any
 
 from ckptavg.checkpoints import metric_sign
-from ckptavg.errors import RunError, SaverError
+from ckptavg.errors import RecipeError, RunError, SaverError
+from ckptavg.power_profiles import gamma_of
 
 EXISTING = ("error", "resume", "overwrite")
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
@@ -75,6 +76,8 @@ class Options:
     max_shard_size: int | None
     on_error: str
     in_flight: int
+    tracked_sigmas: tuple[float, ...] = ()
+    track_freq: int | None = None
 
     @classmethod
     def of(cls, **given: Any) -> "Options":
@@ -87,16 +90,45 @@ class Options:
         one_of("on_error", given["on_error"], ("raise", "warn"))
         if given["save_dtype"] is not None:
             one_of("save_dtype", given["save_dtype"], SAVE_DTYPES)
-        for name in ("max_to_keep", "in_flight"):
-            if given[name] is not None:
+        for name in ("max_to_keep", "in_flight", "track_freq"):
+            if given.get(name) is not None:
                 positive(name, given[name])
+        sigmas = _sigmas(given.get("tracked_sigmas"))
+        if given.get("track_freq") is not None and not sigmas:
+            raise SaverError("track_freq is how often tracked_sigmas are noted: give these")
         size = given.pop("max_shard_size")
         if size is not None and not (isinstance(size, int | float) and size > 0):
             raise SaverError(f"max_shard_size is {size!r}, but must be a size in GB")
         return cls(
-            **given | {"keep_best": KeepBest.of(given["keep_best"])},
+            **given | {"keep_best": KeepBest.of(given["keep_best"]), "tracked_sigmas": sigmas},
             max_shard_size=None if size is None else int(size * 1024**3),
         )
+
+
+def _sigmas(value: Any) -> tuple[float, ...]:
+    """Lengths of averages to track, each as it is named in files.
+
+    Raises:
+        SaverError: they are none, or two have one name.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, tuple | list):
+        raise SaverError(
+            f"tracked_sigmas is {value!r:.80}, but must be lengths of averages as shares of the "
+            "training, such as (0.05, 0.10)"
+        )
+    try:
+        for sigma in value:
+            gamma_of(sigma)
+    except RecipeError as error:
+        raise SaverError(f"tracked_sigmas: {error}") from error
+    if len({f"{sigma:.3f}" for sigma in value}) < len(value):
+        raise SaverError(
+            f"tracked_sigmas are {value!r:.80}, of which two have the same first 3 decimals, by "
+            "which files are named: leave one away"
+        )
+    return tuple(map(float, value))
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ckptavg.checkpoints import Checkpoint, describe_epochs
-from ckptavg.errors import RunError, SaverError
+from ckptavg.errors import SaverError
 from ckptavg.files import TEMPORARY_PREFIX, write_text
 from ckptavg.formats import Structure
 from ckptavg.history import EpochLog
@@ -20,8 +20,9 @@ from ckptavg.record import Record
 from ckptavg.run import (
     CHECKPOINT_FOLDER,
     MODEL_FILE,
+    in_order_of_tracking,
     in_order_of_training,
-    open_run,
+    recorded,
     uncommitted,
 )
 from ckptavg.saving.checkpoint_files import (
@@ -34,7 +35,10 @@ from ckptavg.saving.options import Options
 
 STATE_FILE = "saver.json"
 _FORMAT = "ckptavg-saver"
-_OWN = re.compile(r"(epoch|step)-\d{4,}[._]")
+_OWN = re.compile(r"(epoch|(ema-\d\.\d+-)?step)-\d{4,}[._]")
+
+Content = tuple[str, Structure, Mapping[str, np.ndarray], Record]
+"""Of a checkpoint that is to be written: stem of its names, structure, values, record."""
 
 
 class RunWriter:
@@ -43,6 +47,7 @@ class RunWriter:
     Attributes:
         directory: of the run.
         checkpoints: those that stand, in the order of training.
+        averages: tracked averages that stand, by step.
     """
 
     def __init__(self, directory: Path, options: Options) -> None:
@@ -56,10 +61,8 @@ class RunWriter:
         self._has_config, self._config = True, None
         self._options = options
         self._history = HistoryWriter(directory)
-        try:
-            self.checkpoints = list(open_run(directory).checkpoints)
-        except RunError:
-            self.checkpoints = []
+        self._passing: list[Checkpoint] = []
+        self.checkpoints, self.averages = recorded(directory / CHECKPOINT_FOLDER)
         if self.checkpoints and options.existing == "error":
             raise SaverError(
                 f"{directory} holds {describe_epochs(self.checkpoints)} already: go on with that "
@@ -81,9 +84,9 @@ class RunWriter:
             for leftover in self._leftovers():
                 leftover.unlink(missing_ok=True)
             if self._options.existing == "overwrite":
-                for checkpoint in self.checkpoints:
+                for checkpoint in (*self.checkpoints, *self.averages):
                     remove_checkpoint(checkpoint)
-                self.checkpoints = []
+                self.checkpoints, self.averages = [], []
                 (self.directory / STATE_FILE).unlink(missing_ok=True)
         if self.checkpoints and not goes_on:
             raise SaverError(
@@ -113,13 +116,13 @@ class RunWriter:
         """Takes the configuration of the model, to be written before the next checkpoint is."""
         self._config, self._has_config = config, False
 
-    def written(self, stem: str, write: Callable[[], Record]) -> Record:
-        """Does what is left of saving a checkpoint.
+    def written(self, what: str, write: Callable[[], Record]) -> Record:
+        """Does what is left of saving a checkpoint, or averages.
 
         Raises:
             SaverError: the system does not let it be done.
         """
-        with explained(f"cannot save the checkpoint {stem} of {self.directory}"):
+        with explained(f"cannot save {what} of {self.directory}"):
             self._history.sync()
             if not self._has_config:
                 self._write_config()
@@ -131,6 +134,32 @@ class RunWriter:
         """Writes a checkpoint named after `stem`, then removes those that are not to be kept."""
         path, place, record = self._places(stem, record)
         return self._taken_in(path, write_checkpoint(path, place, structure, values, record))
+
+    def write_notes(self, notes: Sequence[Content], is_passing: bool) -> Record:
+        """Writes tracked averages of one step, and removes those that they make out of date.
+
+        These are averages of later steps, of a training that was given up, before; and those of
+        earlier steps that were passing, afterwards.
+
+        Args:
+            notes: stem, structure, values and record of each, as `write` takes them.
+            is_passing: whether they are there only until those of a later step are.
+
+        Returns:
+            A record of them as it was written, of one with NaN or infinity if there is such.
+        """
+        step = notes[0][-1].ema.step
+        self._remove_averages(a for a in self.averages if a.record.ema.step > step)
+        written = []
+        for stem, structure, values, record in notes:
+            path, place, record = self._places(stem, record)
+            record = write_checkpoint(path, place, structure, values, record)
+            others = [a for a in self.averages if a.record.path != place]
+            written.append(Checkpoint(path, record))
+            self.averages = sorted([*others, written[-1]], key=in_order_of_tracking)
+        self._remove_averages(a for a in self._passing if a in self.averages and a not in written)
+        self._passing = written if is_passing else []
+        return max((average.record for average in written), key=lambda r: len(r.non_finite))
 
     def adopt(self, stem: str, temporary: Path, record: Record) -> Record:
         """Takes in a checkpoint that is written already, as `write` does."""
@@ -161,15 +190,16 @@ class RunWriter:
         folder = self.directory / CHECKPOINT_FOLDER
         yield from folder.glob(f"{TEMPORARY_PREFIX}*")
         yield from self.directory.glob(f"{TEMPORARY_PREFIX}{'[0-9a-f]' * 16}.json")
-        if self.checkpoints:
-            orphans = uncommitted(folder, (c.record for c in self.checkpoints))
+        if self.checkpoints or self.averages:
+            orphans = uncommitted(folder, (c.record for c in (*self.checkpoints, *self.averages)))
             yield from (path for path in orphans if _OWN.match(path.name) and path.is_file())
 
     def _places(self, stem: str, record: Record) -> tuple[Path, Path, Record]:
         """Where a checkpoint and its record go, and that record with its model."""
         path = self.path(record)
         place = path.with_name(f"{stem}.json")
-        if place.exists() and all(c.record.path != place for c in self.checkpoints):
+        known = (*self.checkpoints, *self.averages)
+        if place.exists() and all(c.record.path != place for c in known):
             raise SaverError(f"{path} was written meanwhile: does another training use this run?")
         model = f"../{MODEL_FILE}" if (self.directory / MODEL_FILE).is_file() else None
         return path, place, replace(record, model=model)
@@ -181,6 +211,11 @@ class RunWriter:
             remove_checkpoint(checkpoint)
             self.checkpoints.remove(checkpoint)
         return record
+
+    def _remove_averages(self, averages: Iterable[Checkpoint]) -> None:
+        for average in list(averages):
+            remove_checkpoint(average)
+            self.averages.remove(average)
 
     def _superfluous(self) -> list[Checkpoint]:
         """Checkpoints that are neither among the newest nor among the best, as far as asked."""

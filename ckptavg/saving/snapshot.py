@@ -1,10 +1,9 @@
 """Host copies of a model's variables, in memory that is used again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
-
-from ckptavg.saving.framework import Framework, Placement
 
 
 class Snapshot:
@@ -18,21 +17,26 @@ class Snapshot:
         self._copies: dict[int, np.ndarray] = {}
         self._names: dict[str, int] = {}
 
-    def take(self, framework: Framework, placement: Placement) -> None:
-        """Copies every variable once, however many tensors it fills."""
+    def take(self, view: Callable[[Any], np.ndarray], variables: Mapping[str, Any]) -> None:
+        """Copies every variable once, however many tensors it fills.
+
+        Args:
+            view: the values of a variable on the host.
+            variables: what each tensor holds, by its stored name.
+        """
         copied = set()
-        for name, variable in placement.variables.items():
+        for name, variable in variables.items():
             key = id(variable)
             self._names[name] = key
             if key in copied:
                 continue
             copied.add(key)
-            view = framework.host_view(variable)
+            values = view(variable)
             copy = self._copies.get(key)
-            if copy is None or copy.shape != view.shape or copy.dtype != view.dtype:
-                self._copies[key] = np.array(view, order="C")
+            if copy is None or copy.shape != values.shape or copy.dtype != values.dtype:
+                self._copies[key] = np.array(values, order="C")
             else:
-                np.copyto(copy, view)
+                np.copyto(copy, values)
 
     @property
     def values(self) -> Mapping[str, np.ndarray]:

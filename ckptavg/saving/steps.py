@@ -35,6 +35,10 @@ class Steps:
     def begin_epoch(self) -> None:
         """Notes that an epoch begins."""
         self._seen = 0
+        self.ask()
+
+    def ask(self) -> None:
+        """Asks the optimizer, which waits for it."""
         asked = self._asked()
         if asked != self._known:
             self._known, self._batches = asked, self._earlier + asked

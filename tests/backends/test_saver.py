@@ -8,6 +8,7 @@ import pytest
 from ckptavg import CheckpointSaver, merge, open_run
 from ckptavg.formats import open_reader
 from ckptavg.keras_saving import Keras3
+from ckptavg.power_profiles import decay_at, gamma_of
 from ckptavg.saving.snapshot import Snapshot
 from ckptavg.schedule import Schedule
 from tests.conftest import leftovers, read_tensors, tiny_data, tiny_model
@@ -136,7 +137,7 @@ def test_a_snapshot_stays_when_training_goes_on():
     placement = Keras3().place(model, include_optimizer=True)
     snapshot = Snapshot()
     for _ in range(2):  # the second one uses the memory of the first
-        snapshot.take(Keras3(), placement)
+        snapshot.take(Keras3().host_view, placement.variables)
         before = {name: value.tobytes() for name, value in snapshot.values.items()}
         model.train_on_batch(x, y)
         assert {name: value.tobytes() for name, value in snapshot.values.items()} == before
@@ -183,6 +184,71 @@ def test_optimizer_state_brings_training_back(tmp_path):
         one.train_on_batch(x, y)
     for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
         assert one.tobytes() == two.tobytes()
+
+
+def test_tracked_averages_are_those_of_every_step(tmp_path):
+    """On JAX the values of an epoch are beside the variables, and on torch nothing is compiled."""
+    keep, model = Keep(steps=True), small_model()
+    sigmas = (0.05, 0.10)
+    options = {"start_epoch": 2, "tracked_sigmas": sigmas, "track_freq": 4}
+    fit(model, CheckpointSaver(tmp_path / "run", **options), keep, epochs=2)
+    averages = open_run(tmp_path / "run").averages
+    assert [note.record.ema.step for note in averages] == [4, 4, 8, 8, 12, 12]
+    other = small_model()
+    for note in averages:
+        ema, expected = note.record.ema, [0.0] * len(model.weights)
+        for step, weights in enumerate(keep.steps[: ema.step], 1):
+            decay = decay_at(step, gamma_of(ema.sigma_rel))
+            expected = [
+                decay * e + (1 - decay) * w.astype("f8")
+                for e, w in zip(expected, weights, strict=True)
+            ]
+        other.load_weights(note.path, objects_to_skip=[other.optimizer])
+        for one, two in zip(values(other), expected, strict=True):
+            assert np.abs(one - two).max() <= 2e-6 * np.abs(two).max()
+    assert_holds(open_run(tmp_path / "run").checkpoints[-1].path, keep.epochs[2])
+    merge(tmp_path / "run", tmp_path / "ema.weights.h5", recipe="posthoc-ema:0.1")
+
+
+def test_tracking_goes_on_where_it_was(tmp_path):
+    """To the bit: what is read back is what was on the device."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):  # noqa: ARG002
+            self.model.stop_training = epoch == 1
+
+    def state(model):
+        return [*model.weights, *model.optimizer.variables]
+
+    def train(directory, model, first=0, stop=None, **options):
+        x, y = tiny_data()
+        saver = CheckpointSaver(
+            directory, start_epoch=1, tracked_sigmas=(0.05, 0.10), track_freq=3, **options
+        )
+        model.fit(
+            x,
+            y,
+            batch_size=16,
+            initial_epoch=first,
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            callbacks=[saver] if stop is None else [saver, stop],
+        )
+        return [(a.record.ema, a.record.read_tensors()) for a in open_run(directory).averages]
+
+    layers = [keras.Input((6,)), keras.layers.Dense(4), keras.layers.BatchNormalization()]
+    model = keras.Sequential([*layers, keras.layers.Dense(3)])
+    model.compile(
+        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    model.optimizer.build(model.trainable_variables)
+    start = [np.array(keras.ops.convert_to_numpy(v)) for v in state(model)]
+    whole = train(tmp_path / "whole", model)
+    for variable, value in zip(state(model), start, strict=True):
+        variable.assign(value)
+    train(tmp_path / "run", model, stop=Stop())
+    assert train(tmp_path / "run", model, first=2, existing="resume") == whole
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -1,0 +1,42 @@
+"""Moving averages on TensorFlow, for Keras 3 and tf_keras: one graph updates all of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ckptavg.saving.framework import DeviceAverages
+
+
+class TensorFlowAverages(DeviceAverages):
+    """See `DeviceAverages`."""
+
+    def __init__(self, variables: Sequence[Any], count: int) -> None:
+        """Makes `count` averages of `tf.Variable`s, also of a strategy's."""
+        self._variables = list(variables)
+        self._averages = []
+        for _ in range(count):
+            averages = []
+            for variable in self._variables:
+                with tf.device(variable.device):
+                    zeros = tf.zeros(variable.shape, tf.float32)
+                    averages.append(tf.Variable(zeros, trainable=False))
+            self._averages.append(averages)
+        self._update = tf.function(self._updated)
+
+    def update(self, rates: Sequence[float]) -> None:
+        self._update(tf.constant(rates, tf.float32))
+
+    def host_view(self, number: int, place: int) -> np.ndarray:
+        return np.asarray(self._averages[number][place].read_value())
+
+    def set(self, number: int, values: Sequence[np.ndarray]) -> None:
+        for average, value in zip(self._averages[number], values, strict=True):
+            average.assign(value)
+
+    def _updated(self, rates: tf.Tensor) -> None:
+        for variable, *averages in zip(self._variables, *self._averages, strict=True):
+            value = tf.cast(tf.convert_to_tensor(variable), tf.float32)
+            for number, average in enumerate(averages):
+                average.assign_add(rates[number] * (value - average))
