@@ -45,6 +45,10 @@ figcaption { font-size: .875rem; line-height: 1.4; max-width: 34rem; }
 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
+th {
+  white-space: normal; width: min-content; max-width: 11rem; vertical-align: bottom;
+  overflow-wrap: break-word;
+}
 th.text, td.text { text-align: left; }
 thead th {
   position: sticky; top: 0; z-index: 1; background: var(--soft);
