@@ -53,6 +53,11 @@ def test_the_benchmark_of_geometry_runs():
         assert float(row[-1]) < 1e-9
 
 
+        if row[0].startswith("measure_geometry"):
+            assert all(row), "an empty cell"
+            assert float(row[-1]) < 1e-9
+
+
 def test_the_benchmark_of_loss_planes_runs():
     header, _, *rows = bench(name="bench_loss_plane")
     assert header == ["beside", "points", "passes and evaluations s", "plane s", "ratio"]

@@ -164,7 +164,8 @@ def test_the_trajectory_has_equal_axes_and_marks_the_average(trained_run, ax):
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0, 0]], atol=1e-6)  # the mean of all
     text = drawn(ax)
     assert ax.get_aspect() == 1.0
-    assert "% of the variance (parameter units)" in ax.get_xlabel()
+    shares = [f"component {n + 1}, {trajectory.explained[n]:.0%}" for n in range(2)]
+    assert [ax.get_xlabel(), ax.get_ylabel()] == [f"{s}\n(parameter units)" for s in shares]
     assert {"epoch 3", "epoch 6", "SWA"} <= set(text.splitlines())
 
 
@@ -256,7 +257,7 @@ def entry(start, stop, **metrics):
     return Entry(found, "uniform", (1 / len(found),) * len(found), metrics)
 
 
-def test_the_leaderboard_is_over_start_and_length_with_a_star_at_the_best(ax):
+def test_the_leaderboard_is_over_start_and_length_with_the_best_framed(ax):
     scores = {(1, 5): 0.3, (2, 5): 0.2, (3, 5): 0.1, (4, 5): 0.4, (1, 3): 0.5, (2, 4): math.nan}
     entries = [entry(*window, val_loss=score) for window, score in scores.items()]
     assert plots.leaderboard_map(entries, ax=ax, metric="val_loss") is ax
@@ -269,7 +270,8 @@ def test_the_leaderboard_is_over_start_and_length_with_a_star_at_the_best(ax):
         [nan, nan, nan, 0.4],
     ]
     np.testing.assert_array_equal(table, expected)
-    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[2, 2]])
+    (marked,) = ax.patches
+    assert marked.get_xy() == (1.5, 1.5)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["4", "3", "2", "1"]
     drawn(ax)
 
@@ -279,6 +281,7 @@ def test_what_is_far_off_does_not_take_the_colours_from_the_best(ax):
     plots.leaderboard_map(entries, ax=ax, metric="val_loss")
     low, high = ax.images[0].get_clim()
     assert low == pytest.approx(0.13)
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[2, 2]])  # a star
     assert high < 1.0
     drawn(ax)
 
@@ -292,7 +295,7 @@ def test_batch_norm_shift_marks_the_medians(ax):
     text = drawn(ax)
     assert "mean (standard deviations)" in text
     assert "variance (log ratio)" in text
-    assert "from SWA to SWA-bn" in ax.get_xlabel()
+    assert ax.get_xlabel() == "shift from SWA\nto SWA-bn"
 
 
 def test_many_recipes_differ_in_colour_dashes_or_marker_and_have_their_legend_outside(ax):
@@ -329,7 +332,7 @@ def test_names_are_plain_text(name, shown):
 
 
 def test_any_name_can_be_drawn():
-    axes = Figure(figsize=(9, 9), layout="constrained").subplots(3, 3).ravel()
+    axes = Figure(figsize=(18, 15), layout="constrained").subplots(3, 3).ravel()
     plots.learning_curve(logs([1, 2], **{NASTY: [1, 2]}), ax=axes[0], metrics=["loss", NASTY])
     table = PairTable((NASTY, "b"), np.eye(2), "cosine", "1", NASTY)
     plots.cosine_map(table, ax=axes[1])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.analysis.geometry import Geometry
-from ckptavg.analysis.measuring import coefficients_of, measure_geometry
+from ckptavg.analysis.measuring import coefficients_of, labels_of, measure_geometry
 from ckptavg.analysis.report.html import page
 from ckptavg.analysis.report.sections import (
     about_average,
@@ -178,7 +178,9 @@ def _measure(
     averages = {"mean of all": (1 / len(sound),) * len(sound)}
     try:
         if average is not None:
-            averages = {average.path.name: coefficients_of(average, sound)}
+            name = average.path.name
+            name = f"average {name}" if name in labels_of(sound) else name
+            averages = {name: coefficients_of(average, sound)}
     except CkptavgError as error:
         notes.append(f"The average is not among the checkpoints in the pictures: {error}")
     try:
