@@ -31,6 +31,7 @@ format: .venv/installed
 bench: .venv/installed
 	$(BIN)/python tests/benchmarks/bench_merge.py $(BENCH_ARGS)
 	$(BIN)/python tests/benchmarks/bench_sweep.py
+	$(BIN)/python tests/benchmarks/bench_geometry.py
 
 bench-batch-norm: .venv/installed
 	$(BIN)/python tests/benchmarks/bench_batch_norm.py $(BENCH_ARGS)

@@ -590,8 +590,8 @@ def peak_of_measuring(paths: list[Path], max_memory: int = 0) -> int:
 
 
 def test_memory_is_that_of_the_limit_for_larger_and_more_checkpoints(tmp_path):
-    large = sparse_checkpoints(tmp_path / "large", 4, 100 * MiB)
-    many = sparse_checkpoints(tmp_path / "many", 40, 10 * MiB)
+    large = sparse_checkpoints(tmp_path / "large", 4, 50 * MiB)
+    many = sparse_checkpoints(tmp_path / "many", 40, 5 * MiB)
     assert peak_of_measuring(large) <= 64 * MiB
     assert peak_of_measuring(many) <= 64 * MiB
     for paths in (large, many):

@@ -8,6 +8,7 @@ memory the largest of all rounds.
 """
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -60,20 +61,19 @@ def main() -> None:
             ({"units": 96, "layers": 25, "blocks": 20}, (20,)),
         ]
     )
-    rows = []
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for place, (model, counts) in enumerate(cases):
-            with checkpoints(Path(folder) / str(place), model, max(counts)) as made:
-                for count in counts:
-                    runs = arguments.runs or (1 if quick else 5)
-                    rows += compare(made.first(count), runs, warm_up=not quick)
     header = ("how", "whole s", f"x {CAT}", "part s", f"part x {CAT}", "peak MiB", "apart")
     print(
         "whole: the process with its imports. part: from opening the files to the distances.\n"
         "apart: the largest difference of a distance to that of the stacked weights, over\n"
-        "the largest distance.\n"
+        f"the largest distance. Load at the start: {os.getloadavg()[0]:.1f}"
     )
-    print(table(header, rows))
+    runs = arguments.runs or (1 if quick else 5)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for place, (model, counts) in enumerate(cases):
+            with checkpoints(Path(folder) / str(place), model, max(counts)) as made:
+                for count in counts:
+                    rows = compare(made.first(count), runs, warm_up=not quick)
+                    print(f"\n{table(header, rows)}", flush=True)
 
 
 if __name__ == "__main__":
