@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from ckptavg.power_profiles import decay_at, decay_over, gamma_of
 from ckptavg.recipes import Recipe
 from ckptavg.saving.note_schedule import LEAST_NOTES, NoteSchedule
 from tests.conftest import flip_bit, leftovers, read_tensors, tiny_model
+from tests.test_disk import fill
 from tests.test_saver_models import late
 
 SIGMAS = (0.05, 0.10)
@@ -365,6 +367,30 @@ def test_weights_that_become_nan_are_marked(tmp_path):
     assert marked == [False, False, True, True]
     report = ckptavg.merge(tmp_path / "run", tmp_path / "o.weights.h5", recipe="posthoc-ema:0.1")
     assert [source.coefficient for source in report.record.sources] == [1.0]
+
+
+def test_a_full_disk_costs_notes_and_not_the_training(small_disk):
+    directory = small_disk / "run"
+
+    def fill_up(epoch, _):
+        if epoch == 1:
+            deadline = time.monotonic() + 60
+            while len([*directory.glob("checkpoints/e*.json")]) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            fill(small_disk)
+
+    arguments = {"steps": 6, "track_freq": 6, "start_epoch": 1, "on_error": "warn"}
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=fill_up)
+    with pytest.warns(UserWarning, match="cannot save the averages at step 12 of") as told:
+        model = fit(directory, 3, callbacks=[callback], **arguments)
+    assert any("cannot save the checkpoint epoch-0003" in str(one.message) for one in told)
+    assert [found.proof for found in ckptavg.verify(directory)] == ["intact"] * 3
+    assert not leftovers(directory)
+    (small_disk.parent / "ballast").unlink()
+    with pytest.warns(CkptavgWarning, match="go on from step 6, training from step 18"):
+        fit(directory, 4, model=model, first=3, existing="resume", **arguments)
+    assert [ema.step for ema, *_ in notes(directory)] == [6, 6, 24, 24]
 
 
 class Computing(keras.layers.Layer):

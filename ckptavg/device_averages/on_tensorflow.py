@@ -36,7 +36,11 @@ class TensorFlowAverages(DeviceAverages):
             average.assign(value)
 
     def _updated(self, rates: tf.Tensor) -> None:
+        shares = tf.unstack(rates)
         for variable, *averages in zip(self._variables, *self._averages, strict=True):
             value = tf.cast(tf.convert_to_tensor(variable), tf.float32)
-            for number, average in enumerate(averages):
-                average.assign_add(rates[number] * (value - average))
+            for share, average in zip(shares, averages, strict=True):
+                # One operation for what `assign_sub` of a product takes two for.
+                tf.raw_ops.ResourceApplyGradientDescent(
+                    var=average.handle, alpha=share, delta=average - value
+                )

@@ -105,12 +105,12 @@ class Tracking:
         groups: dict[int, dict[float, Checkpoint]] = defaultdict(dict)
         for note in sorted(notes, key=lambda note: note.record.ema.step):
             groups[note.record.ema.step][note.record.ema.sigma_rel] = note
-        wanted = set(self._sigmas)
-        if sum(not wanted <= group.keys() for group in groups.values()) > 1:  # one may be of a kill
-            known = sorted({note.record.ema.sigma_rel for note in notes})
+        wanted, known = set(self._sigmas), {note.record.ema.sigma_rel for note in notes}
+        if not wanted <= known and len(groups) > 1:  # a kill may have left half of the first one
             raise SaverError(
-                f"the run tracks averages of sigma_rel {_listed(known)}, but tracked_sigmas are "
-                f"{_listed(self._sigmas)}: go on with the same, or begin anew in another run"
+                f"the run tracks averages of sigma_rel {_listed(sorted(known))}, but "
+                f"tracked_sigmas are {_listed(self._sigmas)}: go on with the same, or begin "
+                "anew in another run"
             )
         usable = [g for g in groups.values() if wanted <= g.keys() and _is_usable(g, step)]
         record = next(iter((usable or [groups[max(groups)]])[-1].values())).record
