@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     cases = (
-        [({"units": 64, "layers": 2}, (3,)), ({"units": 8, "layers": 2, "blocks": 2}, (3,))]
+        [({"units": 64, "layers": 2}, (3,))]
         if quick
         else [
             ({"units": 2048, "layers": 6}, (5, 10)),
