@@ -241,9 +241,12 @@ class Tracking:
 
 
 def _is_usable(group: Mapping[float, Checkpoint], step: int) -> bool:
-    """Whether notes of one step hold no NaN, and were written by an optimizer step."""
-    records = [note.record for note in group.values()]
-    return all(not r.non_finite and r.step is not None and r.step <= step for r in records)
+    """Whether notes of one step are there, hold no NaN, and are not of a step after `step`."""
+    for note in group.values():
+        record = note.record
+        if record.non_finite or record.step is None or record.step > step:
+            return False
+    return all(Checkpoint.exists(note.path) for note in group.values())
 
 
 def _listed(sigmas: Sequence[float]) -> str:

@@ -69,6 +69,7 @@ def seconds_of_a_step(model: keras.Model, case: str, folder: Path, steps: int, b
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", action="append", choices=list(MODELS), help="by default all")
     parser.add_argument("--runs", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--steps", type=int, default=20, help="of an epoch (default 20)")
     parser.add_argument("--batch", type=int, default=32, help="samples in a batch (default 32)")
@@ -82,8 +83,8 @@ def main() -> None:
         f"{options.batch}; medians of ms a step\n"
     )
     rows = []
-    for name, build in MODELS.items():
-        model = compiled(build, options.quick)
+    for name in options.only or MODELS:
+        model = compiled(MODELS[name], options.quick)
         found: dict[str, list[float]] = {case: [] for case in CASES}
         for turn in range(runs):
             print(f"round {turn + 1} of {runs}: {name}", file=sys.stderr)
