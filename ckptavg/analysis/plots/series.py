@@ -128,5 +128,5 @@ def batch_norm_shift(shift: "BatchNormShift", *, ax: Axes) -> Axes:
     ax.set_xlabel(f"shift from {plain(shift.before)}\nto {plain(shift.after)}")
     ax.set_ylabel("layer")
     frame(ax)
-    legend(ax, above=True)
+    legend(ax, below=True)
     return ax

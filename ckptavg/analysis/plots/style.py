@@ -8,6 +8,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 if TYPE_CHECKING:
     from ckptavg.analysis.tables import Series
@@ -25,6 +26,8 @@ _COLUMN, _ROW, _LINE = 16, 24, 30
 """Characters of a name below a column, of one beside a row, and of an axis label, at most."""
 _MANY = 4
 """Lines from which on a legend stands beside the axes."""
+_BELOW = 15.0
+"""Height of a line of text below axes, in points."""
 _NAME_SIZE = 8.0
 """Of names of points, in points."""
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1.2), (0, -1.2), (1, 2), (-1, 2))
@@ -91,8 +94,8 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
 
 
-def legend(ax: Axes, *others: Axes, above: bool = False) -> None:
-    """A legend of all labelled lines; where they are many it stands beside the axes, or above."""
+def legend(ax: Axes, *others: Axes, below: bool = False) -> None:
+    """A legend of all labelled lines; where they are many it stands beside the axes, or below."""
     handles, labels = [], []
     for each in (ax, *others):
         found = each.get_legend_handles_labels()
@@ -101,10 +104,13 @@ def legend(ax: Axes, *others: Axes, above: bool = False) -> None:
     if not handles:
         return
     place = {"loc": "best"}
-    if above:
+    if below:
         width = 2 * (max(map(len, labels)) + 6) * _CHARACTER * 0.8 * _font_pixels(ax)
         columns = 2 if width < ax.get_window_extent().width else 1
-        place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.01), "ncols": columns}
+        lines = 2 + ax.get_xlabel().count("\n")  # of ticks and label, which stand between
+        down = ScaledTranslation(0, -lines * _BELOW / 72, ax.figure.dpi_scale_trans)
+        place = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "ncols": columns}
+        place["bbox_transform"] = ax.transAxes + down
     elif len(handles) > _MANY:
         place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
     look = {"frameon": False, "fontsize": "small", "handlelength": 2.6, "borderaxespad": 0.3}

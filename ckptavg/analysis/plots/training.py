@@ -75,7 +75,7 @@ def learning_curve(
         drawn.append(_values(list(averages.values())))
     if names:
         log_if_wide(ax.yaxis, np.concatenate(drawn), _WIDE)
-        ax.set_ylabel(plain(label or _common_name(names)))
+        ax.set_ylabel(plain(label or _common_name(names), 22))
     if not names and rate_axes is None:
         ax.text(
             0.5, 0.5, "neither metrics nor rates are known", ha="center", transform=ax.transAxes
@@ -88,9 +88,9 @@ def learning_curve(
         rate_axes.spines[["top", "left"]].set_visible(False)
         ax.set_zorder(rate_axes.get_zorder() + 1)  # the legend lies over all lines
         ax.patch.set_visible(False)
-        legend(ax, rate_axes, above=True)
+        legend(ax, rate_axes, below=True)
     else:
-        legend(ax, above=True)
+        legend(ax, below=True)
     return ax
 
 

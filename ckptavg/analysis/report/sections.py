@@ -105,7 +105,7 @@ def about_average(average: Checkpoint, sources: Sequence[Checkpoint], picture: C
         [
             ("file", tag("code", str(average.path))),
             ("recipe", record.recipe or "unknown"),
-            ("of", describe_epochs(sources)),
+            ("of", _described(sources)),
             ("coefficients", _coefficients(coefficients)),
             ("effective sample size", f"{size:.3g} of {len(coefficients)} checkpoints"),
             ("proof", _proof(record.sources)),
@@ -198,6 +198,12 @@ def _total(records: Iterable[Record]) -> str:
 def _span(times: Sequence[str]) -> str:
     first, last = min(times), max(times)
     return _time(first) if first == last else f"{_time(first)} to {_time(last)}"
+
+
+def _described(sources: Sequence[Checkpoint]) -> str:
+    if all(source.record is not None and source.record.ema is not None for source in sources):
+        return f"{len(sources)} tracked {describe_tracked(sources)}"
+    return describe_epochs(sources)
 
 
 def _coefficients(values: Sequence[float]) -> str:
