@@ -53,15 +53,11 @@ def test_the_benchmark_of_geometry_runs():
     assert all(stacked[:-1]), "an empty cell"
 
 
-        if row[0].startswith("measure_geometry"):
-            assert all(row), "an empty cell"
-            assert float(row[-1]) < 1e-9
-
-
 def test_the_benchmark_of_loss_planes_runs():
     header, _, *rows = bench(name="bench_loss_plane")
     assert header == ["beside", "points", "passes and evaluations s", "plane s", "ratio"]
     assert [row[:2] for row in rows] == [["BatchNormPass", "3 x 3"], ["update_batch_norm", "2 x 2"]]
+    assert all(all(row) for row in rows)
 
 
 def test_the_benchmark_of_tracked_averages_runs():
