@@ -161,7 +161,7 @@ def recorded_statistics(record: Record | None) -> tuple[str, ...]:
     if record is None or record.batch_norm is None:
         return ()
     # What a saver saw in the model, and what a pass has changed.
-    return (*getattr(record.batch_norm, "moving", ()), *record.batch_norm.tensors)
+    return (*record.batch_norm.moving, *record.batch_norm.tensors)
 
 
 def _collected(_: PlanItem, pieces: Iterator[np.ndarray]) -> np.ndarray:
