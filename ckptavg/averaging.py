@@ -18,7 +18,7 @@ from ckptavg.strips import Segment, Strip
 from ckptavg.tensors import TensorInfo, all_finite
 
 Progress = Callable[[int], None]
-"""Is told of bytes that were read, from any thread."""
+"""Is told how much more is done: of bytes that were read, from any thread, of candidates."""
 
 Write = Callable[[str, int, memoryview], None]
 """Takes the bytes of a tensor: its name, the first byte's place in it, the bytes."""

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from ckptavg.analysis.corners import Corner
-from ckptavg.analysis.points import Progress, open_points
+from ckptavg.analysis.points import open_points
 from ckptavg.analysis.surfaces import LossLine, LossPlane
+from ckptavg.averaging import Progress
 from ckptavg.errors import RecipeError
 
 POSITIONS = tuple(n / 10 for n in range(-5, 16))

@@ -1,7 +1,7 @@
 """Points between and beyond corners, evaluated in a live model that is put back afterwards."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from ckptavg.analysis.corners import Corner, Corners, Vector, plan_corners
 from ckptavg.analysis.surfaces import Metrics
+from ckptavg.averaging import Progress
 from ckptavg.errors import DataError, NonFiniteError
 from ckptavg.evaluation import measure
 from ckptavg.outputs import writing
@@ -23,8 +24,6 @@ _ONLY = "eval"
 """What data are called that come without a name."""
 _DIGITS = 12
 """Of coefficients: inner products differ in their last bits from run to run, points shall not."""
-
-Progress = Callable[[int], None]
 
 
 class Points:

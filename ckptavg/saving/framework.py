@@ -135,10 +135,11 @@ class Framework(ABC):
     def batch_norm_layers(self, model: Any) -> list[Any]:
         """The BatchNormalization layers, those in nested models too."""
 
-    def moving_statistics(self, layer: Any) -> list[Any]:
-        """The variables of a BatchNormalization layer that hold its moving statistics."""
-        found = (getattr(layer, name, None) for name in _MOVING)
-        return [variable for variable in found if variable is not None]
+    def moving_statistics(self, model: Any, placement: Placement) -> tuple[str, ...]:
+        """Stored names of what BatchNormalization layers keep of the data."""
+        layers = self.batch_norm_layers(model)
+        moving = {id(getattr(layer, name, None)) for layer in layers for name in _MOVING}
+        return tuple(name for name, v in placement.variables.items() if id(v) in moving)
 
     @abstractmethod
     def learning_rate(self, optimizer: Any) -> float:

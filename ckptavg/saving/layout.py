@@ -54,7 +54,7 @@ class Layout:
         layers = self._framework.batch_norm_layers(self._model)
         if not layers:
             return None
-        moving = {id(v) for layer in layers for v in self._framework.moving_statistics(layer)}
-        placed = {} if self.placement is None else self.placement.variables
-        names = (name for name, variable in placed.items() if id(variable) in moving)
-        return BatchNormRecord(len(layers), "running", moving=tuple(names))
+        moving = ()
+        if self.placement is not None:
+            moving = self._framework.moving_statistics(self._model, self.placement)
+        return BatchNormRecord(len(layers), "running", moving=moving)

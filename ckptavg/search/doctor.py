@@ -1,12 +1,13 @@
 """The doctor: which checkpoints do not belong into an average, and why."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ckptavg.averaging import Progress
 from ckptavg.checkpoints import Checkpoint, main_file
 from ckptavg.errors import CkptavgError, RunError, SpecError
 from ckptavg.search.examination import Examination, examine
@@ -29,8 +30,6 @@ _BARRIER = 0.1
 """How much worse than both its neighbours a midpoint may be, as a share of the worse one."""
 _UNRELATED = 0.5
 """Cosine to the mean below which checkpoints have little in common."""
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)

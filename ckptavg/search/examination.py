@@ -1,6 +1,6 @@
 """One pass over checkpoints side by side: how large they are, where they lie, what is wrong."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 
 from ckptavg.accumulate import PIECE
+from ckptavg.averaging import Progress
 from ckptavg.checkpoints import Checkpoint
 from ckptavg.plan import plan_average
 from ckptavg.recipes import UNIFORM, uniform
@@ -16,8 +17,6 @@ from ckptavg.side_by_side import read_side_by_side
 
 _MEMORY = 64 * 1024 * 1024
 """Bytes of the pieces of all checkpoints that are held side by side."""
-
-Progress = Callable[[int], None]
 
 
 @dataclass

@@ -83,7 +83,7 @@ class LiveModel:
         return [self._model_digest, self._data_digest, *self._how]
 
     @property
-    def moving_statistics(self) -> frozenset[str]:
+    def moving_statistics(self) -> tuple[str, ...]:
         """Stored names of what BatchNorm layers keep of the data, which is no weight."""
         return self._weights.moving_statistics
 

@@ -7,13 +7,18 @@ import keras
 import numpy as np
 
 from ckptavg.errors import ModelError
-from ckptavg.keras_models import batch_norm_layers
 from ckptavg.keras_saving import Keras3
 from ckptavg.search.sums import Tensor
 
 
 class LiveWeights:
-    """Sets the weights of a built model without a file."""
+    """Sets the weights of a built model without a file.
+
+    Attributes:
+        moving_statistics: stored names of what BatchNorm layers keep of the data.
+    """
+
+    moving_statistics: tuple[str, ...]
 
     def __init__(self, model: keras.Model) -> None:
         """Finds out which variable is stored under which name.
@@ -21,7 +26,8 @@ class LiveWeights:
         Raises:
             ModelError: a layer saves something else than its variables, as quantized ones do.
         """
-        placement = Keras3().place(model, include_optimizer=False)
+        framework = Keras3()
+        placement = framework.place(model, include_optimizer=False)
         if placement is None:
             raise ModelError(
                 f"a layer of the model '{model.name}' saves something else than its variables: its "
@@ -29,18 +35,7 @@ class LiveWeights:
             )
         self._model = model
         self._variables = placement.variables
-
-    @property
-    def moving_statistics(self) -> frozenset[str]:
-        """Stored names of what BatchNorm layers keep of the data, which is no weight."""
-        weights = ("gamma", "beta")
-        moving = {
-            id(variable)
-            for layer in batch_norm_layers(self._model)
-            for variable in layer.variables
-            if not any(variable is getattr(layer, name, None) for name in weights)
-        }
-        return frozenset(name for name, v in self._variables.items() if id(v) in moving)
+        self.moving_statistics = framework.moving_statistics(model, placement)
 
     @contextmanager
     def kept(self) -> Iterator[None]:

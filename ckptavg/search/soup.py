@@ -1,12 +1,13 @@
 """Soups: averages of those ingredients that help (Wortsman et al., arXiv 2203.05482)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from ckptavg.averaging import Progress
 from ckptavg.checkpoints import Checkpoint, leave_out_non_finite
 from ckptavg.errors import RecipeError
 from ckptavg.evaluation import measure
@@ -22,8 +23,6 @@ from ckptavg.sources import Sources, resolve
 GREEDY, UNIFORM = "greedy", "uniform"
 _EMPTY, _ALONE, _SOUP, _MORE = range(4)
 """Rows of sums: no ingredient, a single one, the soup, and the soup with one more."""
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)

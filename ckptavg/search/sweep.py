@@ -1,12 +1,13 @@
 """A sweep: many averages of one run, each through a BatchNorm pass and an evaluation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from ckptavg.averaging import Progress
 from ckptavg.checkpoints import Checkpoint, leave_out_non_finite, positions
 from ckptavg.errors import RecipeError, RunError
 from ckptavg.evaluation import measure
@@ -23,8 +24,6 @@ from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents
 from ckptavg.search.sums import Sums, Tensor, weighted_mean
 
 LAST, ALL = "last", "all"
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
