@@ -15,6 +15,7 @@ from ckptavg.formats import CheckpointReader
 from ckptavg.merging import check_unchanged, open_sources
 from ckptavg.plan import MergePlan
 from ckptavg.rules import AVERAGE, PlanItem
+from ckptavg.source_plan import SourcePlan
 from ckptavg.tensors import Region, regions
 
 T = TypeVar("T")
@@ -44,6 +45,19 @@ class RegionRead(Generic[T]):
     measured: T | None
     digests: tuple[bytes, ...]
     damaged: tuple[int, ...]
+
+    def check_intact(self, sources: Sequence[SourcePlan]) -> None:
+        """Refuses what is not as it was saved; damage may look like NaN, which is told after it.
+
+        Args:
+            sources: those of the plan that was read.
+
+        Raises:
+            IntegrityError: a checkpoint differs from its record; the message says where.
+        """
+        for number in self.damaged:
+            source, digest = sources[number], self.digests[number]
+            source.proof.check(source.path, self.item.tensor, self.region, digest)
 
 
 def read_side_by_side(

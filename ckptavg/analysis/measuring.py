@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ckptavg.analysis.geometry import Geometry
-from ckptavg.analysis.moving_statistics import recorded_statistics
+from ckptavg.analysis.moving_statistics import statistics_in
 from ckptavg.averaging import Progress, not_finite
 from ckptavg.checkpoints import Checkpoint, main_file, positions_in
 from ckptavg.errors import FormatError, IntegrityError, RunError, SpecError
 from ckptavg.formats import open_reader
 from ckptavg.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_limit, plan_average
 from ckptavg.recipes import UNIFORM, Recipe, check_coefficients, uniform
-from ckptavg.rules import AVERAGE, DROP, PlanItem, layer_of, moving_statistics
+from ckptavg.rules import AVERAGE, DROP, PlanItem, layer_of
 from ckptavg.side_by_side import AHEAD, RegionRead, read_side_by_side
 from ckptavg.sources import Sources, resolve, stem
 from ckptavg.strips import count_regions
@@ -103,7 +103,8 @@ def measure_geometry(
     for found in read_side_by_side(
         plan, items, _measure, piece=piece, jobs=jobs, progress=progress
     ):
-        _check(plan, found)
+        found.check_intact(plan.sources)
+        _check_finite(plan, found)
         number = numbers[layer_of(found.item.tensor.name)]
         gram[number] += found.measured.gram
         along[number] += found.measured.along
@@ -233,9 +234,7 @@ def _weights(
     plan: MergePlan, patterns: Sequence[str]
 ) -> tuple[tuple[PlanItem, ...], tuple[str, ...]]:
     """The tensors that are weights, and the names of the others."""
-    structure = plan.sources[-1].structure
-    known = {name for source in plan.sources for name in recorded_statistics(source.record)}
-    statistics = {n for names in moving_statistics(structure, known).values() for n in names}
+    statistics = {name for names in statistics_in(plan).values() for name in names}
     items = [item for item in plan.items if item.action != DROP]
     for pattern in patterns:
         matched = {i.tensor.name for i in items if fnmatchcase(i.tensor.name, pattern)}
@@ -282,14 +281,11 @@ def _check_records(plan: MergePlan, items: Sequence[PlanItem]) -> None:
             )
 
 
-def _check(plan: MergePlan, found: RegionRead[_Products]) -> None:
-    """Refuses what is damaged, which may look like NaN, and what is NaN."""
-    tensor, region = found.item.tensor, found.region
-    for number in found.damaged:
-        source = plan.sources[number]
-        source.proof.check(source.path, tensor, region, found.digests[number])
+def _check_finite(plan: MergePlan, found: RegionRead[_Products]) -> None:
+    """Refuses NaN, infinity, and numbers too large to be squared."""
     if found.measured.finite:
         return
+    tensor, region = found.item.tensor, found.region
     for source in plan.sources:
         data = bytearray(region.nbytes)
         with open_reader(source.path, source.structure) as reader:

@@ -1,6 +1,6 @@
 """How far the moving statistics of BatchNorm layers are from each other in two checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,8 @@ from ckptavg.analysis.tables import frame
 from ckptavg.averaging import not_finite
 from ckptavg.checkpoints import Checkpoint
 from ckptavg.errors import FormatError, IntegrityError
-from ckptavg.plan import plan_average
+from ckptavg.plan import MergePlan, plan_average
 from ckptavg.recipes import UNIFORM, uniform
-from ckptavg.record import Record
 from ckptavg.rules import PlanItem, moving_statistics
 from ckptavg.side_by_side import read_side_by_side
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 _MEAN_UNIT = "standard deviations"
 _VARIANCE_UNIT = "log ratio"
-
 
 _EPSILON = 1e-3
 """Keras' own, which its BatchNormalization adds to variances by default."""
@@ -114,32 +112,16 @@ def batch_norm_shift(
     """
     checkpoints = [c if isinstance(c, Checkpoint) else Checkpoint.open(c) for c in (before, after)]
     plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(2))
-    structure = plan.sources[-1].structure
-    known = {name for source in plan.sources for name in recorded_statistics(source.record)}
-    layers = {
-        layer: names[:2]
-        for layer, names in moving_statistics(structure, known).items()
-        if len(names) > 1
-    }
+    layers = {layer: names[:2] for layer, names in statistics_in(plan).items() if len(names) > 1}
     if not layers:
         raise FormatError(
             f"no moving statistics of BatchNorm layers are found in {plan.sources[-1].path}: "
             "neither its record nor the names of its tensors tell of any"
         )
-    wanted = {name for names in layers.values() for name in names}
-    items = [item for item in plan.items if item.tensor.name in wanted]
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
-    for found in read_side_by_side(plan, items, _collected, piece=PIECE):
-        tensor = found.item.tensor
-        for number, source in enumerate(plan.sources):
-            if number in found.damaged:
-                source.proof.check(source.path, tensor, found.region, found.digests[number])
-            if not np.isfinite(found.measured[number]).all():
-                raise not_finite(source.path, tensor.name, found.measured[number])
-        parts[tensor.name].append(found.measured)
+    values = _read(plan, {name for names in layers.values() for name in names})
     means, variances = [], []
     for names in layers.values():
-        mean, variance = (np.concatenate(parts[name], axis=1) for name in names)
+        mean, variance = (values[name] for name in names)
         if (variance < 0).any():
             number = int(np.argmax((variance < 0).any(axis=1)))
             raise IntegrityError(
@@ -156,12 +138,29 @@ def batch_norm_shift(
     )
 
 
-def recorded_statistics(record: Record | None) -> tuple[str, ...]:
-    """Stored names of moving statistics that a record tells of."""
-    if record is None or record.batch_norm is None:
-        return ()
+def statistics_in(plan: MergePlan) -> dict[str, tuple[str, ...]]:
+    """Stored names of moving statistics in the checkpoints of a plan, as `moving_statistics` does.
+
+    Whatever one of the records tells of holds for all.
+    """
+    states = [source.record.batch_norm for source in plan.sources if source.record is not None]
     # What a saver saw in the model, and what a pass has changed.
-    return (*record.batch_norm.moving, *record.batch_norm.tensors)
+    known = {name for s in states if s is not None for name in (*s.moving, *s.tensors)}
+    return moving_statistics(plan.sources[-1].structure, known)
+
+
+def _read(plan: MergePlan, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Tensors by name, (checkpoints, values) float64 each."""
+    items = [item for item in plan.items if item.tensor.name in names]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for found in read_side_by_side(plan, items, _collected, piece=PIECE):
+        found.check_intact(plan.sources)
+        name = found.item.tensor.name
+        for source, values in zip(plan.sources, found.measured, strict=True):
+            if not np.isfinite(values).all():
+                raise not_finite(source.path, name, values)
+        parts[name].append(found.measured)
+    return {name: np.concatenate(values, axis=1) for name, values in parts.items()}
 
 
 def _collected(_: PlanItem, pieces: Iterator[np.ndarray]) -> np.ndarray:
