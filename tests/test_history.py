@@ -130,7 +130,7 @@ def test_a_training_that_begins_anew_begins_its_history(tmp_path):
     assert facts(directory) == before[:4]
 
 
-def test_what_is_no_number_survives(tmp_path):
+def test_what_is_no_number_survives():
     log = EpochLog(3, None, None, {"loss": math.nan, "val_loss": -math.inf, "x": 0.1 + 0.2}, "t")
     again = EpochLog.from_line(log.to_line())
     assert math.isnan(again.metrics["loss"])

@@ -450,7 +450,7 @@ def test_there_are_enough_notes_and_not_many_more(epochs, steps, stride):
     assert min(LEAST_NOTES, executions) <= notes < 2 * LEAST_NOTES
 
 
-def test_decays_of_several_steps_are_those_of_each(tmp_path):
+def test_decays_of_several_steps_are_those_of_each():
     for gamma in (0.5, 6.94, 16.97):
         for former, step in ((0, 1), (0, 5), (3, 4), (7, 30)):
             product = math.prod(decay_at(n, gamma) for n in range(former + 1, step + 1))
