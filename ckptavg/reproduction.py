@@ -64,19 +64,19 @@ def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
     if record is None or not record.sources or path.resolve() in seen:
         return ()
     sources = [Path(os.path.normpath(path.parent / source.path)) for source in record.sources]
-    output = ["-o", str(path)]
+    model = _model(average) if path.suffix == ".keras" else []
     if record.recipe == "copy":
         earlier = ()
         if Checkpoint.exists(sources[-1]):
             earlier = _making(Checkpoint.open(sources[-1]), seen | {path.resolve()})
-        return (*earlier, _command(["convert", str(sources[-1]), *output]))
+        return (*earlier, _command(["convert", str(sources[-1]), str(path), *model]))
     coefficients = [source.coefficient for source in record.sources]
     words = _by_run(sources, coefficients, record.recipe or "")
     if words is None:
         words = [*map(str, sources), *_by_number(coefficients)]
     passed = _pass(record.batch_norm)
-    model = _model(average) if passed or path.suffix == ".keras" else []
-    return (_command(["merge", *words, *output, *model, *passed]),)
+    model = _model(average) if passed else model
+    return (_command(["merge", *words, "-o", str(path), *model, *passed]),)
 
 
 def _by_run(sources: Sequence[Path], coefficients: Sequence[float], text: str) -> list[str] | None:

@@ -76,7 +76,8 @@ def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
     ends = [0, len(x) - 1] if len(x) > 1 else [0]
     names = [_named(trajectory.labels[end], unit) for end in ends] + list(trajectory.averages)
     named = [(x[end], y[end]) for end in ends] + list(trajectory.averages.values())
-    name_points(ax, names, named, others=trajectory.coordinates)
+    path = np.column_stack([x, y])
+    name_points(ax, names, named, others=np.concatenate([path, (path[1:] + path[:-1]) / 2]))
     return ax
 
 

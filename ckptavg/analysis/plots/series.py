@@ -77,6 +77,7 @@ def recipe_curves(
         ax.plot(x[known], values[known], **style, label=plain(name))
     ax.set_xlabel(with_unit("position in training", unit))
     ax.set_ylabel("coefficient")
+    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     frame(ax)
     if len(recipes) > 1:
         legend(ax)

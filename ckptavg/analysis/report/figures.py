@@ -75,8 +75,8 @@ def geometry_figures(geometry: Geometry) -> Content:
 
 
 def coefficient_figure(average: Checkpoint, sources: Sequence[Checkpoint]) -> Content:
-    """The share of each checkpoint in an average; nothing for a single one."""
-    if len(sources) < 2:
+    """The share of each checkpoint in an average; nothing where all have the same."""
+    if len({source.coefficient for source in average.record.sources}) < 2:
         return None
     places, unit = positions_in(sources)
     record, shares = average.record, {}

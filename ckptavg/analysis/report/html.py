@@ -29,17 +29,18 @@ ul { margin: .5rem 0; padding-left: 1.2rem; }
 code, pre { font: .875rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 pre {
   margin: .5rem 0; padding: .6rem .8rem; background: var(--soft); border: 1px solid var(--line);
-  border-radius: 4px; white-space: pre-wrap; user-select: all;
+  border-radius: 4px; white-space: pre; overflow: auto; user-select: all;
 }
 td, th, dd, li, code, figcaption { unicode-bidi: isolate; }
 .figures {
-  display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr));
+  margin-top: .75rem; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr));
 }
 figure { margin: 0; }
 figure img { display: block; width: 100%; max-width: 36rem; height: auto; }
 figcaption { font-size: .875rem; line-height: 1.4; max-width: 34rem; }
 .scroll {
-  overflow: auto; max-height: 26rem; width: fit-content; max-width: 100%;
+  overflow: auto; max-height: 36.7rem; width: fit-content; max-width: 100%; margin-top: .75rem;
   border: 1px solid var(--line); border-radius: 4px; overflow-wrap: normal;
 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
@@ -58,6 +59,7 @@ thead th:first-child { background: var(--soft); z-index: 3; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
+  pre { white-space: pre-wrap; }
   .scroll { max-height: none; overflow: visible; border: 0; }
   thead th, th:first-child, td:first-child { position: static; }
   .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); }

@@ -17,6 +17,8 @@ from ckptavg.reproduction import SPEC, refreshing
 from ckptavg.run import Run
 from ckptavg.wording import human_number, human_size, list_coefficients
 
+_LISTED = 8
+"""Different coefficients that are listed; the table has all."""
 _STATISTICS = {
     "running": "as training left them",
     "stale": "stale: averaged with the weights, they are not those of the averaged network",
@@ -104,11 +106,11 @@ def about_average(average: Checkpoint, sources: Sequence[Checkpoint], picture: C
             ("file", tag("code", str(average.path))),
             ("recipe", record.recipe or "unknown"),
             ("of", describe_epochs(sources)),
-            ("coefficients", list_coefficients(coefficients)),
+            ("coefficients", _coefficients(coefficients)),
             ("effective sample size", f"{size:.3g} of {len(coefficients)} checkpoints"),
             ("proof", _proof(record.sources)),
             ("BatchNorm", _batch_norm(record.batch_norm)),
-            ("written", f"{record.time}, {human_size(record.size)}"),
+            ("written", f"{_time(record.time)}, {human_size(record.size)}"),
             ("by", _versions([record])),
         ]
     )
@@ -141,8 +143,8 @@ def about_commands(commands: Sequence[str], average: Checkpoint | None) -> Conte
         told.append(
             tag(
                 "p",
-                f"The statistics came from {state.samples:,} samples in {state.batches:,} batches. "
-                "Data that are shuffled or augmented at random give others each time.",
+                f"The statistics came {_origin(state)}. Data that are shuffled or augmented at "
+                "random give others each time.",
             )
         )
     if state is not None and state.statistics == "stale" and (command := refreshing(average)):
@@ -195,7 +197,17 @@ def _total(records: Iterable[Record]) -> str:
 
 def _span(times: Sequence[str]) -> str:
     first, last = min(times), max(times)
-    return first if first == last else f"{first} to {last}"
+    return _time(first) if first == last else f"{_time(first)} to {_time(last)}"
+
+
+def _coefficients(values: Sequence[float]) -> str:
+    if len(set(values)) > _LISTED:
+        return f"{min(values):.4g} to {max(values):.4g}"
+    return list_coefficients(values)
+
+
+def _time(text: str) -> str:
+    return text.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _versions(records: Iterable[Record]) -> str:
@@ -212,11 +224,15 @@ def _batch_norm(state: BatchNormRecord | None) -> str:
     told = (
         f"{state.layers} layers, statistics {_STATISTICS.get(state.statistics, state.statistics)}"
     )
-    if state.samples is not None:
-        told += f", from {state.samples:,} samples in {state.batches or 0:,} batches"
-        told += f" of {state.data}" if state.data else ""
-        told += f", mode {state.mode}" if state.mode else ""
-    return told
+    return told if state.samples is None else f"{told}, {_origin(state)}"
+
+
+def _origin(state: BatchNormRecord) -> str:
+    """Where statistics came from that a pass has estimated."""
+    told = f"from {state.samples:,} samples"
+    told += f" in {state.batches:,} batches" if state.batches is not None else ""
+    told += f" of {state.data}" if state.data else ""
+    return told + (f", mode {state.mode}" if state.mode else "")
 
 
 def _proof(sources: Sequence[SourceRecord]) -> str:
