@@ -148,7 +148,7 @@ def run_demo(
         "its record too": record_path(refreshed),
     }
     if pictures:
-        say("drawing, with the loss at 121 points of a plane")
+        say(f"drawing, with the loss at {PLANE_POINTS**2} points of a plane")
         files |= _draw_all(directory, opened, mean, model, scores[_WITH])
     return DemoReport(seed, scores, files)
 
@@ -224,31 +224,27 @@ def _draw_all(
     from ckptavg.analysis import loss_plane, measure_geometry
     from ckptavg.analysis.plots import loss_contours, save_figure, trajectory_plane
 
-    name, last = "average", run.checkpoints[-1]
-    # The plane goes through the best checkpoint, or, where that is the last one, the first.
-    best = run.select(best=1)[0]
-    third, third_name = (best, "best") if best != last else (run.checkpoints[0], "first saved")
     plane = loss_plane(
-        last,
+        run.checkpoints[0],
+        run.checkpoints[-1],
         run.checkpoints,
-        third,
         model=model,
         data=bn_data(),
         eval_data={"held-out": test_data()},
         points=PLANE_POINTS,
-        labels=("last", name, third_name),
+        margin=0.4,
+        labels=("first saved", "last", "average"),
     )
-    trajectory = measure_geometry(run, averages={name: mean}).trajectory()
-    square = (5.2, 4.2)
+    trajectory = measure_geometry(run, averages={"average": mean}).trajectory()
     drawn = {
         "curves": (partial(_draw_curves, run, scores["accuracy"]), (7.0, 4.0)),
-        "trajectory": (lambda ax: trajectory_plane(trajectory, ax=ax), square),
-        "loss_plane": (lambda ax: loss_contours(plane, ax=ax), square),
+        "trajectory": (lambda ax: trajectory_plane(trajectory, ax=ax), (5.0, 4.0)),
+        "loss plane": (lambda ax: loss_contours(plane, ax=ax), (5.4, 3.4)),
     }
     files = {}
-    for picture, (draw, size) in drawn.items():
-        files[picture.replace("_", " ")] = directory / f"{picture}.png"
-        save_figure(draw, files[picture.replace("_", " ")], size=size)
+    for name, (draw, size) in drawn.items():
+        files[name] = directory / f"{name.replace(' ', '_')}.png"
+        save_figure(draw, files[name], size=size)
     return files
 
 
@@ -262,8 +258,7 @@ def _draw_curves(run: Run, average: float, ax: "Axes") -> "Axes":
         metrics=["val_accuracy"],
         saved_epochs=[record.epoch for record in run.records],
         averages={"average of the checkpoints": average},
-        label="held-out accuracy",
+        label=f"accuracy on {HELD_OUT} held-out images",
     )
     ax.set_ylim(bottom=max(0.0, min(accuracies[2:]) - 0.01), top=1.002)
-    ax.set_title(f"Digits: accuracy on {HELD_OUT} held-out images")
     return ax
