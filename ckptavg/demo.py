@@ -239,7 +239,7 @@ def _draw_all(
     drawn = {
         "curves": (partial(_draw_curves, run, scores["accuracy"]), (7.0, 4.0)),
         "trajectory": (lambda ax: trajectory_plane(trajectory, ax=ax), (5.0, 4.0)),
-        "loss plane": (lambda ax: loss_contours(plane, ax=ax), (5.4, 3.4)),
+        "loss plane": (lambda ax: loss_contours(plane, ax=ax), (5.0, 3.2)),
     }
     files = {}
     for name, (draw, size) in drawn.items():
@@ -258,7 +258,7 @@ def _draw_curves(run: Run, average: float, ax: "Axes") -> "Axes":
         metrics=["val_accuracy"],
         saved_epochs=[record.epoch for record in run.records],
         averages={"average of the checkpoints": average},
-        label=f"accuracy on {HELD_OUT} held-out images",
+        label="held-out accuracy",
     )
     ax.set_ylim(bottom=max(0.0, min(accuracies[2:]) - 0.01), top=1.002)
     return ax

@@ -19,8 +19,11 @@ LAST, BEST, WITHOUT, WITH = (
 )
 
 
-def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(tmp_path):
-    reports = [demo.run_demo(tmp_path / str(seed), seed=seed) for seed in range(5)]
+def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "PLANE_POINTS", 3)
+    reports = [
+        demo.run_demo(tmp_path / str(seed), seed=seed, pictures=seed == 0) for seed in range(5)
+    ]
     loss = {
         name: np.mean([report.scores[name]["loss"] for report in reports])
         for name in (LAST, BEST, WITHOUT, WITH)
@@ -28,14 +31,20 @@ def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(tmp_p
     assert loss[WITH] <= loss[LAST]
     assert loss[WITHOUT] >= 1.1 * loss[WITH]
     assert all(path.exists() for path in reports[0].files.values())
-    picture = (tmp_path / "0" / "curves.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    pictures = {path.name for path in reports[0].files.values() if path.suffix == ".png"}
+    assert pictures == {"curves.png", "trajectory.png", "loss_plane.png"}
+    assert all((tmp_path / "0" / n).read_bytes().startswith(b"\x89PNG") for n in pictures)
+    assert not [*(tmp_path / "1").glob("*.png")]
 
 
 def test_the_printed_commands_do_the_same(tmp_path):
     command = [str(Path(sys.executable).with_name("ckptavg"))]
     first = subprocess.run(
-        [*command, "demo", "-d", "d"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [*command, "demo", "-d", "d", "--no-pictures"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     commands = first.partition("the same by hand")[2].partition("\n")[2]
     assert commands.count("ckptavg ") == 3
