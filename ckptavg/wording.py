@@ -18,7 +18,14 @@ def human_number(value: float | None) -> str:
     return "" if value is None else f"{value:#.4g}" if isinstance(value, float) else str(value)
 
 
-def list_coefficients(coefficients: Sequence[float]) -> str:
-    """Coefficients in order, equal neighbours drawn together, such as `0.1, 3 x 0.3`."""
+def list_coefficients(coefficients: Sequence[float], most: int = 40) -> str:
+    """Coefficients in order, equal neighbours drawn together, such as `0.1, 3 x 0.3`.
+
+    Args:
+        coefficients: at least one.
+        most: entries to list; of more, the least and the largest coefficient are told.
+    """
     rows = [(value, len(list(row))) for value, row in groupby(f"{c:.4g}" for c in coefficients)]
+    if len(rows) > most:
+        return f"{len(coefficients)} from {min(coefficients):.4g} to {max(coefficients):.4g}"
     return ", ".join(value if count == 1 else f"{count} x {value}" for value, count in rows)

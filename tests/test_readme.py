@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import typer.testing
 
 from ckptavg.cli import app
 
@@ -40,6 +41,13 @@ def test_commands_and_options_that_are_shown_exist(name):
 def test_every_command_is_in_the_readme():
     for name in commands():
         assert f"ckptavg {name}" in page("README.md") or f"make {name}" in page("README.md"), name
+
+
+def test_no_summary_of_a_command_is_cut_at_80_columns():
+    found = typer.testing.CliRunner().invoke(app, ["--help"], terminal_width=80)
+    listed = found.output.partition("Commands:")[2]
+    assert all(f"  {name} " in listed for name in commands())
+    assert "..." not in listed
 
 
 def test_every_target_that_is_shown_exists():

@@ -13,6 +13,7 @@ from ckptavg import recipes
 from ckptavg.errors import RecipeError
 from ckptavg.power_profiles import decay_at, gamma_of, overlap, sigma_of
 from ckptavg.recipes import BY_POSITION, EMA, POWER_EMA, SUMMARIES, Recipe
+from ckptavg.wording import list_coefficients
 from tests.conftest import read_tensors
 from tests.test_cli import main
 from tests.test_imports import run_blocked
@@ -198,6 +199,13 @@ def test_merge_prints_coefficients_and_what_they_are_worth(trained_run, tmp_path
     assert "uniform: 4 x 0.25" in text
     report = json.loads(main("merge", trained_run, "-o", out, "--overwrite", "--json")[1])
     assert report["effective_sample_size"] == pytest.approx(4)
+
+
+def test_rows_of_coefficients_stay_short():
+    assert list_coefficients([0.1, 0.3, 0.3, 0.3]) == "0.1, 3 x 0.3"
+    assert list_coefficients([1 / 500] * 500) == "500 x 0.002"
+    many = Recipe(EMA, decay=0.9).coefficients(tuple(range(1, 181)))
+    assert list_coefficients(many) == f"180 from {many[0]:.4g} to {many[-1]:.4g}"
 
 
 def test_the_recipes_command(trained_run, tmp_path):

@@ -27,7 +27,7 @@ Model = Annotated[
         "--model",
         metavar="SPEC",
         help="The model: file.py:callable, package.module:callable or a .keras file; "
-        "left out when the checkpoints come with one.",
+        "not needed when the checkpoints come with one.",
         show_default=False,
     ),
 ]
@@ -44,16 +44,12 @@ Output = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a report in JSON.")]
 
-DATA_HELP = (
-    "file.py:callable or package.module:callable that returns a tf.data.Dataset, arrays, "
-    "a PyDataset or batches; or an .npz file with x (and y)."
-)
 Choosing = Annotated[
     str | None,
     typer.Option(
         "--eval-data",
         metavar="SPEC",
-        help="Held-out data (x, y) that choose, in any of these forms.",
+        help="Held-out data (x, y) that choose, from a callable or an .npz file; needed.",
         show_default=False,
     ),
 ]

@@ -32,7 +32,7 @@ def convert(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write a checkpoint in another format, tensor by tensor the same to the bit.
+    """Write a checkpoint in another format, the same to the bit.
 
     Optimizer state is left out.
     """

@@ -9,7 +9,6 @@ import typer
 
 from ckptavg.checkpoints import Checkpoint, list_epochs
 from ckptavg.cli.common import (
-    Choosing,
     Json,
     Model,
     model_spec,
@@ -40,14 +39,21 @@ def doctor(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="A run, checkpoint files, a quoted pattern, or a folder of checkpoints.",
             show_default=False,
         ),
     ],
     model: Model = None,
     data: Training = None,
-    eval_data: Choosing = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Held-out data (x, y) for the midpoints, from a callable or an .npz file.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
     preprocess: Preprocess = None,
@@ -59,8 +65,8 @@ def doctor(
 ) -> None:
     """Say which checkpoints do not belong into an average, and why.
 
-    Reads all checkpoints once, side by side. With --model and --eval-data also evaluates the
-    midpoints between neighbours: a barrier of the loss means different basins.
+    Reads all checkpoints once, side by side. With --eval-data also evaluates the midpoints between
+    neighbours: a barrier of the loss means different basins.
     """
     from ckptavg.search.doctor import doctor as examine
 

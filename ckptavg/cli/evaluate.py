@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from ckptavg.cli.common import (
-    DATA_HELP,
     Json,
     Model,
     checkpoint_of,
@@ -28,7 +27,13 @@ def evaluate(
         ),
     ],
     data: Annotated[
-        str, typer.Option(metavar="SPEC", help=f"Held-out data: {DATA_HELP}", show_default=False)
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="Held-out data: file.py:callable or package.module:callable that returns a "
+            "tf.data.Dataset, arrays, a PyDataset or batches; or an .npz file with x (and y).",
+            show_default=False,
+        ),
     ],
     model: Model = None,
     json: Json = False,

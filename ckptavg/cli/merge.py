@@ -49,7 +49,7 @@ def merge(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="A run, checkpoint files, a quoted pattern, or a folder of checkpoints.",
             show_default=False,
         ),

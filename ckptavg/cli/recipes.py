@@ -29,7 +29,7 @@ def recipes(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SOURCE...]",
+            metavar="SOURCE",
             help="A run or other checkpoints to weigh; evenly spaced ones if left out.",
             show_default=False,
         ),
@@ -47,7 +47,7 @@ def recipes(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the recipes of `merge --recipe` with the coefficients that they give."""
+    """List the recipes for `merge --recipe` and their coefficients."""
     places, unit = tuple(map(float, range(1, count + 1))), "checkpoint"
     if sources:
         places, unit = positions_in(resolve(sources))

@@ -16,7 +16,7 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="An average of the run, to tell of it, too: how it was made, and where it lies.",
+            help="An average of the run, to tell of it, too.",
             show_default=False,
         ),
     ] = None,
@@ -32,10 +32,11 @@ def report(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write a page about a run: its records, plots, where its checkpoints lie.
+    """Write an HTML page about a run: records, plots, commands.
 
-    It is one HTML file that needs no network, to look at or to hand on. With --merged it tells of
-    an average, too, with the commands that make it again. Needs matplotlib.
+    It is one file that needs no network, to look at or to hand on. With --merged it tells of an
+    average, too: where it lies, what it was made of, the commands that make it again. Needs
+    matplotlib.
     """
     from ckptavg.analysis.report import write_report
 

@@ -40,7 +40,7 @@ def soup(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="CKPT...",
+            metavar="CKPT",
             help="Checkpoints of one model, also of different runs; runs; patterns.",
             show_default=False,
         ),
@@ -50,9 +50,9 @@ def soup(
         str,
         typer.Option(metavar="NAME", help="greedy: those that help, best first; uniform: all."),
     ] = "greedy",
-    eval_data: Choosing = None,
     model: Model = None,
     data: Training = None,
+    eval_data: Choosing = None,
     monitor: Monitor = "val_loss",
     mode: Mode = "auto",
     test_data: Reporting = None,

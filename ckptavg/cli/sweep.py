@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 def sweep(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run.", show_default=False)],
-    eval_data: Choosing = None,
     model: Model = None,
     data: Training = None,
+    eval_data: Choosing = None,
     monitor: Monitor = "val_loss",
     mode: Mode = "auto",
     windows: Annotated[
@@ -89,7 +89,7 @@ def sweep(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Evaluate averages over many windows of a run; print a leaderboard.
+    """Evaluate averages over windows of a run, print a leaderboard.
 
     Each average goes through a BatchNorm pass over --data and is evaluated on --eval-data. Scores
     are kept in the run's folder `search`: a sweep that was stopped goes on.

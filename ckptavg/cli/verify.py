@@ -13,14 +13,14 @@ def verify(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Runs, checkpoint files, quoted patterns, or folders of checkpoints.",
             show_default=False,
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Prove checkpoints intact by their records, and averages by their sources.
+    """Prove checkpoints by their records, averages by their sources.
 
     An average whose sources still stand is computed again and compared to the bit. The first thing
     that is not as recorded is an error.

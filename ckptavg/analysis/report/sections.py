@@ -18,7 +18,7 @@ from ckptavg.run import Run
 from ckptavg.wording import human_number, human_size, list_coefficients
 
 _LISTED = 8
-"""Different coefficients that are listed; the table has all."""
+"""Coefficients that are listed; the table has all."""
 _STATISTICS = {
     "running": "as training left them",
     "stale": "stale: averaged with the weights, they are not those of the averaged network",
@@ -106,7 +106,7 @@ def about_average(average: Checkpoint, sources: Sequence[Checkpoint], picture: C
             ("file", tag("code", str(average.path))),
             ("recipe", record.recipe or "unknown"),
             ("of", _described(sources)),
-            ("coefficients", _coefficients(coefficients)),
+            ("coefficients", list_coefficients(coefficients, _LISTED)),
             ("effective sample size", f"{size:.3g} of {len(coefficients)} checkpoints"),
             ("proof", _proof(record.sources)),
             ("BatchNorm", _batch_norm(record.batch_norm)),
@@ -204,12 +204,6 @@ def _described(sources: Sequence[Checkpoint]) -> str:
     if all(source.record is not None and source.record.ema is not None for source in sources):
         return f"{len(sources)} tracked {describe_tracked(sources)}"
     return describe_epochs(sources)
-
-
-def _coefficients(values: Sequence[float]) -> str:
-    if len(set(values)) > _LISTED:
-        return f"{min(values):.4g} to {max(values):.4g}"
-    return list_coefficients(values)
 
 
 def _time(text: str) -> str:
