@@ -4,11 +4,20 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 PIP_ARGS ?=
 BENCH_ARGS ?=
+NOTEBOOKS ?=
 
-.PHONY: demo test test-backends lint format bench bench-batch-norm clean
+.PHONY: demo pictures notebooks test test-backends lint format bench bench-batch-norm clean
 
 demo: .venv/installed
 	$(BIN)/ckptavg demo
+
+# Those of the README, from a demo.
+pictures: demo
+	cp ckptavg-demo/curves.png ckptavg-demo/trajectory.png ckptavg-demo/loss_plane.png notebooks/images/
+
+# Runs all notebooks, or those named, and writes their outputs back.
+notebooks: .venv/installed
+	$(BIN)/python -m tests.notebooks $(NOTEBOOKS)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

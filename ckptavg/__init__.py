@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ckptavg.search.doctor import DoctorReport, doctor
     from ckptavg.search.soup import SoupReport, soup
     from ckptavg.search.sweep import SweepReport, sweep
+    from ckptavg.specs import load_model
     from ckptavg.swa import SWA
     from ckptavg.swad import Swad
     from ckptavg.verification import Verification, verify
@@ -60,6 +61,7 @@ _HOMES = {
     "convert": "conversion",
     "doctor": "search.doctor",
     "evaluate": "evaluation",
+    "load_model": "specs",
     "merge": "merging",
     "merge_into_model": "refresh",
     "open_run": "run",
@@ -98,6 +100,7 @@ __all__ = [
     "convert",
     "doctor",
     "evaluate",
+    "load_model",
     "merge",
     "merge_into_model",
     "open_run",

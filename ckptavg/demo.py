@@ -6,9 +6,11 @@ Its functions are also what the commands that it prints name as SPECs, such as
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -20,6 +22,9 @@ from ckptavg.record import record_path
 from ckptavg.refresh import refresh_batch_norm
 from ckptavg.run import Run, open_run
 from ckptavg.saver import CheckpointSaver
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 EPOCHS = 30
 START_EPOCH = 16
@@ -33,7 +38,12 @@ SHIFT = 0.125
 HELD_OUT = 597
 """Of the 1,797 images; the other 1,200 are trained on."""
 
+PLANE_POINTS = 11
+"""Of each axis of the picture of the loss."""
+
 _MARK = "demo.json"
+_LAST, _BEST = "last epoch", "best single checkpoint"
+_WITHOUT, _WITH = "average without BatchNorm pass", "average with BatchNorm pass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +104,15 @@ def run_demo(
     directory: str | Path = "ckptavg-demo",
     *,
     seed: int = 0,
+    pictures: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> DemoReport:
-    """Trains, merges, runs the BatchNorm pass and compares.
+    """Trains, merges, runs the BatchNorm pass, compares, and draws what became of it.
 
     Args:
         directory: where everything goes; made anew if an earlier demo made it.
         seed: of the initial weights and of the order of the training data.
+        pictures: whether to draw: the training, the way of the weights, and the loss about them.
         say: is told what is being done, and the progress of training.
 
     Raises:
@@ -112,34 +124,77 @@ def run_demo(
         directory / name for name in ("run", "swa.weights.h5", "swa-bn.weights.h5")
     )
     say(f"training {EPOCHS} epochs on {len(bn_data()):,} images of digits")
-    _train(run, seed, say)
+    model = train(run, seed=seed, say=say)
     say("merging")
     merge(run, mean)
     say("re-estimating BatchNorm statistics")
-    model = build_model()
     refresh_batch_norm(
         mean, refreshed, model=model, data=bn_data(), data_name="ckptavg.demo:bn_data"
     )
     opened = open_run(run)
     candidates = {
-        "last epoch": opened.checkpoints[-1].path,
-        "best single checkpoint": opened.select(best=1)[0].path,
-        "average without BatchNorm pass": mean,
-        "average with BatchNorm pass": refreshed,
+        _LAST: opened.checkpoints[-1].path,
+        _BEST: opened.select(best=1)[0].path,
+        _WITHOUT: mean,
+        _WITH: refreshed,
     }
     held_out = test_data()
     scores = {name: evaluate(path, model=model, data=held_out) for name, path in candidates.items()}
-    picture = directory / "curves.png"
-    _draw(picture, opened, scores["average with BatchNorm pass"]["accuracy"])
     files = {
         "run": run,
         "average": mean,
         "its record": record_path(mean),
         "with statistics": refreshed,
         "its record too": record_path(refreshed),
-        "curves": picture,
     }
+    if pictures:
+        say(f"drawing, with the loss at {PLANE_POINTS**2} points of a plane")
+        files |= _draw_all(directory, opened, mean, model, scores[_WITH])
     return DemoReport(seed, scores, files)
+
+
+def train(
+    run: str | Path,
+    *,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    start_epoch: int = START_EPOCH,
+    say: Callable[[str], None] = lambda _: None,
+) -> keras.Model:
+    """Trains on the digits, at a rate that stays high, saving every epoch from one on.
+
+    Args:
+        run: the directory for the checkpoints.
+        seed: of the initial weights and of the order of the training data.
+        epochs: of the training.
+        start_epoch: the first that is saved; the learning rate falls to `SWA_LR` before it.
+        say: is told the loss and the accuracy on the held-out images after each epoch.
+
+    Returns:
+        The model, as it is after the last epoch.
+    """
+    keras.utils.set_random_seed(seed)
+    model = build_model()
+    x, y = train_data()
+    saver = CheckpointSaver(
+        run, start_epoch=start_epoch, swa_freq=1, lr_schedule="constant", swa_lr=SWA_LR
+    )
+    telling = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: say(
+            f"  epoch {epoch + 1:2d}/{epochs}  held-out loss {logs['val_loss']:.4f}  "
+            f"accuracy {logs['val_accuracy']:.4f}"
+        )
+    )
+    model.fit(
+        x,
+        y,
+        batch_size=32,
+        epochs=epochs,
+        validation_data=test_data(),
+        callbacks=[saver, telling],
+        verbose=0,
+    )
+    return model
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -162,48 +217,48 @@ def _prepare(directory: Path, seed: int) -> None:
     mark.write_text(json.dumps({"seed": seed}) + "\n", encoding="utf-8")
 
 
-def _train(run: Path, seed: int, say: Callable[[str], None]) -> None:
-    keras.utils.set_random_seed(seed)
-    model = build_model()
-    x, y = train_data()
-    saver = CheckpointSaver(
-        run, start_epoch=START_EPOCH, swa_freq=1, lr_schedule="constant", swa_lr=SWA_LR
+def _draw_all(
+    directory: Path, run: Run, mean: Path, model: keras.Model, scores: Mapping[str, float]
+) -> dict[str, Path]:
+    """Draws pictures into a directory; gives their files, by what they show."""
+    from ckptavg.analysis import loss_plane, measure_geometry
+    from ckptavg.analysis.plots import loss_contours, save_figure, trajectory_plane
+
+    plane = loss_plane(
+        run.checkpoints[0],
+        run.checkpoints[-1],
+        run.checkpoints,
+        model=model,
+        data=bn_data(),
+        eval_data={"held-out": test_data()},
+        points=PLANE_POINTS,
+        margin=0.4,
+        labels=("first saved", "last", "average"),
     )
-    telling = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: say(
-            f"  epoch {epoch + 1:2d}/{EPOCHS}  held-out loss {logs['val_loss']:.4f}  "
-            f"accuracy {logs['val_accuracy']:.4f}"
-        )
-    )
-    model.fit(
-        x,
-        y,
-        batch_size=32,
-        epochs=EPOCHS,
-        validation_data=test_data(),
-        callbacks=[saver, telling],
-        verbose=0,
-    )
+    trajectory = measure_geometry(run, averages={"average": mean}).trajectory()
+    drawn = {
+        "curves": (partial(_draw_curves, run, scores["accuracy"]), (7.0, 4.0)),
+        "trajectory": (lambda ax: trajectory_plane(trajectory, ax=ax), (5.0, 4.0)),
+        "loss plane": (lambda ax: loss_contours(plane, ax=ax), (5.0, 3.2)),
+    }
+    files = {}
+    for name, (draw, size) in drawn.items():
+        files[name] = directory / f"{name.replace(' ', '_')}.png"
+        save_figure(draw, files[name], size=size)
+    return files
 
 
-def _draw(picture: Path, run: Run, average: float) -> None:
-    from matplotlib.axes import Axes
-
-    from ckptavg.analysis.plots import learning_curve, save_figure
+def _draw_curves(run: Run, average: float, ax: "Axes") -> "Axes":
+    from ckptavg.analysis.plots import learning_curve
 
     accuracies = [epoch.metrics["val_accuracy"] for epoch in run.history]
-
-    def draw(ax: Axes) -> Axes:
-        learning_curve(
-            run.history,
-            ax=ax,
-            metrics=["val_accuracy"],
-            saved_epochs=[record.epoch for record in run.records],
-            averages={"average of the checkpoints": average},
-            label="held-out accuracy",
-        )
-        ax.set_ylim(bottom=max(0.0, min(accuracies[2:]) - 0.01), top=1.002)
-        ax.set_title(f"Digits: accuracy on {HELD_OUT} held-out images")
-        return ax
-
-    save_figure(draw, picture)
+    learning_curve(
+        run.history,
+        ax=ax,
+        metrics=["val_accuracy"],
+        saved_epochs=[record.epoch for record in run.records],
+        averages={"average of the checkpoints": average},
+        label="held-out accuracy",
+    )
+    ax.set_ylim(bottom=max(0.0, min(accuracies[2:]) - 0.01), top=1.002)
+    return ax

@@ -26,15 +26,28 @@ from ckptavg.keras_models import from_config
 _FORMS = "file.py:callable or package.module:callable"
 
 
-def load_model(spec: str | Path) -> keras.Model:
-    """The model that a SPEC names.
+def load_model(spec: str | Path | None) -> keras.Model:
+    """The model that a SPEC names, such as that of a run.
 
     Args:
-        spec: `file.py:callable`, `package.module:callable`, a `.keras` file or a `model.json`.
+        spec: `file.py:callable`, `package.module:callable`, a `.keras` file or the `model.json` of
+            a run, which is `run.model_file`. None, as it is of a run without one, is refused.
+
+    Returns:
+        The model; its weights are those of the `.keras` file, or new ones.
 
     Raises:
         SpecError: some part of the SPEC leads nowhere; the message says which.
+
+    Example:
+        >>> model = ckptavg.load_model(ckptavg.open_run("run").model_file)
+        >>> ckptavg.evaluate("swa-bn.weights.h5", model=model, data=(x_test, y_test))
     """
+    if spec is None:
+        raise SpecError(
+            "no model is named, and the run holds no configuration of its own (model.json): name "
+            f"{_FORMS}, or a .keras file"
+        )
     path = Path(spec)
     if path.suffix == ".keras":
         model = _load_archive(path)

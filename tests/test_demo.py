@@ -21,9 +21,9 @@ LAST, BEST, WITHOUT, WITH = ROWS = (
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory) -> tuple[Path, str]:
-    """The working folder of `ckptavg demo -d d`, which is seed 0, and what it printed."""
+    """The working folder of `ckptavg demo -d d --no-pictures`, seed 0, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [Path(sys.executable).with_name("ckptavg"), "demo", "-d", "d"]
+    command = [Path(sys.executable).with_name("ckptavg"), "demo", "-d", "d", "--no-pictures"]
     out = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     return folder, out
 
@@ -34,8 +34,13 @@ def losses_in(out: str) -> dict[str, float]:
     return {name: float(line.split()[-2]) for name, line in rows.items()}
 
 
-def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(printed, tmp_path):
-    reports = [demo.run_demo(tmp_path / str(seed), seed=seed) for seed in range(1, 5)]
+def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(
+    printed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(demo, "PLANE_POINTS", 3)
+    reports = [
+        demo.run_demo(tmp_path / str(seed), seed=seed, pictures=seed == 1) for seed in range(1, 5)
+    ]
     first = losses_in(printed[1])
     loss = {
         name: np.mean([first[name], *(report.scores[name]["loss"] for report in reports)])
@@ -44,8 +49,11 @@ def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(print
     assert loss[WITH] <= loss[LAST]
     assert loss[WITHOUT] >= 1.1 * loss[WITH]
     assert all(path.exists() for path in reports[0].files.values())
-    picture = (printed[0] / "d" / "curves.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    pictures = {path.name for path in reports[0].files.values() if path.suffix == ".png"}
+    assert pictures == {"curves.png", "trajectory.png", "loss_plane.png"}
+    assert all((tmp_path / "1" / n).read_bytes().startswith(b"\x89PNG") for n in pictures)
+    assert not [*(tmp_path / "2").glob("*.png")]
+    assert not [*(printed[0] / "d").glob("*.png")]
 
 
 def test_the_printed_commands_do_the_same(printed):

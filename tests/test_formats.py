@@ -235,6 +235,20 @@ def test_hostile_files_are_refused_by_name(tmp_path, kind, reason):
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("damaged", [b"1\0", b".\0", b"2/3\0", b"/\0"])
+def test_links_whose_names_lead_elsewhere_are_refused(tmp_path, damaged):
+    path = tmp_path / "h.weights.h5"
+    with h5py.File(path, "w") as file:
+        for number, name in enumerate(("0", "1", "2/3")):
+            file.create_dataset(f"vars/{name}", data=np.full(4, number, "float32"))
+    data = path.read_bytes()
+    names = b"0\0".ljust(8, b"\0") + b"1\0"
+    assert data.count(names) == 1
+    path.write_bytes(data.replace(names, damaged.ljust(8, b"\0") + b"1\0"))
+    with pytest.raises(FormatError, match="'vars/.*is a name that cannot be"):
+        open_reader(path)
+
+
 def test_a_heap_that_hdf5_would_never_finish_reading(tmp_path):
     # A free object of size 0 in the heap of names: HDF5 runs in circles there.
     path = tmp_path / "h.weights.h5"

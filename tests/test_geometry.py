@@ -536,11 +536,21 @@ def test_the_public_names():
         "BatchNormShift",
         "Geometry",
         "LayerTable",
+        "LossLine",
+        "LossPlane",
         "PairTable",
+        "RunReport",
         "Series",
         "Trajectory",
         "batch_norm_shift",
+        "doctor_frame",
+        "loss_line",
+        "loss_plane",
         "measure_geometry",
+        "run_frame",
+        "soup_frame",
+        "sweep_frame",
+        "write_report",
     ]
     assert dir(analysis) == sorted(analysis.__all__)
     for name in analysis.__all__:

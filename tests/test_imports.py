@@ -57,6 +57,7 @@ def test_the_public_names():
         "convert",
         "doctor",
         "evaluate",
+        "load_model",
         "merge",
         "merge_into_model",
         "open_run",

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptavg.analysis.frames import doctor_frame, run_frame, soup_frame, sweep_frame
     from ckptavg.analysis.geometry import Geometry
     from ckptavg.analysis.loss_surface import loss_line, loss_plane
     from ckptavg.analysis.measuring import measure_geometry
@@ -30,9 +31,13 @@ _HOMES = {
     "Series": "tables",
     "Trajectory": "trajectory",
     "batch_norm_shift": "moving_statistics",
+    "doctor_frame": "frames",
     "loss_line": "loss_surface",
     "loss_plane": "loss_surface",
     "measure_geometry": "measuring",
+    "run_frame": "frames",
+    "soup_frame": "frames",
+    "sweep_frame": "frames",
     "write_report": "report",
 }
 
@@ -47,9 +52,13 @@ __all__ = [
     "Series",
     "Trajectory",
     "batch_norm_shift",
+    "doctor_frame",
     "loss_line",
     "loss_plane",
     "measure_geometry",
+    "run_frame",
+    "soup_frame",
+    "sweep_frame",
     "write_report",
 ]
 

@@ -18,16 +18,21 @@ def demo(
     seed: Annotated[
         int, typer.Option(help="Of the initial weights and the order of the data.", metavar="N")
     ] = 0,
+    pictures: Annotated[
+        bool, typer.Option(help="Draw the training, the way of the weights, the loss about them.")
+    ] = True,
     json: Json = False,
 ) -> None:
-    """See it all on handwritten digits: train, merge, compare."""
+    """See it all on handwritten digits: train, merge, compare, draw."""
     for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise SpecError(f"the demo needs {package}: pip install 'ckptavg[analysis]'")
     with keras_session():
         from ckptavg.demo import run_demo
 
-        report = run_demo(directory, seed=seed, say=lambda text: typer.echo(text, err=True))
+        report = run_demo(
+            directory, seed=seed, pictures=pictures, say=lambda text: typer.echo(text, err=True)
+        )
     if json:
         files = {name: str(path) for name, path in report.files.items()}
         print_json({"seed": report.seed, "scores": report.scores, "files": files})

@@ -173,12 +173,17 @@ class _Walk:
         # above it.
         self._enter(prefix or "/", address)
         self._groups[prefix] = self._texts.of(address)
+        labels: set[str] = set()
         for key, kind, place in _links(group):
             try:
                 label = key.decode()
             except UnicodeDecodeError as error:
                 raise self._refusal(f"{prefix}/{key!r}", "is not a name in UTF-8") from error
             name = f"{prefix}/{label}" if prefix else label
+            # Opened by such a name, HDF5 would give something else than what its link leads to.
+            if label in labels or label == "." or "/" in label:
+                raise self._refusal(name, "is a name that cannot be: it is damaged")
+            labels.add(label)
             if kind != h5py.h5l.TYPE_HARD:
                 raise self._refusal(name, "is a link to another place")
             found = h5py.h5o.open(group, key)

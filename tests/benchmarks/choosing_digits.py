@@ -4,8 +4,8 @@
 
 The model, images, rates and epochs are the demo's. Of its 597 held-out images 297 choose (they are
 also the validation data in the records) and 300 report: nothing is chosen on the latter. Greedy
-soups take the checkpoints of the run as their ingredients. Post-hoc EMA is not among the ways,
-because the demo tracks no averages.
+soups take the checkpoints of the run as their ingredients. Post-hoc EMAs come from the averages
+over all steps that the saver tracks; one of four lengths is chosen.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from ckptavg.checkpoints import list_epochs
 from ckptavg.errors import RunError
 from ckptavg.evaluation import evaluate
 from ckptavg.plan import plan_merge
+from ckptavg.recipes import Recipe
 from ckptavg.refresh import merge_into_model
 from ckptavg.run import Run, open_run
 from ckptavg.saver import CheckpointSaver
@@ -38,13 +39,18 @@ from ckptavg.swad import Swad
 CHOOSING = 297
 RECIPES = ("uniform", "ema:0.8", "cosine-decay", "sqrt-decay")
 MONITOR = "val_loss"
+SIGMAS = (0.05, 0.10, 0.15, 0.20)
 
 
 def train(directory: Path, seed: int, choose: Any, epochs: int, start: int) -> Run:
     keras.utils.set_random_seed(seed)
     x, y = demo.train_data()
     saver = CheckpointSaver(
-        directory, start_epoch=start, lr_schedule="constant", swa_lr=demo.SWA_LR
+        directory,
+        start_epoch=start,
+        lr_schedule="constant",
+        swa_lr=demo.SWA_LR,
+        tracked_sigmas=(0.05, 0.10),
     )
     demo.build_model().fit(
         x, y, batch_size=32, epochs=epochs, validation_data=choose, callbacks=[saver], verbose=0
@@ -95,6 +101,14 @@ def compare(
     made = soup(run, path, **given)
     kept = [ingredient.checkpoint for ingredient in made.ingredients if ingredient.kept]
     note("greedy soup", f"{epochs(kept)}, of {made.tried}", path)
+    lengths = {}
+    for sigma in SIGMAS:
+        path = folder / f"posthoc-{sigma}.weights.h5"
+        plan = plan_merge(run, path, recipe=Recipe("posthoc-ema", sigma_rel=sigma))
+        merge_into_model(plan, model=model, data=data)
+        lengths[evaluate(path, model=model, data=choose)["loss"]] = sigma, path
+    sigma, path = lengths[min(lengths)]
+    note("post-hoc EMA", f"sigma_rel {sigma}, of {len(SIGMAS)}", path)
     return found
 
 

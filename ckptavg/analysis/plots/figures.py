@@ -21,13 +21,13 @@ def save_figure(draw: Draw, path: Path, *, size: tuple[float, float] = (7, 4)) -
     Args:
         draw: draws into axes.
         path: the file to write; its suffix says the format.
-        size: width and height in inches.
+        size: width and height in inches; what stays empty around the drawing is cut off.
 
     Raises:
         ValueError: matplotlib knows no such format.
     """
     with _drawn(draw, size) as figure:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def figure_svg(draw: Draw, *, size: tuple[float, float] = (5, 3.4)) -> str:
