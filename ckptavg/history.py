@@ -69,7 +69,14 @@ def read_history(path: Path) -> tuple[EpochLog, ...]:
     for place, line in enumerate(lines, 1):
         try:
             logs.append(EpochLog.from_line(line.decode()))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise RecordError(
                 f"line {place} of the history {path} is damaged: {error!r:.200}. Remove the line, "
                 "or the file: checkpoints do not depend on it"

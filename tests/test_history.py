@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import keras
 import pytest
@@ -99,8 +100,12 @@ def test_a_torn_line_does_not_count_and_a_damaged_one_is_named(tmp_path, whole):
     path.write_text(lines + lines.splitlines()[0][:-3])
     moved = type(run)(tmp_path, run.checkpoints)
     assert moved.history == run.history
-    path.write_text(lines.replace('"step": 10', '"step": -1'))
-    with pytest.raises(RecordError, match=f"line 2 of the history .*{HISTORY_FILE} is damaged"):
+    for step in ("-1", "NaN", "1" * 400, "[" * 10_000):
+        path.write_text(lines.replace('"step": 10', f'"step": {step}'))
+        with pytest.raises(RecordError, match=f"line 2 of the history .*{HISTORY_FILE} is damaged"):
+            moved.history  # noqa: B018
+    path.write_text(re.sub('"loss": [^,}]+', f'"loss": {"1" * 400}', lines))  # beyond any float
+    with pytest.raises(RecordError, match=f"line 1 of the history .*{HISTORY_FILE} is damaged"):
         moved.history  # noqa: B018
     path.unlink()
     assert moved.history == ()

@@ -120,6 +120,13 @@ def test_values_over_decades_get_a_logarithmic_scale(ax):
     assert other.get_yscale() == "linear"
 
 
+@pytest.mark.parametrize("losses", [[1.7e308, -1.7e308, 1.0, 2.0], [5e-324, 1.7e308, 1.0, 2.0]])
+def test_values_that_are_all_but_infinite_are_gaps(ax, losses):
+    plots.learning_curve(logs(losses), ax=ax)
+    drawn(ax)
+    assert np.nanmax(np.abs(lines(ax)["loss"][:, 1])) == 2.0
+
+
 def test_maps_of_pairs_hold_the_table(trained_run, ax):
     geometry = geometry_of(trained_run)
     for draw, table in (

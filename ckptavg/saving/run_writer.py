@@ -262,7 +262,7 @@ def initial_rate(directory: Path) -> float | None:
         return float(content["initial_learning_rate"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise SaverError(
             f"cannot read {path}: {error!r:.200}. Remove it to start from the optimizer's rate"
         ) from error

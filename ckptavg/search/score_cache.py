@@ -81,6 +81,6 @@ class ScoreCache:
                 entry = json.loads(line)
                 metrics = {str(name): float(value) for name, value in entry["metrics"].items()}
                 found.append((str(entry["key"]), metrics))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue
         return found

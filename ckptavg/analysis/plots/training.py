@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _RATE = "#888888"
 _WIDE = 50.0
 """Largest over smallest value from which on a scale is logarithmic."""
+_LARGEST = 1e200
+"""Beyond this a value is drawn as if it were infinite: scales need room around what they show."""
 
 
 def learning_curve(
@@ -118,9 +120,9 @@ def _places(history: "Sequence[EpochLog | Record]") -> tuple[np.ndarray, str]:
 
 
 def _values(found: Sequence[float | None]) -> np.ndarray:
-    """Numbers, with NaN for those that are missing or infinite, where a line has a gap."""
+    """Numbers, with NaN for those that are missing or all but infinite: a line has a gap there."""
     values = np.array([np.nan if value is None else value for value in found], float)
-    values[~np.isfinite(values)] = np.nan
+    values[~(np.abs(values) < _LARGEST)] = np.nan
     return values
 
 
