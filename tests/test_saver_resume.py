@@ -110,6 +110,18 @@ def test_a_crash_after_any_epoch_changes_no_record(tmp_path, name, accumulated):
         assert not leftovers(directory)
 
 
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_steps_go_on_without_the_state_of_the_optimizer(tmp_path, accumulated):
+    arguments = {"start_epoch": 2, "existing": "resume"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(build(gradient_accumulation_steps=accumulated), whole, epochs=4, **arguments)
+    for first, epochs in ((0, 2), (2, 4)):
+        model = build(gradient_accumulation_steps=accumulated)
+        fit(model, parts, first=first, epochs=epochs, **arguments)
+    assert [r.step for r in open_run(parts).records] == [r.step for r in open_run(whole).records]
+    assert [x.step for x in open_run(parts).history] == [x.step for x in open_run(whole).history]
+
+
 def restore(model, values):
     for variable, value in zip(variables(model), values, strict=True):
         variable.assign(value)

@@ -5,8 +5,8 @@ import pytest
 
 tf_keras = pytest.importorskip("tf_keras")
 
-from ckptavg import open_run  # noqa: E402
-from ckptavg.errors import DataError  # noqa: E402
+from ckptavg import open_run, update_batch_norm  # noqa: E402
+from ckptavg.errors import DataError, ModelError  # noqa: E402
 from ckptavg.tf_keras import SWA  # noqa: E402
 from tests.test_swa import assert_trainables_are_means, blobs  # noqa: E402
 
@@ -102,3 +102,9 @@ def test_an_error_in_the_pass_leaves_the_former_weights(tmp_path):
     before = model.get_weights()
     model.fit(*blobs(), epochs=1, verbose=0)
     assert not np.array_equal(before[0], model.get_weights()[0])
+
+
+@pytest.mark.parametrize("mode", ["batch", "population"])
+def test_the_pass_of_keras_3_refuses_the_model_and_says_what_to_do(mode):
+    with pytest.raises(ModelError, match=r"a keras.Model of Keras 3.*ckptavg.tf_keras.SWA"):
+        update_batch_norm(network(), blobs()[0], mode=mode)

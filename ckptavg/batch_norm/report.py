@@ -88,7 +88,7 @@ def warnings(layers: Sequence[Any], samples: int) -> Iterator[str]:
         error = math.sqrt(2 * math.log(max(channels, 2)) / samples)
         yield (
             f"{samples:,} samples are few for the {channels:,} channels of '{widest.path}': the "
-            f"worst mean may be off by {error:.1g} standard deviations, {enough:,} samples make "
+            f"worst mean may be off by {error:.2g} standard deviations, {enough:,} samples make "
             f"that {_WORST_ERROR}"
         )
 

@@ -33,8 +33,14 @@ class Targets:
     def of(cls, model: keras.Model) -> Self:
         """
         Raises:
-            ModelError: a layer has no statistics yet.
+            ModelError: it is no model of Keras 3, or a layer has no statistics yet.
         """
+        if not isinstance(model, keras.Model):
+            raise ModelError(
+                f"the model is a {type(model).__module__}.{type(model).__qualname__}, but must be "
+                "a keras.Model of Keras 3: for tf_keras, ckptavg.tf_keras.SWA re-estimates "
+                "statistics at the end of fit"
+            )
         found = batch_norm_layers(model)
         layers = [layer for layer in found if layer.trainable]
         for layer in layers:

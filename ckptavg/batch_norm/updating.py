@@ -63,7 +63,7 @@ def update_batch_norm(
     Raises:
         DataError: the data are empty, cannot be read, or the model rejects them, or NaN or infinity
             is among them or reached a layer; the message names the batch.
-        ModelError: the backend or a kind of layer is not supported.
+        ModelError: it is no model of Keras 3, or the backend or a kind of layer is not supported.
 
     Example:
         >>> model.load_weights("swa.weights.h5")

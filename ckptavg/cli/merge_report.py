@@ -64,7 +64,7 @@ def _described(plan: MergePlan) -> str:
 def print_recipe(plan: MergePlan) -> None:
     """Prints the coefficients of a plan and what they are worth."""
     coefficients = plan.coefficients
-    lines = textwrap.wrap(f"{plan.recipe}: {list_coefficients(coefficients)}", 84)
+    lines = textwrap.wrap(f"{plan.recipe}: {list_coefficients(coefficients)}", 66)
     worth = (
         f"effective sample size {effective_sample_size(coefficients):.3g} of {len(coefficients)}"
     )

@@ -150,8 +150,9 @@ def print_pass(done: "BatchNormReport") -> None:
     if done.shifts:
         worst = max(done.shifts, key=lambda shift: shift.mean)
         typer.echo(
-            f"  moved       by up to {worst.mean:.2g} standard deviations in the mean "
-            f"({worst.layer}), {max(shift.deviation for shift in done.shifts):.2g} in the deviation"
+            f"  moved       by up to {worst.mean:.2g} standard deviations in the mean, "
+            f"{max(shift.deviation for shift in done.shifts):.2g} in the\n"
+            f"              deviation; the mean most in {worst.layer}"
         )
     for what, paths in (
         ("not trainable", done.frozen),
@@ -160,5 +161,5 @@ def print_pass(done: "BatchNormReport") -> None:
         if paths:
             typer.echo(f"  left alone  {', '.join(paths)} ({what})")
     for warning in done.warnings:
-        lines = textwrap.wrap(warning, 86)
+        lines = textwrap.wrap(warning, 66)
         typer.echo("  doubtful    " + "\n              ".join(lines))

@@ -111,7 +111,8 @@ def soup(
     typer.echo()
     kept = sum(ingredient.kept for ingredient in report.ingredients)
     value = report.metrics[report.monitor]
-    typer.echo(f"wrote {output} and {csv_path(output).name}: {method} soup of {kept} checkpoints")
+    of = f"{kept} checkpoint" + ("s" if kept != 1 else "")
+    typer.echo(f"wrote {output} and {csv_path(output).name}: {method} soup of {of}")
     typer.echo(
         f"tried {report.tried} candidates; {report.monitor} {value:.5g} on {eval_data}, which chose"
     )

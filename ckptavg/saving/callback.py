@@ -349,7 +349,8 @@ class SavingCallback:
         optimizer = getattr(self.model, "optimizer", None)
         if self.schedule.save_freq is not None or optimizer is None:
             return self._steps.taken or None
-        return self.framework.iterations(optimizer) or None
+        counted = self.framework.iterations(optimizer)
+        return self._steps.earlier + counted if counted else None
 
     def _take_config(self) -> None:
         """Hands the model's configuration to the other thread, once in each training."""

@@ -32,6 +32,11 @@ class Steps:
         """Optimizer steps so far."""
         return self._batches // self._each
 
+    @property
+    def earlier(self) -> int:
+        """Steps of earlier epochs that the optimizer does not know of."""
+        return self._earlier // self._each
+
     def begin_epoch(self) -> None:
         """Notes that an epoch begins."""
         self._seen = 0
