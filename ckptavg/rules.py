@@ -155,7 +155,7 @@ def moving_statistics(
     for layer, variables in layers.items():
         statistics = {n for n, variable in variables.items() if _MOVING.fullmatch(variable)}
         statistics.update(known & variables.keys())
-        numbered = all(variable.isdigit() for variable in variables.values())
+        numbered = all(variable.isdecimal() for variable in variables.values())
         if numbered and len(variables) > 1 and _is_batch_norm(structure, layer):
             kept = 2 if len(variables) < 5 else 5
             statistics.update(sorted(variables, key=lambda n: int(variables[n]))[-kept:])
@@ -172,7 +172,7 @@ def _is_batch_norm(structure: Structure, layer: str) -> bool:
 
 def _rank(variable: str) -> tuple[int, str]:
     """Sorts the statistics of a layer: numbers by themselves, else mean, variance, others."""
-    if variable.isdigit():
+    if variable.isdecimal():
         return int(variable), variable
     mean_or_variance = re.match("(?:moving|running)_(mean|var)", variable)
     return ("mean", "var").index(mean_or_variance[1]) if mean_or_variance else 2, variable

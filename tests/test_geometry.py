@@ -629,3 +629,9 @@ def test_the_doctor_and_the_geometry_agree(tmp_path):
     ):
         expected = [np.nan if d is None else d for d in (getattr(d, name) for d in diagnoses)]
         np.testing.assert_allclose(found.values, expected, rtol=1e-12)
+
+
+def test_variables_that_are_called_by_a_digit_of_another_kind_are_weights(tmp_path):
+    tensors = {f"layers/batch_normalization/vars/{n}": np.ones(3, "float32") for n in ("0", "²")}
+    path = write_h5(tmp_path / "w.weights.h5", tensors)
+    assert measure_geometry([path]).parameters == (6,)

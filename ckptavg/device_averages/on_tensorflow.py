@@ -40,7 +40,9 @@ class TensorFlowAverages(DeviceAverages):
         for variable, *averages in zip(self._variables, *self._averages, strict=True):
             value = tf.cast(tf.convert_to_tensor(variable), tf.float32)
             for share, average in zip(shares, averages, strict=True):
-                # One operation for what `assign_sub` of a product takes two for.
-                tf.raw_ops.ResourceApplyGradientDescent(
-                    var=average.handle, alpha=share, delta=average - value
-                )
+                if isinstance(average, tf.distribute.DistributedValues):  # tf_keras, in a scope
+                    average.assign_sub(share * (average - value))
+                else:  # one operation for what `assign_sub` of a product takes two for
+                    tf.raw_ops.ResourceApplyGradientDescent(
+                        var=average.handle, alpha=share, delta=average - value
+                    )

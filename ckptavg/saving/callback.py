@@ -214,17 +214,17 @@ class SavingCallback:
         """Adds an epoch to the history of the run, before a checkpoint of it is begun."""
         if self._run is None:
             return
-        rate = logs.get("learning_rate")
-        log = EpochLog(
-            epoch=epoch + 1,
-            step=self._step(),
-            learning_rate=None if rate is None else float(rate),
-            metrics=_metrics(logs),
-            time=now(),
-        )
         try:
+            rate = logs.get("learning_rate")
+            log = EpochLog(
+                epoch=epoch + 1,
+                step=self._step(),
+                learning_rate=None if rate is None else float(rate),
+                metrics=_metrics(logs),
+                time=now(),
+            )
             self._run.note_epoch(log)
-        except SaverError as error:
+        except Exception as error:  # converting what others logged may raise anything
             self._fail(error)
 
     def _check_epochs(self) -> None:
