@@ -82,7 +82,7 @@ def leftovers(folder: Path) -> list[str]:
 
 _HOLD = """
 mount -t tmpfs -o size=4m none "$1" && mkdir "$1/rw" "$1/ro" \
-&& mount -t tmpfs -o ro none "$1/ro" && echo ready && exec sleep 600
+&& mount -t tmpfs -o ro none "$1/ro" && echo ready && exec cat > /dev/null
 """
 
 
@@ -90,13 +90,15 @@ mount -t tmpfs -o size=4m none "$1" && mkdir "$1/rw" "$1/ro" \
 def disks(tmp_path_factory) -> Iterator[Path]:
     """A file system of 4 MiB, with the folder `rw`, and in `ro` one that is read-only.
 
-    They are mounted in a namespace of a process of their own, and reached through it.
+    They are mounted in a namespace of a process of their own, which ends with the tests, because
+    its input does, and reached through it.
     """
     place = tmp_path_factory.mktemp("disks")
     if not shutil.which("unshare"):
         pytest.skip("there is no program 'unshare' to mount a small disk with")
     process = subprocess.Popen(
         ["unshare", "-Urm", "sh", "-c", _HOLD, "sh", place],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
