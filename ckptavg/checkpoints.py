@@ -1,6 +1,7 @@
 """Checkpoints and the choice among them."""
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,12 @@ class Checkpoint:
         """
         path = checkpoint_path(path)
         if not cls.exists(path):
-            raise RunError(f"there is no checkpoint {path}")
+            advice = (
+                "what is there is no file"
+                if os.path.lexists(path)
+                else "name a run, a file, a folder of checkpoints or a quoted pattern"
+            )
+            raise RunError(f"there is no checkpoint {path}: {advice}")
         return cls(path, find_record(path), named_epoch)
 
 

@@ -281,7 +281,7 @@ def test_inspect_fits_a_terminal(folder):
             ("evaluate", "run", "--data", "train.py:narrow_data"),
             "have no targets",
         ),
-        (("inspect", "gone"), "there is no checkpoint gone"),
+        (("inspect", "gone"), "there is no checkpoint gone: name a run, a file, a folder"),
         (("inspect", "empty"), "holds no checkpoint yet"),
     ],
 )
