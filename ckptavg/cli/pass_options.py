@@ -143,8 +143,9 @@ def print_pass(done: "BatchNormReport") -> None:
     if not done.layers:
         typer.echo("  BatchNorm   the model has no statistics to re-estimate: nothing changed")
     else:
+        counted = f"{len(done.layers)} layer" + ("s" if len(done.layers) != 1 else "")
         typer.echo(
-            f"  BatchNorm   {len(done.layers)} layers re-estimated from {done.samples:,} samples "
+            f"  BatchNorm   {counted} re-estimated from {done.samples:,} samples "
             f"in {done.batches:,} batches" + (f", {done.mode}" if done.mode != "batch" else "")
         )
     if done.shifts:
