@@ -17,61 +17,61 @@ from typing import TYPE_CHECKING, Any
 from ckptavg.version import __version__
 
 if TYPE_CHECKING:
+    from ckptavg.analysis.doctor.doctor import DoctorReport, doctor
     from ckptavg.batch_norm import BatchNormReport, update_batch_norm
-    from ckptavg.checkpoints import Checkpoint
-    from ckptavg.conversion import convert
+    from ckptavg.batch_norm.refresh import RefreshReport, merge_into_model, refresh_batch_norm
     from ckptavg.errors import CkptavgError, CkptavgWarning
-    from ckptavg.evaluation import evaluate
-    from ckptavg.history import EpochLog
-    from ckptavg.merging import MergeReport, merge, run_plan
-    from ckptavg.plan import MergePlan, plan_merge
-    from ckptavg.recipes import Recipe
-    from ckptavg.record import Record
-    from ckptavg.refresh import RefreshReport, merge_into_model, refresh_batch_norm
-    from ckptavg.run import Run, open_run
-    from ckptavg.saver import CheckpointSaver
-    from ckptavg.search.doctor import DoctorReport, doctor
+    from ckptavg.merging.convert import convert
+    from ckptavg.merging.merge import MergeReport, merge, run_plan
+    from ckptavg.merging.plan import MergePlan, plan_merge
+    from ckptavg.merging.verify import Verification, verify
+    from ckptavg.models.evaluation import evaluate
+    from ckptavg.models.specs import load_model
+    from ckptavg.recipes.recipe import Recipe
+    from ckptavg.recipes.swad import Swad
+    from ckptavg.runs.checkpoint import Checkpoint
+    from ckptavg.runs.history import EpochLog
+    from ckptavg.runs.record import Record
+    from ckptavg.runs.run import Run, open_run
+    from ckptavg.saving.checkpoint_saver import CheckpointSaver
+    from ckptavg.saving.swa import SWA
     from ckptavg.search.soup import SoupReport, soup
     from ckptavg.search.sweep import SweepReport, sweep
-    from ckptavg.specs import load_model
-    from ckptavg.swa import SWA
-    from ckptavg.swad import Swad
-    from ckptavg.verification import Verification, verify
 
 
 _HOMES = {
     "BatchNormReport": "batch_norm",
-    "Checkpoint": "checkpoints",
-    "CheckpointSaver": "saver",
+    "Checkpoint": "runs.checkpoint",
+    "CheckpointSaver": "saving.checkpoint_saver",
     "CkptavgError": "errors",
     "CkptavgWarning": "errors",
-    "DoctorReport": "search.doctor",
-    "EpochLog": "history",
-    "MergePlan": "plan",
-    "MergeReport": "merging",
-    "Recipe": "recipes",
-    "Record": "record",
-    "RefreshReport": "refresh",
-    "Run": "run",
-    "SWA": "swa",
+    "DoctorReport": "analysis.doctor.doctor",
+    "EpochLog": "runs.history",
+    "MergePlan": "merging.plan",
+    "MergeReport": "merging.merge",
+    "Recipe": "recipes.recipe",
+    "Record": "runs.record",
+    "RefreshReport": "batch_norm.refresh",
+    "Run": "runs.run",
+    "SWA": "saving.swa",
     "SoupReport": "search.soup",
-    "Swad": "swad",
+    "Swad": "recipes.swad",
     "SweepReport": "search.sweep",
-    "Verification": "verification",
-    "convert": "conversion",
-    "doctor": "search.doctor",
-    "evaluate": "evaluation",
-    "load_model": "specs",
-    "merge": "merging",
-    "merge_into_model": "refresh",
-    "open_run": "run",
-    "plan_merge": "plan",
-    "refresh_batch_norm": "refresh",
-    "run_plan": "merging",
+    "Verification": "merging.verify",
+    "convert": "merging.convert",
+    "doctor": "analysis.doctor.doctor",
+    "evaluate": "models.evaluation",
+    "load_model": "models.specs",
+    "merge": "merging.merge",
+    "merge_into_model": "batch_norm.refresh",
+    "open_run": "runs.run",
+    "plan_merge": "merging.plan",
+    "refresh_batch_norm": "batch_norm.refresh",
+    "run_plan": "merging.merge",
     "soup": "search.soup",
     "sweep": "search.sweep",
     "update_batch_norm": "batch_norm",
-    "verify": "verification",
+    "verify": "merging.verify",
 }
 
 _MODULES = ("analysis", "tf_keras")

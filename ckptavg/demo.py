@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from ckptavg.batch_norm.refresh import refresh_batch_norm
 from ckptavg.errors import OutputError
-from ckptavg.evaluation import evaluate
-from ckptavg.merging import merge
-from ckptavg.record import record_path
-from ckptavg.refresh import refresh_batch_norm
-from ckptavg.run import Run, open_run
-from ckptavg.saver import CheckpointSaver
+from ckptavg.merging.merge import merge
+from ckptavg.models.evaluation import evaluate
+from ckptavg.runs.record import record_path
+from ckptavg.runs.run import Run, open_run
+from ckptavg.saving.checkpoint_saver import CheckpointSaver
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,13 +5,14 @@ from typing import Any
 
 import tf_keras
 
-from ckptavg.batches import input_batches
-from ckptavg.epoch_pass import EpochPass
+from ckptavg.batch_norm.keras2 import BatchNormPass2
 from ckptavg.errors import DataError
+from ckptavg.models.batches import input_batches
+from ckptavg.models.keras2 import batch_norm_layers
 from ckptavg.saving.callback import SavingCallback
-from ckptavg.swa_callback import AveragingCallback
-from ckptavg.tf_keras_batch_norm import BatchNormPass2
-from ckptavg.tf_keras_saving import Keras2, batch_norm_layers
+from ckptavg.saving.epoch_pass import EpochPass
+from ckptavg.saving.keras2 import Keras2
+from ckptavg.saving.swa_callback import AveragingCallback
 
 
 class CheckpointSaver(SavingCallback, tf_keras.callbacks.Callback):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["ckptavg", "zipfile"]):
     from ckptavg.errors import CkptavgError
     from ckptavg.formats import open_reader, read_state
-    from ckptavg.record import Record
+    from ckptavg.runs.record import Record
 from tests.fuzzing.worker import contents
 from tests.test_fuzz import FORMATS, make_record, managed_by_tensorflow
 

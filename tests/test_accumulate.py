@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptavg.accumulate import PIECE, Terms, WeightedMean, round_once
+from ckptavg.merging.exact_mean import PIECE, Terms, WeightedMean, round_once
 
 
 def mean_of(rows: list[np.ndarray], coefficients: list[float] | None = None) -> np.ndarray:

@@ -12,7 +12,6 @@ import pytest
 import safetensors.numpy
 
 import ckptavg
-from ckptavg.checkpoints import select
 from ckptavg.errors import (
     FormatError,
     IntegrityError,
@@ -21,10 +20,11 @@ from ckptavg.errors import (
     RecipeError,
     RunError,
 )
-from ckptavg.files import partial
-from ckptavg.proof import tensor_records
-from ckptavg.record import Record, now, record_path, versions
-from ckptavg.sources import resolve
+from ckptavg.runs.checkpoint import select
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import Record, now, record_path, versions
+from ckptavg.runs.sources import resolve
+from ckptavg.storage.files import partial
 from tests.conftest import flip_bit, leftovers, randomize, read_tensors, tiny_data, tiny_model
 from tests.test_merging import write_h5
 from tests.test_resume import interrupted
@@ -100,8 +100,8 @@ def test_records_that_come_later_are_held_against_what_was_read_before(tmp_path)
 
 
 def test_only_statistics_may_differ_from_the_average(checkpoints, tmp_path):
-    from ckptavg.plan import plan_merge
-    from ckptavg.refresh import merge_into_model
+    from ckptavg.batch_norm.refresh import merge_into_model
+    from ckptavg.merging.plan import plan_merge
 
     out = tmp_path / "swa.weights.h5"
     plan = plan_merge(checkpoints, out, live_model=True)
@@ -134,7 +134,7 @@ def test_an_output_of_several_files_is_all_or_nothing(tmp_path, overwrite):
         real(descriptor)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ckptavg.files.os.fsync", fail_late)
+        patch.setattr("ckptavg.storage.files.os.fsync", fail_late)
         with pytest.raises(OSError, match="Input/output"):
             ckptavg.merge([one, two], output, overwrite=overwrite)
     assert {file: file.read_bytes() for file in folder.iterdir()} == before

@@ -17,7 +17,7 @@ import pytest
 
 from ckptavg import cli
 from ckptavg.formats import open_reader
-from ckptavg.record import Record, record_path
+from ckptavg.runs.record import Record, record_path
 from tests.conftest import flip_bit, leftovers, read_tensors, tiny_data, tiny_model
 
 _TRAIN = """

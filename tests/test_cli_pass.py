@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from ckptavg.record import Record, record_path
-from ckptavg.search.doctor import doctor
+from ckptavg.analysis.doctor.doctor import doctor
+from ckptavg.runs.record import Record, record_path
 from tests.conftest import read_tensors, tiny_data, tiny_model
 from tests.test_cli import DATA, MODEL, folder, main  # noqa: F401
 

@@ -4,7 +4,7 @@ import google_crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptavg.crc32c import crc32c_combine
+from ckptavg.formats.crc32c import crc32c_combine
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))

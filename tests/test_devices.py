@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from ckptavg import update_batch_norm
-from ckptavg.devices import computing_on
 from ckptavg.errors import SpecError
+from ckptavg.models.devices import computing_on
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg import cli, merging
+from ckptavg import cli
 from ckptavg.errors import IntegrityError, OutputError, ResourceError
 from ckptavg.formats import ModelConfig
-from ckptavg.plan import plan_merge
+from ckptavg.merging import merge as merging
+from ckptavg.merging.plan import plan_merge
 from tests.conftest import randomize, read_tensors, tiny_model
 from tests.test_merging import write_h5
 

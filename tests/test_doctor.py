@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import ckptavg
+from ckptavg.analysis.doctor import examination
+from ckptavg.analysis.doctor.doctor import KEEP, LEAVE_OUT, doctor, outliers
+from ckptavg.analysis.doctor.examination import examine
 from ckptavg.errors import RunError, SpecError
-from ckptavg.search import examination
-from ckptavg.search.doctor import KEEP, LEAVE_OUT, doctor, outliers
-from ckptavg.search.examination import examine
 from tests.conftest import flip_bit, read_tensors, tiny_data, tiny_model
 from tests.test_cli import folder, main  # noqa: F401
 from tests.test_imports import run_blocked

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from ckptavg import update_batch_norm
-from ckptavg.batches import PreparedInputs, count_batches
 from ckptavg.errors import DataError, SpecError
-from ckptavg.specs import load_inputs
+from ckptavg.models.batches import PreparedInputs, count_batches
+from ckptavg.models.specs import load_inputs
 
 
 def image_model() -> keras.Model:

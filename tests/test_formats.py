@@ -10,9 +10,9 @@ import pytest
 
 from ckptavg.errors import FormatError
 from ckptavg.formats import ModelConfig, Structure, open_reader, open_writer
-from ckptavg.formats.weights_h5 import WeightsH5Reader
-from ckptavg.keras_models import model_config
-from ckptavg.tensors import Extent, TensorInfo
+from ckptavg.formats.hdf5.keras3 import WeightsH5Reader
+from ckptavg.formats.tensors import Extent, TensorInfo
+from ckptavg.models.model import model_config
 from tests.conftest import leftovers, randomize, read_tensors, tiny_model
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ckptavg.errors import CkptavgError
 from ckptavg.formats import ModelConfig, open_reader
-from ckptavg.proof import tensor_records
-from ckptavg.record import Record, find_record, now, record_path
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import Record, find_record, now, record_path
 from tests.formats import (
     test_keras_files,
     test_legacy_h5,

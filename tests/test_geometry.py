@@ -13,8 +13,8 @@ import pytest
 
 import ckptavg
 from ckptavg import analysis
-from ckptavg.analysis import batch_norm_shift, measure_geometry, measuring
-from ckptavg.checkpoints import Checkpoint
+from ckptavg.analysis import batch_norm_shift, measure_geometry
+from ckptavg.analysis.geometry import measure as measuring
 from ckptavg.errors import (
     CkptavgError,
     FormatError,
@@ -26,10 +26,11 @@ from ckptavg.errors import (
     SpecError,
 )
 from ckptavg.formats import Structure, open_reader
-from ckptavg.recipes import Recipe
-from ckptavg.record import BatchNormRecord
-from ckptavg.rules import layer_of, moving_statistics
-from ckptavg.tensors import TensorInfo
+from ckptavg.formats.tensors import TensorInfo
+from ckptavg.merging.tensor_rules import layer_of, moving_statistics
+from ckptavg.recipes.recipe import Recipe
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.record import BatchNormRecord
 from tests.conftest import flip_bit, randomize, read_tensors, tiny_data, tiny_model
 from tests.test_imports import run_blocked
 from tests.test_memory import MiB, sparse_checkpoints
@@ -574,7 +575,7 @@ def test_measuring_needs_neither_keras_nor_pandas(trained_run):
 _PEAK = """
 import re, sys
 from pathlib import Path
-import ckptavg.analysis.measuring as measuring
+import ckptavg.analysis.geometry.measure as measuring
 from ckptavg.formats import open_reader
 
 def peak():

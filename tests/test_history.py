@@ -9,7 +9,7 @@ import pytest
 
 from ckptavg import CheckpointSaver, EpochLog, open_run
 from ckptavg.errors import RecordError, SaverError
-from ckptavg.history import HISTORY_FILE
+from ckptavg.runs.history import HISTORY_FILE
 from tests.conftest import leftovers, tiny_data, tiny_model
 from tests.test_disk import fill
 

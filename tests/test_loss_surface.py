@@ -8,8 +8,9 @@ import pytest
 
 import ckptavg
 from ckptavg import Recipe, update_batch_norm
-from ckptavg.analysis import loss_line, loss_plane, points
-from ckptavg.analysis.corners import plan_corners
+from ckptavg.analysis import loss_line, loss_plane
+from ckptavg.analysis.loss_surface import points
+from ckptavg.analysis.loss_surface.corners import plan_corners
 from ckptavg.errors import (
     CkptavgError,
     DataError,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ckptavg.formats.hdf5_layout import lay_out
-from ckptavg.tensors import Extent, TensorInfo
+from ckptavg.formats.hdf5.preallocate import lay_out
+from ckptavg.formats.tensors import Extent, TensorInfo
 from tests.test_merging import write_h5
 
 MiB = 1024**2

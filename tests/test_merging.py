@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg import averaging, merging, strips, tensors
 from ckptavg.errors import (
     FormatError,
     IntegrityError,
@@ -25,9 +24,13 @@ from ckptavg.errors import (
     ResourceError,
     RunError,
 )
-from ckptavg.plan import plan_merge
-from ckptavg.record import Record, record_path
-from ckptavg.tensors import is_opaque
+from ckptavg.formats import tensors
+from ckptavg.formats.tensors import is_opaque
+from ckptavg.merging import merge as merging
+from ckptavg.merging import work as strips
+from ckptavg.merging import worker as averaging
+from ckptavg.merging.plan import plan_merge
+from ckptavg.runs.record import Record, record_path
 from tests.conftest import flip_bit, leftovers, randomize, read_tensors, tiny_model
 
 
@@ -507,8 +510,8 @@ def test_what_is_not_ours_is_not_replaced(checkpoints, tmp_path, overwrite):
 
 
 def test_damage_to_an_integer_is_called_damage(tmp_path):
-    from ckptavg.proof import tensor_records
-    from ckptavg.record import now
+    from ckptavg.runs.proof import tensor_records
+    from ckptavg.runs.record import now
 
     paths = []
     for number in range(2):

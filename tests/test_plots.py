@@ -22,8 +22,8 @@ from ckptavg.analysis import (
     plots,
 )
 from ckptavg.analysis.plots import style
-from ckptavg.checkpoints import Checkpoint
-from ckptavg.history import EpochLog
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.history import EpochLog
 
 NASTY = "_" + "$x_{$" + "é\n<b>" * 20
 

@@ -9,10 +9,10 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import CkptavgWarning, RecipeError, RunError
-from ckptavg.posthoc_ema import Snapshot, reconstruct
-from ckptavg.power_profiles import decay_at, gamma_of
-from ckptavg.proof import tensor_records
-from ckptavg.record import EmaRecord, Record, now
+from ckptavg.recipes.posthoc_ema import Snapshot, reconstruct
+from ckptavg.recipes.power_ema import decay_at, gamma_of
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import EmaRecord, Record, now
 from tests.conftest import randomize, read_tensors, tiny_model
 from tests.test_cli import main
 from tests.test_merging import write_h5
@@ -143,7 +143,7 @@ def test_an_average_of_any_length_from_a_run(trajectory, tracked_run, tmp_path):
 
 
 def test_a_tracked_length_gives_the_tracked_file(tracked_run, tmp_path):
-    from ckptavg.recipes import Recipe
+    from ckptavg.recipes.recipe import Recipe
 
     out = tmp_path / "o.weights.h5"
     recipe = Recipe("posthoc-ema", sigma_rel=0.10, at_step=2048)

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptavg
-from ckptavg import recipes
 from ckptavg.errors import RecipeError
-from ckptavg.power_profiles import decay_at, gamma_of, overlap, sigma_of
-from ckptavg.recipes import BY_POSITION, EMA, POWER_EMA, SUMMARIES, Recipe
-from ckptavg.wording import list_coefficients
+from ckptavg.recipes import recipe as recipes
+from ckptavg.recipes.power_ema import decay_at, gamma_of, overlap, sigma_of
+from ckptavg.recipes.recipe import BY_POSITION, EMA, POWER_EMA, SUMMARIES, Recipe
+from ckptavg.runs.describe import list_coefficients
 from tests.conftest import read_tensors
 from tests.test_cli import main
 from tests.test_imports import run_blocked

@@ -20,10 +20,10 @@ import ckptavg
 from ckptavg.analysis import write_report
 from ckptavg.analysis.report.html import facts, page, tag
 from ckptavg.errors import OutputError, ResourceError, RunError
-from ckptavg.history import EpochLog
-from ckptavg.proof import tensor_records
-from ckptavg.record import BatchNormRecord, Record
-from ckptavg.wording import human_size
+from ckptavg.runs.describe import human_size
+from ckptavg.runs.history import EpochLog
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import BatchNormRecord, Record
 from tests.conftest import leftovers
 from tests.test_cli import main
 from tests.test_disk import fill

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg.checkpoints import Checkpoint
-from ckptavg.recipes import Recipe
-from ckptavg.reproduction import averaging, refreshing, reproduction
+from ckptavg.merging.commands import averaging, refreshing, reproduction
+from ckptavg.recipes.recipe import Recipe
+from ckptavg.runs.checkpoint import Checkpoint
 from tests.test_cli import _TRAIN, main
 from tests.test_posthoc_ema import tracked_run, trajectory  # noqa: F401 (fixtures)
 

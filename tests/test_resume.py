@@ -15,10 +15,10 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import OutputError
-from ckptavg.files import partial
-from ckptavg.journal import Journal
-from ckptavg.record import Record, record_path
-from ckptavg.streaming import divide_plan
+from ckptavg.merging.engine import divide_plan
+from ckptavg.merging.journal import Journal
+from ckptavg.runs.record import Record, record_path
+from ckptavg.storage.files import partial
 from tests.conftest import flip_bit, leftovers, randomize, tiny_model
 from tests.test_merging import write_h5
 
@@ -211,8 +211,8 @@ def test_a_journal_is_locked_once_and_goes_with_its_owner(tmp_path):
 
 def test_the_merge_before_the_batch_norm_pass_can_be_gone_on_with(tmp_path):
     pytest.importorskip("tensorflow")
-    from ckptavg.plan import plan_merge
-    from ckptavg.refresh import merge_into_model
+    from ckptavg.batch_norm.refresh import merge_into_model
+    from ckptavg.merging.plan import plan_merge
 
     paths = []
     for seed in range(3):

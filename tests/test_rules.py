@@ -7,7 +7,7 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import MismatchError, RecipeError
-from ckptavg.rules import count_batch_norm, decide
+from ckptavg.merging.tensor_rules import count_batch_norm, decide
 from tests.conftest import read_tensors, tiny_data
 from tests.test_merging import write_h5
 
@@ -85,7 +85,7 @@ def test_layers_with_integers_are_not_taken_for_quantized(tmp_path):
 
 def test_counters_come_from_the_last_checkpoint():
     from ckptavg.formats import Structure
-    from ckptavg.tensors import Extent, TensorInfo
+    from ckptavg.formats.tensors import Extent, TensorInfo
 
     names = ("save_counter/.ATTRIBUTES/VARIABLE_VALUE", "global_step", "my_global_step")
     tensors = {n: TensorInfo(n, (), "int64", Extent(0, 8)) for n in names}

@@ -8,7 +8,14 @@ import pytest
 
 from ckptavg import open_run
 from ckptavg.errors import RecordError, RunError
-from ckptavg.record import BatchNormRecord, Record, SourceRecord, TensorRecord, find_record, now
+from ckptavg.runs.record import (
+    BatchNormRecord,
+    Record,
+    SourceRecord,
+    TensorRecord,
+    find_record,
+    now,
+)
 
 TENSORS = {"layers/a/vars/0": TensorRecord((2, 3), "float32", ("ab" * 16,))}
 

@@ -11,8 +11,8 @@ import pytest
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import SaverError
-from ckptavg.proof import tensor_records
-from ckptavg.schedule import Schedule
+from ckptavg.runs.proof import tensor_records
+from ckptavg.saving.schedule import Schedule
 from tests.conftest import leftovers, tiny_data, tiny_model
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ckptavg import open_run
-from ckptavg.power_profiles import decay_at, gamma_of
+from ckptavg.recipes.power_ema import decay_at, gamma_of
 from tests.conftest import leftovers, read_tensors
 
 SLOW = pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import SaverError
-from ckptavg.proof import tensor_records
+from ckptavg.runs.proof import tensor_records
 from tests.conftest import leftovers, read_tensors
 from tests.test_disk import fill
 

@@ -14,8 +14,8 @@ import pytest
 
 import ckptavg
 from ckptavg import open_run
-from ckptavg.proof import tensor_records
-from ckptavg.run import record_files
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.run import record_files
 from tests.conftest import leftovers, read_tensors
 
 # Processes are forked from one that has imported everything and computed nothing. In each of them

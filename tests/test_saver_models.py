@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from ckptavg import CheckpointSaver, open_run
-from ckptavg.proof import tensor_records
+from ckptavg.runs.proof import tensor_records
 from tests.conftest import read_tensors, tiny_data, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`build..` was called on layer")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptavg import CheckpointSaver, open_run
-from ckptavg.checkpoints import Checkpoint
 from ckptavg.errors import SaverError
-from ckptavg.record import Record
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.record import Record
 from ckptavg.saving.options import Options
 from ckptavg.saving.run_writer import RunWriter
 from tests.conftest import leftovers

@@ -3,7 +3,7 @@
 import pytest
 
 from ckptavg.errors import SaverError
-from ckptavg.schedule import Schedule
+from ckptavg.saving.schedule import Schedule
 
 
 @pytest.mark.parametrize(

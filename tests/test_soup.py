@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import ckptavg
+from ckptavg.batch_norm.refresh import refresh_batch_norm
 from ckptavg.errors import DataError, RecipeError
-from ckptavg.evaluation import evaluate
-from ckptavg.record import Record, record_path
-from ckptavg.refresh import refresh_batch_norm
+from ckptavg.models.evaluation import evaluate
+from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.sources import resolve
+from ckptavg.scoring.window_sums import Sums, weighted_mean
 from ckptavg.search.soup import soup
-from ckptavg.search.sums import Sums, weighted_mean
-from ckptavg.sources import resolve
 from tests.conftest import evaluator, leftovers, randomize, read_tensors, tiny_data, tiny_model
 from tests.test_cli import folder, main  # noqa: F401
 from tests.test_sweep import CHOOSE, REPORT, SPECS, SPLIT

@@ -6,10 +6,10 @@ import keras
 import pytest
 
 import ckptavg
-from ckptavg.checkpoints import select
 from ckptavg.errors import RunError
-from ckptavg.numbering import epochs_in, natural_key
-from ckptavg.sources import resolve
+from ckptavg.runs.checkpoint import select
+from ckptavg.runs.numbering import epochs_in, natural_key
+from ckptavg.runs.sources import resolve
 from tests.conftest import randomize, read_tensors, tiny_data, tiny_model
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ckptavg.errors import ModelError, SpecError
-from ckptavg.specs import load_data, load_model
+from ckptavg.models.specs import load_data, load_model
 from tests.conftest import tiny_model
 
 _TRAIN = """

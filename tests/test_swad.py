@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import ckptavg
 from ckptavg.errors import RunError
-from ckptavg.swad import Swad
+from ckptavg.recipes.swad import Swad
 from tests.test_cli import main
 
 

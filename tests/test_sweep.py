@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg.batches import PreparedInputs
+from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import DataError, IntegrityError, ModelError, RecipeError, RunError
-from ckptavg.evaluation import evaluate
-from ckptavg.plan import plan_merge
-from ckptavg.record import Record
-from ckptavg.refresh import merge_into_model
-from ckptavg.search import candidates as judging
+from ckptavg.merging.plan import plan_merge
+from ckptavg.models.batches import PreparedInputs
+from ckptavg.models.evaluation import evaluate
+from ckptavg.runs.record import Record
+from ckptavg.scoring import judge as judging
+from ckptavg.scoring.data_fingerprint import data_print
+from ckptavg.scoring.live_weights import LiveWeights
+from ckptavg.scoring.window_sums import Sums, weighted_mean
 from ckptavg.search import sweep as sweeping
-from ckptavg.search.data_prints import data_print
-from ckptavg.search.live_weights import LiveWeights
-from ckptavg.search.sums import Sums, weighted_mean
 from ckptavg.search.sweep import list_candidates, sweep
 from tests.conftest import (
     evaluator,

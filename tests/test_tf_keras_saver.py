@@ -14,8 +14,8 @@ import ckptavg.tf_keras
 from ckptavg import open_run
 from ckptavg.errors import IntegrityError, ModelError, SaverError
 from ckptavg.formats import open_reader
-from ckptavg.schedule import Schedule
-from ckptavg.tf_keras_saving import Keras2
+from ckptavg.saving.keras2 import Keras2
+from ckptavg.saving.schedule import Schedule
 from tests.conftest import flip_bit, leftovers, read_tensors, tiny_data
 
 CheckpointSaver = ckptavg.tf_keras.CheckpointSaver

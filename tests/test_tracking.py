@@ -16,8 +16,8 @@ import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import CkptavgWarning, IntegrityError, SaverError
 from ckptavg.formats import open_reader
-from ckptavg.power_profiles import decay_at, decay_over, gamma_of
-from ckptavg.recipes import Recipe
+from ckptavg.recipes.power_ema import decay_at, decay_over, gamma_of
+from ckptavg.recipes.recipe import Recipe
 from ckptavg.saving.note_schedule import LEAST_NOTES, NoteSchedule
 from tests.conftest import flip_bit, leftovers, read_tensors, tiny_model
 from tests.test_disk import fill
@@ -269,7 +269,7 @@ def test_steps_between_notes_and_a_later_start_count_with_the_weights_that_follo
     seen = [*keep.steps[:16], *more.steps]
     steps = [*range(1, 17), *range(19, 25)]
     for note, sigma in zip(open_run(tmp_path / "run").averages[-2:], SIGMAS, strict=True):
-        assert note.record.ema == ckptavg.record.EmaRecord(sigma, 24)
+        assert note.record.ema == ckptavg.runs.record.EmaRecord(sigma, 24)
         assert relative_error(held(note.path), true_average(seen, sigma, steps)) < 1e-6
 
 

@@ -9,7 +9,7 @@ import pytest
 import ckptavg
 from ckptavg.errors import FormatError, IntegrityError, RecordError, RunError
 from ckptavg.formats import open_reader
-from ckptavg.record import Record, record_path
+from ckptavg.runs.record import Record, record_path
 from tests.conftest import flip_bit, randomize, read_tensors, tiny_model
 from tests.test_merging import write_h5
 
@@ -84,8 +84,8 @@ def test_a_forged_average_is_found_out(checkpoints, tmp_path):
 
 
 def test_an_average_with_fresh_statistics_is_told_apart(checkpoints, tmp_path):
-    from ckptavg.plan import plan_merge
-    from ckptavg.refresh import merge_into_model
+    from ckptavg.batch_norm.refresh import merge_into_model
+    from ckptavg.merging.plan import plan_merge
     from tests.conftest import tiny_data
 
     out = tmp_path / "swa.keras"

@@ -11,30 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptavg.analysis.frames import doctor_frame, run_frame, soup_frame, sweep_frame
-    from ckptavg.analysis.geometry import Geometry
-    from ckptavg.analysis.loss_surface import loss_line, loss_plane
-    from ckptavg.analysis.measuring import measure_geometry
-    from ckptavg.analysis.moving_statistics import BatchNormShift, batch_norm_shift
+    from ckptavg.analysis.geometry.geometry import Geometry
+    from ckptavg.analysis.geometry.measure import measure_geometry
+    from ckptavg.analysis.geometry.trajectory import Trajectory
+    from ckptavg.analysis.loss_surface.evaluate import loss_line, loss_plane
+    from ckptavg.analysis.loss_surface.results import LossLine, LossPlane
     from ckptavg.analysis.report import RunReport, write_report
-    from ckptavg.analysis.surfaces import LossLine, LossPlane
+    from ckptavg.analysis.statistics_shift import BatchNormShift, batch_norm_shift
     from ckptavg.analysis.tables import LayerTable, PairTable, Series
-    from ckptavg.analysis.trajectory import Trajectory
 
 _HOMES = {
-    "BatchNormShift": "moving_statistics",
-    "Geometry": "geometry",
+    "BatchNormShift": "statistics_shift",
+    "Geometry": "geometry.geometry",
     "LayerTable": "tables",
-    "LossLine": "surfaces",
-    "LossPlane": "surfaces",
+    "LossLine": "loss_surface.results",
+    "LossPlane": "loss_surface.results",
     "PairTable": "tables",
     "RunReport": "report",
     "Series": "tables",
-    "Trajectory": "trajectory",
-    "batch_norm_shift": "moving_statistics",
+    "Trajectory": "geometry.trajectory",
+    "batch_norm_shift": "statistics_shift",
     "doctor_frame": "frames",
-    "loss_line": "loss_surface",
-    "loss_plane": "loss_surface",
-    "measure_geometry": "measuring",
+    "loss_line": "loss_surface.evaluate",
+    "loss_plane": "loss_surface.evaluate",
+    "measure_geometry": "geometry.measure",
     "run_frame": "frames",
     "soup_frame": "frames",
     "sweep_frame": "frames",

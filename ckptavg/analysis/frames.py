@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptavg.analysis.tables import LENGTH, RATIO, frame
-from ckptavg.checkpoints import list_epochs
-from ckptavg.run import Run, open_run
+from ckptavg.runs.checkpoint import list_epochs
+from ckptavg.runs.run import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ckptavg.search.doctor import DoctorReport
+    from ckptavg.analysis.doctor.doctor import DoctorReport
     from ckptavg.search.soup import SoupReport
     from ckptavg.search.sweep import SweepReport
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from ckptavg.batch_norm.statistics import INPUTS, Merge, Pool, Statistics, averaged, pooled
-from ckptavg.batch_norm.steps import HiddenCallError, Step
+from ckptavg.batch_norm.step import HiddenCallError, Step
 from ckptavg.errors import (
     CkptavgError,
     DataError,

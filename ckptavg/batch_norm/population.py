@@ -6,14 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from ckptavg.batch_norm.backends import make_step
 from ckptavg.batch_norm.gathering import Gathering
-from ckptavg.batch_norm.observing import Observer
+from ckptavg.batch_norm.observer import Observer
 from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batch_norm.statistics import Statistics
-from ckptavg.batch_norm.steps import make_step
 from ckptavg.batch_norm.targets import Targets
-from ckptavg.batches import Progress
 from ckptavg.errors import DataError
+from ckptavg.models.batches import Progress
 
 _SETTLED = 1e-6
 """Standard deviations that statistics may still move by: float32 gives no better."""

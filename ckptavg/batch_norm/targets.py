@@ -11,7 +11,7 @@ import numpy as np
 from ckptavg.batch_norm.report import BatchNormReport, shifts, warnings
 from ckptavg.batch_norm.statistics import Statistics
 from ckptavg.errors import DataError, ModelError, NonFiniteError
-from ckptavg.keras_models import batch_norm_layers
+from ckptavg.models.model import batch_norm_layers
 
 Values = list[tuple[Any, np.ndarray]]
 """Variables and what they are to hold, float64."""

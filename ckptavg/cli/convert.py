@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.cli.common import Json, Overwrite, print_json, progress_bars
-from ckptavg.conversion import convert as convert_checkpoint
-from ckptavg.wording import human_size
+from ckptavg.cli.printing import Json, Overwrite, print_json, progress_bars
+from ckptavg.merging.convert import convert as convert_checkpoint
+from ckptavg.runs.describe import human_size
 
 
 def convert(

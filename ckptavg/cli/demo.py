@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.cli.common import Json, keras_session, print_json
+from ckptavg.cli.printing import Json, keras_session, print_json
 from ckptavg.errors import SpecError
 
 

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptavg.checkpoints import Checkpoint, list_epochs
-from ckptavg.cli.common import (
-    Json,
-    Model,
-    model_spec,
-    new_table,
-    print_json,
-    print_table,
-    progress_bars,
-)
-from ckptavg.cli.pass_options import (
+from ckptavg.cli.options import (
     BatchNormMode,
     BatchSize,
     Device,
@@ -28,11 +18,21 @@ from ckptavg.cli.pass_options import (
     Steps,
     Training,
 )
+from ckptavg.cli.printing import (
+    Json,
+    Model,
+    model_spec,
+    new_table,
+    print_json,
+    print_table,
+    progress_bars,
+)
 from ckptavg.errors import SpecError
-from ckptavg.sources import resolve
+from ckptavg.runs.checkpoint import Checkpoint, list_epochs
+from ckptavg.runs.sources import resolve
 
 if TYPE_CHECKING:
-    from ckptavg.search.doctor import Diagnosis, DoctorReport
+    from ckptavg.analysis.doctor.doctor import Diagnosis, DoctorReport
 
 
 def doctor(
@@ -68,7 +68,7 @@ def doctor(
     Reads all checkpoints once, side by side. With --eval-data also evaluates the midpoints between
     neighbours: a barrier of the loss means different basins.
     """
-    from ckptavg.search.doctor import doctor as examine
+    from ckptavg.analysis.doctor.doctor import doctor as examine
 
     options = PassOptions(
         steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
@@ -84,7 +84,7 @@ def doctor(
     else:
         spec = model_spec(model, checkpoints[0].path)
         with options.session(spec, data) as (live, loaded, bar):
-            from ckptavg.specs import load_data
+            from ckptavg.models.specs import load_data
 
             report = examine(
                 checkpoints,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.cli.common import (
+from ckptavg.cli.printing import (
     Json,
     Model,
     checkpoint_of,
@@ -44,9 +44,9 @@ def evaluate(
         raise FormatError(f"there is no checkpoint {checkpoint}")
     spec = model_spec(model, checkpoint)
     with keras_session(), progress_bars() as bar:
-        from ckptavg.batches import count_batches
-        from ckptavg.evaluation import evaluate as evaluate_checkpoint
-        from ckptavg.specs import load_data, load_model
+        from ckptavg.models.batches import count_batches
+        from ckptavg.models.evaluation import evaluate as evaluate_checkpoint
+        from ckptavg.models.specs import load_data, load_model
 
         live, loaded = load_model(spec), load_data(data)
         progress = bar("evaluating", count_batches(loaded, None))

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ckptavg.checkpoints import Checkpoint, describe_epochs, describe_tracked, list_epochs
-from ckptavg.cli.common import Json, new_table, print_json, print_table
+from ckptavg.cli.printing import Json, new_table, print_json, print_table
 from ckptavg.formats import open_reader
-from ckptavg.record import Record
-from ckptavg.run import CHECKPOINT_FOLDER, Run, open_run
-from ckptavg.sources import resolve
-from ckptavg.wording import human_number, human_size
+from ckptavg.runs.checkpoint import Checkpoint, describe_epochs, describe_tracked, list_epochs
+from ckptavg.runs.describe import human_number, human_size
+from ckptavg.runs.record import Record
+from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
+from ckptavg.runs.sources import resolve
 
 _STATISTICS = {
     "running": "statistics as training left them",

@@ -9,10 +9,10 @@ from typing import Any
 
 import typer
 
-from ckptavg.cli.common import new_table, print_table
+from ckptavg.cli.printing import new_table, print_table
 from ckptavg.errors import OutputError
-from ckptavg.files import write_text
-from ckptavg.outputs import writing
+from ckptavg.runs.outputs import writing
+from ckptavg.storage.files import write_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,24 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.checkpoints import select
-from ckptavg.cli.common import (
-    Json,
-    Model,
-    Overwrite,
-    parse_epochs,
-    parse_size,
-    print_json,
-    progress_bars,
-    resident,
-)
 from ckptavg.cli.merge_report import (
     batch_norm_content,
     print_batch_norm,
     print_merged,
     report_content,
 )
-from ckptavg.cli.pass_options import (
+from ckptavg.cli.options import (
     DATA_HELP,
     BatchNormMode,
     BatchSize,
@@ -37,12 +26,23 @@ from ckptavg.cli.pass_options import (
     print_pass,
 )
 from ckptavg.cli.plan_table import plan_content, print_plan
+from ckptavg.cli.printing import (
+    Json,
+    Model,
+    Overwrite,
+    parse_epochs,
+    parse_size,
+    print_json,
+    progress_bars,
+    resident,
+)
 from ckptavg.errors import MemoryLimitError, RecipeError, ResourceError, SpecError
-from ckptavg.merging import run_plan
-from ckptavg.plan import MergePlan, plan_merge
-from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe
-from ckptavg.sources import resolve
-from ckptavg.swad import Swad
+from ckptavg.merging.merge import run_plan
+from ckptavg.merging.plan import MergePlan, plan_merge
+from ckptavg.recipes.recipe import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe
+from ckptavg.recipes.swad import Swad
+from ckptavg.runs.checkpoint import select
+from ckptavg.runs.sources import resolve
 
 
 def merge(
@@ -255,7 +255,7 @@ def _merge_into_model(
     if spec is None:
         raise SpecError("the checkpoints come with no model configuration: pass --model SPEC")
     with options.session(spec, data) as (live, loaded, bar):
-        from ckptavg.refresh import merge_into_model
+        from ckptavg.batch_norm.refresh import merge_into_model
 
         result = merge_into_model(
             plan,

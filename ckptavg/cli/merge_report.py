@@ -8,13 +8,13 @@ from typing import Any
 
 import typer
 
-from ckptavg.checkpoints import Checkpoint, list_epochs
-from ckptavg.merging import MergeReport
-from ckptavg.plan import MergePlan
-from ckptavg.recipes import effective_sample_size
-from ckptavg.record import BatchNormRecord
-from ckptavg.reproduction import refreshing
-from ckptavg.wording import human_size, list_coefficients
+from ckptavg.merging.commands import refreshing
+from ckptavg.merging.merge import MergeReport
+from ckptavg.merging.plan import MergePlan
+from ckptavg.recipes.recipe import effective_sample_size
+from ckptavg.runs.checkpoint import Checkpoint, list_epochs
+from ckptavg.runs.describe import human_size, list_coefficients
+from ckptavg.runs.record import BatchNormRecord
 
 _IN_PYTHON = "load it into your model, then call ckptavg.update_batch_norm(model, data)"
 

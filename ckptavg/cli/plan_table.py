@@ -5,11 +5,11 @@ from typing import Any
 
 import typer
 
-from ckptavg.cli.common import new_table, print_table, resident
 from ckptavg.cli.merge_report import print_left_out, print_recipe
-from ckptavg.plan import MergePlan
-from ckptavg.recipes import effective_sample_size
-from ckptavg.wording import human_size
+from ckptavg.cli.printing import new_table, print_table, resident
+from ckptavg.merging.plan import MergePlan
+from ckptavg.recipes.recipe import effective_sample_size
+from ckptavg.runs.describe import human_size
 
 _ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}
 

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.checkpoints import positions_in
-from ckptavg.cli.common import Json, new_table, print_json, print_table
+from ckptavg.cli.printing import Json, new_table, print_json, print_table
 from ckptavg.errors import OutputError, SpecError
-from ckptavg.recipes import (
+from ckptavg.recipes.recipe import (
     BY_POSITION,
     EMA,
     POWER_EMA,
@@ -18,7 +17,8 @@ from ckptavg.recipes import (
     Recipe,
     effective_sample_size,
 )
-from ckptavg.sources import resolve
+from ckptavg.runs.checkpoint import positions_in
+from ckptavg.runs.sources import resolve
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 40

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.cli.common import Json, Overwrite, parse_size, print_json, progress_bars
-from ckptavg.run import open_run
-from ckptavg.wording import human_size
+from ckptavg.cli.printing import Json, Overwrite, parse_size, print_json, progress_bars
+from ckptavg.runs.describe import human_size
+from ckptavg.runs.run import open_run
 
 
 def report(

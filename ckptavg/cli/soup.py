@@ -4,7 +4,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptavg.cli.common import (
+from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
+from ckptavg.cli.options import (
+    BatchNormMode,
+    BatchSize,
+    Device,
+    Distribute,
+    MixedPrecision,
+    PassOptions,
+    Preprocess,
+    Steps,
+    Training,
+)
+from ckptavg.cli.printing import (
     Choosing,
     Json,
     Mode,
@@ -17,20 +29,8 @@ from ckptavg.cli.common import (
     model_spec,
     print_json,
 )
-from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
-from ckptavg.cli.pass_options import (
-    BatchNormMode,
-    BatchSize,
-    Device,
-    Distribute,
-    MixedPrecision,
-    PassOptions,
-    Preprocess,
-    Steps,
-    Training,
-)
 from ckptavg.errors import SpecError
-from ckptavg.sources import resolve
+from ckptavg.runs.sources import resolve
 
 if TYPE_CHECKING:
     from ckptavg.search.soup import Ingredient, SoupReport
@@ -82,8 +82,8 @@ def soup(
     checkpoints = resolve(sources)
     spec = model_spec(model, checkpoints[0].path)
     with options.session(spec, data) as (live, loaded, bar):
+        from ckptavg.models.specs import load_data
         from ckptavg.search.soup import soup as make_soup
-        from ckptavg.specs import load_data
 
         count = 2 * len(checkpoints) - 1 if method == "greedy" else 1
         report = make_soup(

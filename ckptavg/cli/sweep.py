@@ -6,8 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptavg.checkpoints import list_epochs
-from ckptavg.cli.common import (
+from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
+from ckptavg.cli.options import (
+    BatchNormMode,
+    BatchSize,
+    Device,
+    Distribute,
+    MixedPrecision,
+    PassOptions,
+    Preprocess,
+    Steps,
+    Training,
+)
+from ckptavg.cli.printing import (
     Choosing,
     Json,
     Mode,
@@ -20,20 +31,9 @@ from ckptavg.cli.common import (
     parse_size,
     print_json,
 )
-from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, write_csv
-from ckptavg.cli.pass_options import (
-    BatchNormMode,
-    BatchSize,
-    Device,
-    Distribute,
-    MixedPrecision,
-    PassOptions,
-    Preprocess,
-    Steps,
-    Training,
-)
 from ckptavg.errors import SpecError
-from ckptavg.run import open_run
+from ckptavg.runs.checkpoint import list_epochs
+from ckptavg.runs.run import open_run
 
 if TYPE_CHECKING:
     from ckptavg.search.sweep import Entry, SweepReport
@@ -106,9 +106,9 @@ def sweep(
     spec = model_spec(model, opened.checkpoints[-1].path)
     memory = parse_size(max_memory)
     with options.session(spec, data) as (live, loaded, bar):
+        from ckptavg.models.specs import load_data
         from ckptavg.search.sweep import list_candidates
         from ckptavg.search.sweep import sweep as run_sweep
-        from ckptavg.specs import load_data
 
         chosen = [text.strip() for text in recipes.split(",")]
         limits = {"windows": windows, "stride": stride, "recipes": chosen, "budget": budget}

@@ -6,15 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.cli.common import (
-    Json,
-    Model,
-    Output,
-    Overwrite,
-    model_spec,
-    print_json,
-)
-from ckptavg.cli.pass_options import (
+from ckptavg.cli.options import (
     DATA_HELP,
     BatchNormMode,
     BatchSize,
@@ -26,9 +18,10 @@ from ckptavg.cli.pass_options import (
     Steps,
     print_pass,
 )
+from ckptavg.cli.printing import Json, Model, Output, Overwrite, model_spec, print_json
 from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
-from ckptavg.outputs import check_output
+from ckptavg.runs.outputs import check_output
 
 
 def update_bn(
@@ -65,7 +58,7 @@ def update_bn(
         steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
     )
     with options.session(spec, data) as (live, loaded, bar):
-        from ckptavg.refresh import refresh_batch_norm
+        from ckptavg.batch_norm.refresh import refresh_batch_norm
 
         report = refresh_batch_norm(
             checkpoint,

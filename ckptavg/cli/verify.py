@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ckptavg.cli.common import Json, print_json
-from ckptavg.verification import INTACT, NOT_RECOMPUTED, REPRODUCED, Verification, verify_each
+from ckptavg.cli.printing import Json, print_json
+from ckptavg.merging.verify import INTACT, NOT_RECOMPUTED, REPRODUCED, Verification, verify_each
 
 
 def verify(

@@ -5,34 +5,33 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ckptavg.checkpoints import INDEX_SUFFIX
 from ckptavg.errors import FormatError
-from ckptavg.formats.interface import LEGACY, TENSORFLOW, CheckpointReader, Layout, Stamp, Structure
 from ckptavg.formats.model_config import ModelConfig
-from ckptavg.formats.tf_files import has_index
-from ckptavg.formats.tf_state import STATE_FILE, read_state
-from ckptavg.formats.writing import CheckpointWriter
+from ckptavg.formats.reader import LEGACY, TENSORFLOW, CheckpointReader, Layout, Stamp, Structure
+from ckptavg.formats.tensorflow.paths import INDEX_SUFFIX, has_index
+from ckptavg.formats.tensorflow.state_file import STATE_FILE, read_state
+from ckptavg.formats.writer import CheckpointWriter
 
 _READERS = {
-    ".weights.h5": "weights_h5.WeightsH5Reader",
-    ".weights.json": "sharded_h5.ShardedH5Reader",
-    ".h5": "weights_h5.WeightsH5Reader",
-    ".hdf5": "weights_h5.WeightsH5Reader",
-    ".keras": "keras_archive.KerasArchiveReader",
-    ".safetensors": "safetensors.SafetensorsReader",
-    ".safetensors.index.json": "safetensors.ShardedSafetensorsReader",
-    INDEX_SUFFIX: "tf_checkpoint.TensorFlowReader",
+    ".weights.h5": "hdf5.keras3.WeightsH5Reader",
+    ".weights.json": "hdf5.keras3_shards.ShardedH5Reader",
+    ".h5": "hdf5.keras3.WeightsH5Reader",
+    ".hdf5": "hdf5.keras3.WeightsH5Reader",
+    ".keras": "hdf5.keras_archive.KerasArchiveReader",
+    ".safetensors": "safetensors.checkpoint.SafetensorsReader",
+    ".safetensors.index.json": "safetensors.checkpoint.ShardedSafetensorsReader",
+    INDEX_SUFFIX: "tensorflow.checkpoint.TensorFlowReader",
 }
-_LEGACY_WRITER = "legacy_h5.LegacyH5Writer"
+_LEGACY_WRITER = "hdf5.keras2.LegacyH5Writer"
 _WRITERS = {
-    ".weights.h5": "weights_h5.WeightsH5Writer",
-    ".weights.json": "sharded_h5.ShardedH5Writer",
+    ".weights.h5": "hdf5.keras3.WeightsH5Writer",
+    ".weights.json": "hdf5.keras3_shards.ShardedH5Writer",
     ".h5": _LEGACY_WRITER,
     ".hdf5": _LEGACY_WRITER,
-    ".keras": "keras_archive.KerasArchiveWriter",
-    ".safetensors": "safetensors.SafetensorsWriter",
-    ".safetensors.index.json": "safetensors.ShardedSafetensorsWriter",
-    INDEX_SUFFIX: "tf_checkpoint.TensorFlowWriter",
+    ".keras": "hdf5.keras_archive.KerasArchiveWriter",
+    ".safetensors": "safetensors.checkpoint.SafetensorsWriter",
+    ".safetensors.index.json": "safetensors.checkpoint.ShardedSafetensorsWriter",
+    INDEX_SUFFIX: "tensorflow.checkpoint.TensorFlowWriter",
 }
 _OF_KERAS = (".weights.h5", ".keras")
 READ_SUFFIXES = tuple(_READERS)

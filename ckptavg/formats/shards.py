@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckptavg.errors import FormatError
-from ckptavg.files import is_file
-from ckptavg.tensors import TensorInfo
+from ckptavg.formats.tensors import TensorInfo
+from ckptavg.storage.files import is_file
 
 _SHOWN = 3
 

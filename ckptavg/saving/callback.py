@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ckptavg.errors import ModelError, SaverError
-from ckptavg.history import EpochLog
-from ckptavg.record import Record, now, versions
-from ckptavg.run import CHECKPOINT_FOLDER, MODEL_FILE
-from ckptavg.saving.background import Background
-from ckptavg.saving.best_metric import BestMetric
+from ckptavg.runs.history import EpochLog
+from ckptavg.runs.record import Record, now, versions
+from ckptavg.runs.run import CHECKPOINT_FOLDER, MODEL_FILE
 from ckptavg.saving.checkpoint_files import save_beside
 from ckptavg.saving.framework import Framework
-from ckptavg.saving.layout import Layout
+from ckptavg.saving.host_copy import Snapshot
+from ckptavg.saving.learning_rate import Rates
 from ckptavg.saving.options import Options
-from ckptavg.saving.rates import Rates
+from ckptavg.saving.retention import BestMetric
 from ckptavg.saving.run_lock import RunLock
 from ckptavg.saving.run_writer import RunWriter, explained, initial_rate
-from ckptavg.saving.snapshot import Snapshot
-from ckptavg.saving.steps import Steps
+from ckptavg.saving.save_queue import Background
+from ckptavg.saving.schedule import RateFunction, Schedule
+from ckptavg.saving.step_counter import Steps
 from ckptavg.saving.tracking import PASSING, Tracking
-from ckptavg.schedule import RateFunction, Schedule
+from ckptavg.saving.weight_placement import Layout
 
 _PATIENCE = 1.0
 """Seconds that training may wait for the disk before its user is told."""

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ckptavg.accumulate import round_once
-from ckptavg.checkpoints import Checkpoint
 from ckptavg.errors import CkptavgError
-from ckptavg.files import commit, temporary_sibling
 from ckptavg.formats import Structure, open_reader, open_writer
-from ckptavg.proof import tensor_records
-from ckptavg.record import Record, TensorRecord, commit_with_record, digest
-from ckptavg.tensors import Extent, TensorInfo, all_finite, regions
+from ckptavg.formats.tensors import Extent, TensorInfo, all_finite, regions
+from ckptavg.merging.exact_mean import round_once
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import Record, TensorRecord, commit_with_record, digest
+from ckptavg.storage.files import commit, temporary_sibling
 
 
 def stored_as(structure: Structure, dtype: str | None, max_shard_size: int | None) -> Structure:

@@ -1,35 +1,18 @@
 """What saving asks of a framework: Keras 3 and tf_keras answer, each in a module of its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ckptavg.errors import SaverError
-from ckptavg.formats import Structure
+from ckptavg.models.placement import Placement
 from ckptavg.saving.options import Options
-
-_MOVING = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
-"""Attributes of BatchNormalization layers; the last three are there with renorm alone."""
 
 _STRATEGIES = ("MirroredStrategy",)
 """Of several replicas: those in one process, whose variables can be read outside of a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the variables of a model go in its checkpoints.
-
-    Attributes:
-        structure: of the checkpoints; its tensors have the shapes and dtypes of the variables.
-        variables: what each tensor holds, by its stored name.
-    """
-
-    structure: Structure
-    variables: Mapping[str, Any]
 
 
 class DeviceAverages(ABC):
@@ -134,12 +117,6 @@ class Framework(ABC):
     @abstractmethod
     def batch_norm_layers(self, model: Any) -> list[Any]:
         """The BatchNormalization layers, those in nested models too."""
-
-    def moving_statistics(self, model: Any, placement: Placement) -> tuple[str, ...]:
-        """Stored names of what BatchNormalization layers keep of the data."""
-        layers = self.batch_norm_layers(model)
-        moving = {id(getattr(layer, name, None)) for layer in layers for name in _MOVING}
-        return tuple(name for name, v in placement.variables.items() if id(v) in moving)
 
     @abstractmethod
     def learning_rate(self, optimizer: Any) -> float:

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from ckptavg.errors import RecordError, SaverError
-from ckptavg.files import write_text
-from ckptavg.history import HISTORY_FILE, EpochLog, read_history
+from ckptavg.runs.history import HISTORY_FILE, EpochLog, read_history
+from ckptavg.storage.files import write_text
 
 
 class HistoryWriter:

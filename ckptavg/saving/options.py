@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from ckptavg.checkpoints import metric_sign
 from ckptavg.errors import RecipeError, RunError, SaverError
-from ckptavg.power_profiles import gamma_of
+from ckptavg.recipes.power_ema import gamma_of
+from ckptavg.runs.checkpoint import metric_sign
 
 EXISTING = ("error", "resume", "overwrite")
 SAVE_DTYPES = ("float32", "bfloat16", "float16")

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ckptavg.checkpoints import Checkpoint, describe_epochs
 from ckptavg.errors import SaverError
-from ckptavg.files import TEMPORARY_PREFIX, write_text
 from ckptavg.formats import Structure
-from ckptavg.history import EpochLog
-from ckptavg.record import Record
-from ckptavg.run import (
+from ckptavg.runs.checkpoint import Checkpoint, describe_epochs
+from ckptavg.runs.history import EpochLog
+from ckptavg.runs.record import Record
+from ckptavg.runs.run import (
     CHECKPOINT_FOLDER,
     MODEL_FILE,
     in_order_of_tracking,
@@ -25,13 +24,10 @@ from ckptavg.run import (
     recorded,
     uncommitted,
 )
-from ckptavg.saving.checkpoint_files import (
-    adopt_checkpoint,
-    remove_checkpoint,
-    write_checkpoint,
-)
+from ckptavg.saving.checkpoint_files import adopt_checkpoint, remove_checkpoint, write_checkpoint
 from ckptavg.saving.history_writer import HistoryWriter
 from ckptavg.saving.options import Options
+from ckptavg.storage.files import TEMPORARY_PREFIX, write_text
 
 STATE_FILE = "saver.json"
 _FORMAT = "ckptavg-saver"

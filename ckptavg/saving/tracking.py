@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ckptavg.checkpoints import Checkpoint
 from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.formats import Structure
-from ckptavg.power_profiles import decay_over, gamma_of
-from ckptavg.proof import read_proven
-from ckptavg.record import EmaRecord
-from ckptavg.saving.framework import DeviceAverages, Framework, Placement
-from ckptavg.saving.layout import Layout
+from ckptavg.models.placement import Placement
+from ckptavg.recipes.power_ema import decay_over, gamma_of
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.proof import read_proven
+from ckptavg.runs.record import EmaRecord
+from ckptavg.saving.framework import DeviceAverages, Framework
 from ckptavg.saving.note_schedule import NoteSchedule
 from ckptavg.saving.options import Options
+from ckptavg.saving.weight_placement import Layout
 
 KEPT, PASSING = "kept", "passing"
 """Kinds of notes: those of the schedule; and those that are there to go on from, until the next."""

@@ -7,18 +7,18 @@ from typing import Any
 
 import keras
 
-from ckptavg.averaging import Progress
-from ckptavg.checkpoints import Checkpoint, leave_out_non_finite
+from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import RecipeError
-from ckptavg.evaluation import measure
 from ckptavg.formats import check_keras_output
-from ckptavg.outputs import check_output
-from ckptavg.plan import plan_merge
-from ckptavg.refresh import merge_into_model
-from ckptavg.search.candidates import Judge, Statistics, check_held_out
-from ckptavg.search.data_prints import data_print
-from ckptavg.search.sums import Sums, Tensor
-from ckptavg.sources import Sources, resolve
+from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.worker import Progress
+from ckptavg.models.evaluation import measure
+from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite
+from ckptavg.runs.outputs import check_output
+from ckptavg.runs.sources import Sources, resolve
+from ckptavg.scoring.data_fingerprint import data_print
+from ckptavg.scoring.judge import Judge, Statistics, check_held_out
+from ckptavg.scoring.window_sums import Sums, Tensor
 
 GREEDY, UNIFORM = "greedy", "uniform"
 _EMPTY, _ALONE, _SOUP, _MORE = range(4)

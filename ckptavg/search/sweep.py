@@ -7,21 +7,21 @@ from typing import Any
 
 import keras
 
-from ckptavg.averaging import Progress
-from ckptavg.checkpoints import Checkpoint, leave_out_non_finite, positions
+from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import RecipeError, RunError
-from ckptavg.evaluation import measure
 from ckptavg.formats import check_keras_output
-from ckptavg.outputs import check_output
-from ckptavg.plan import plan_merge
-from ckptavg.recipes import UNIFORM, Recipe, effective_sample_size
-from ckptavg.refresh import merge_into_model
-from ckptavg.run import Run, open_run
-from ckptavg.search.candidates import Judge, Statistics, check_held_out
-from ckptavg.search.data_prints import data_print
-from ckptavg.search.rows import DEFAULT_MEMORY
-from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents
-from ckptavg.search.sums import Sums, Tensor, weighted_mean
+from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.worker import Progress
+from ckptavg.models.evaluation import measure
+from ckptavg.recipes.recipe import UNIFORM, Recipe, effective_sample_size
+from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite, positions
+from ckptavg.runs.outputs import check_output
+from ckptavg.runs.run import Run, open_run
+from ckptavg.scoring.data_fingerprint import data_print
+from ckptavg.scoring.judge import Judge, Statistics, check_held_out
+from ckptavg.scoring.row_store import DEFAULT_MEMORY
+from ckptavg.scoring.score_cache import SEARCH_FOLDER, ScoreCache, contents
+from ckptavg.scoring.window_sums import Sums, Tensor, weighted_mean
 
 LAST, ALL = "last", "all"
 

@@ -7,10 +7,10 @@ import pytest
 
 from ckptavg import CheckpointSaver, merge, open_run
 from ckptavg.formats import open_reader
-from ckptavg.keras_saving import Keras3
-from ckptavg.power_profiles import decay_at, gamma_of
-from ckptavg.saving.snapshot import Snapshot
-from ckptavg.schedule import Schedule
+from ckptavg.recipes.power_ema import decay_at, gamma_of
+from ckptavg.saving.host_copy import Snapshot
+from ckptavg.saving.keras3 import Keras3
+from ckptavg.saving.schedule import Schedule
 from tests.conftest import leftovers, read_tensors, tiny_data, tiny_model
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     import numpy as np
     from _tables import number, table
 
-    from ckptavg.devices import computing_on
+    from ckptavg.models.devices import computing_on
 
     images, batch, count = (32, 4, 2) if options.quick else (224, 64, options.batches)
     rng = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def _pass(model, data, runs, mixed):
     import numpy as np
 
     from ckptavg.batch_norm import BatchNormPass
-    from ckptavg.keras_models import batch_norm_layers, mixed_float16
+    from ckptavg.models.model import batch_norm_layers, mixed_float16
 
     took = []
     with mixed_float16(model) if mixed else nullcontext(), BatchNormPass(model) as bn:

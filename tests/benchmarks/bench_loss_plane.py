@@ -27,7 +27,7 @@ from _tables import number, table
 
 from ckptavg.analysis import loss_plane
 from ckptavg.batch_norm import BatchNormPass, update_batch_norm
-from ckptavg.evaluation import measure
+from ckptavg.models.evaluation import measure
 
 
 def build(filters: int) -> keras.Model:

@@ -24,9 +24,9 @@ import numpy as np
 from _tables import number, table
 
 from ckptavg.batch_norm import BatchNormPass
-from ckptavg.evaluation import measure
-from ckptavg.proof import tensor_records
-from ckptavg.record import Record, now
+from ckptavg.models.evaluation import measure
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import Record, now
 from ckptavg.search.sweep import sweep
 
 

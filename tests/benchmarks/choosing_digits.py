@@ -23,18 +23,18 @@ import keras
 from _tables import table
 
 from ckptavg import demo
-from ckptavg.checkpoints import list_epochs
+from ckptavg.analysis.doctor.doctor import doctor
+from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import RunError
-from ckptavg.evaluation import evaluate
-from ckptavg.plan import plan_merge
-from ckptavg.recipes import Recipe
-from ckptavg.refresh import merge_into_model
-from ckptavg.run import Run, open_run
-from ckptavg.saver import CheckpointSaver
-from ckptavg.search.doctor import doctor
+from ckptavg.merging.plan import plan_merge
+from ckptavg.models.evaluation import evaluate
+from ckptavg.recipes.recipe import Recipe
+from ckptavg.recipes.swad import Swad
+from ckptavg.runs.checkpoint import list_epochs
+from ckptavg.runs.run import Run, open_run
+from ckptavg.saving.checkpoint_saver import CheckpointSaver
 from ckptavg.search.soup import soup
 from ckptavg.search.sweep import sweep
-from ckptavg.swad import Swad
 
 CHOOSING = 297
 RECIPES = ("uniform", "ema:0.8", "cosine-decay", "sqrt-decay")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg.accumulate import round_once
 from ckptavg.errors import FormatError, IntegrityError, OutputError
-from ckptavg.files import partial
 from ckptavg.formats import CheckpointWriter, Structure, open_reader, open_writer
-from ckptavg.tensors import is_float
+from ckptavg.formats.tensors import is_float
+from ckptavg.merging.exact_mean import round_once
+from ckptavg.storage.files import partial
 from tests.conftest import leftovers, read_tensors
 
 

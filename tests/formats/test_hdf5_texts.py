@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckptavg.formats.hdf5_texts import Place, Texts
+from ckptavg.formats.hdf5.attributes import Place, Texts
 from tests.conftest import tiny_model
 
 ATTRIBUTES = {

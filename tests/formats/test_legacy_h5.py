@@ -12,7 +12,7 @@ import tf_keras
 import ckptavg
 from ckptavg.errors import CkptavgError, FormatError
 from ckptavg.formats import open_reader, open_writer
-from ckptavg.formats.interface import KERAS, LEGACY
+from ckptavg.formats.reader import KERAS, LEGACY
 from tests.conftest import read_tensors, tiny_model
 from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
 

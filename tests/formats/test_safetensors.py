@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from ckptavg.errors import FormatError
 from ckptavg.formats import Structure, open_reader, open_writer
-from ckptavg.formats import safetensors as our
-from ckptavg.formats.interface import FLAT, KERAS, LEGACY, TENSORFLOW
-from ckptavg.formats.safetensors_file import CODES
-from ckptavg.tensors import Extent, TensorInfo
+from ckptavg.formats.reader import FLAT, KERAS, LEGACY, TENSORFLOW
+from ckptavg.formats.safetensors import checkpoint as our
+from ckptavg.formats.safetensors.file import CODES
+from ckptavg.formats.tensors import Extent, TensorInfo
 from tests.conftest import randomize, read_tensors
 from tests.formats.contract import ReaderContract, WriterContract, assert_same, copy_into
 

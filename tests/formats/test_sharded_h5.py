@@ -9,7 +9,8 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import CkptavgError, FormatError
-from ckptavg.formats import open_reader, open_writer, sharded_h5
+from ckptavg.formats import open_reader, open_writer
+from ckptavg.formats.hdf5 import keras3_shards as sharded_h5
 from tests.conftest import randomize, read_tensors, tiny_model
 from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
 from tests.formats.test_keras_files import arrays

@@ -12,9 +12,9 @@ import tf_keras
 
 from ckptavg.errors import FormatError
 from ckptavg.formats import open_reader, open_writer
-from ckptavg.formats.interface import FLAT, KERAS, TENSORFLOW, Structure
-from ckptavg.formats.tf_checkpoint import TensorFlowWriter
-from ckptavg.tensors import STRING, Extent, TensorInfo
+from ckptavg.formats.reader import FLAT, KERAS, TENSORFLOW, Structure
+from ckptavg.formats.tensorflow.checkpoint import TensorFlowWriter
+from ckptavg.formats.tensors import STRING, Extent, TensorInfo
 from tests.conftest import read_tensors, tiny_model
 from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
 

@@ -11,9 +11,10 @@ import pytest
 import tensorflow as tf
 
 from ckptavg.errors import CkptavgError, FormatError
-from ckptavg.formats import open_reader, tf_strings
-from ckptavg.formats.tf_graph import model_part
-from ckptavg.formats.tf_protobuf import (
+from ckptavg.formats import open_reader
+from ckptavg.formats.tensorflow import strings as tf_strings
+from ckptavg.formats.tensorflow.object_graph import model_part
+from ckptavg.formats.tensorflow.protobuf import (
     BYTES,
     BundleEntry,
     BundleHeader,
@@ -22,7 +23,7 @@ from ckptavg.formats.tf_protobuf import (
     text,
     varint,
 )
-from ckptavg.formats.tf_table import mask, read_table, write_table
+from ckptavg.formats.tensorflow.table import mask, read_table, write_table
 from tests.conftest import flip_bit
 from tests.formats.test_tensorflow import GRAPH, fill, keras_3_model, save
 

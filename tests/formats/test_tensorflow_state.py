@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.tf_state import read_state
+from ckptavg.formats.tensorflow.state_file import read_state
 
 
 def managed(folder: Path, count: int = 4, keep: int = 3) -> tf.train.CheckpointManager:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from random import Random
 
-from ckptavg.formats.tf_table import read_table, write_table
+from ckptavg.formats.tensorflow.table import read_table, write_table
 
 _SIGNATURES = re.compile(rb"\x89HDF|TREE|SNOD|HEAP|GCOL|OHDR|PK\x01\x02|PK\x03\x04|PK\x05\x06")
 _REACH = 96

@@ -15,9 +15,9 @@ from pathlib import Path
 import xxhash
 
 import ckptavg
-from ckptavg import strips, tensors
 from ckptavg.errors import CkptavgError
-from ckptavg.formats import open_reader
+from ckptavg.formats import open_reader, tensors
+from ckptavg.merging import work as strips
 
 SECONDS = 20
 """For one request, which takes a fraction of one."""

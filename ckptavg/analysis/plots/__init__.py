@@ -6,12 +6,7 @@ plain text.
 """
 
 from ckptavg.analysis.plots.figures import figure_svg, save_figure
-from ckptavg.analysis.plots.heat_maps import (
-    cosine_map,
-    distance_map,
-    layer_drift,
-    leaderboard_map,
-)
+from ckptavg.analysis.plots.heat_maps import cosine_map, distance_map, layer_drift, leaderboard_map
 from ckptavg.analysis.plots.planes import loss_contours, loss_line_plot, trajectory_plane
 from ckptavg.analysis.plots.series import batch_norm_shift, recipe_curves, series_plot
 from ckptavg.analysis.plots.training import learning_curve

@@ -17,7 +17,7 @@ from ckptavg.analysis.plots.style import (
     three_digits,
     with_unit,
 )
-from ckptavg.checkpoints import Checkpoint, metric_sign
+from ckptavg.runs.checkpoint import Checkpoint, metric_sign
 
 if TYPE_CHECKING:
     from ckptavg.analysis.tables import LayerTable, PairTable

@@ -24,11 +24,11 @@ from ckptavg.analysis.plots.style import (
     whole_numbers,
     with_unit,
 )
-from ckptavg.checkpoints import metric_sign
+from ckptavg.runs.checkpoint import metric_sign
 
 if TYPE_CHECKING:
-    from ckptavg.analysis.surfaces import LossLine, LossPlane
-    from ckptavg.analysis.trajectory import Trajectory
+    from ckptavg.analysis.geometry.trajectory import Trajectory
+    from ckptavg.analysis.loss_surface.results import LossLine, LossPlane
 
 _LEVELS = 8
 _INNERMOST = 0.05

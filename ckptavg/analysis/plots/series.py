@@ -22,7 +22,7 @@ from ckptavg.analysis.plots.style import (
 )
 
 if TYPE_CHECKING:
-    from ckptavg.analysis.moving_statistics import BatchNormShift
+    from ckptavg.analysis.statistics_shift import BatchNormShift
     from ckptavg.analysis.tables import Series
 
 _SHIFT_UNITS = {"mean": "standard deviations", "variance": "log ratio"}

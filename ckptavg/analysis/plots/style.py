@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 if TYPE_CHECKING:
+    from ckptavg.analysis.geometry.trajectory import Trajectory
     from ckptavg.analysis.tables import Series
-    from ckptavg.analysis.trajectory import Trajectory
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito's palette, without the yellow that is too light for lines."""

@@ -19,8 +19,8 @@ from ckptavg.analysis.plots.style import (
 )
 
 if TYPE_CHECKING:
-    from ckptavg.history import EpochLog
-    from ckptavg.record import Record
+    from ckptavg.runs.history import EpochLog
+    from ckptavg.runs.record import Record
 
 _RATE = "#888888"
 _WIDE = 50.0

@@ -1,5 +1,5 @@
 """A report of a run, and of an average of it, as one HTML page."""
 
-from ckptavg.analysis.report.writing import RunReport, write_report
+from ckptavg.analysis.report.write import RunReport, write_report
 
 __all__ = ["RunReport", "write_report"]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from ckptavg.analysis.geometry import Geometry
+from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.plots import (
     cosine_map,
     distance_map,
@@ -17,9 +17,9 @@ from ckptavg.analysis.plots import (
 )
 from ckptavg.analysis.plots.training import metric_groups
 from ckptavg.analysis.report.html import Content, figure, tag
-from ckptavg.checkpoints import Checkpoint, positions_in
-from ckptavg.history import EpochLog
-from ckptavg.record import Record
+from ckptavg.runs.checkpoint import Checkpoint, positions_in
+from ckptavg.runs.history import EpochLog
+from ckptavg.runs.record import Record
 
 _MOST_METRICS = 6
 """Metrics that are drawn, each with its validation twin; the table has all."""

@@ -5,17 +5,17 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ckptavg.analysis.geometry import Geometry
+from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.report.html import Content, facts, table, tag
-from ckptavg.checkpoints import Checkpoint, describe_epochs, describe_tracked
 from ckptavg.errors import FormatError
 from ckptavg.formats import ModelConfig
-from ckptavg.history import EpochLog
-from ckptavg.recipes import effective_sample_size
-from ckptavg.record import BatchNormRecord, Record, SourceRecord
-from ckptavg.reproduction import SPEC, refreshing
-from ckptavg.run import Run
-from ckptavg.wording import human_number, human_size, list_coefficients
+from ckptavg.merging.commands import SPEC, refreshing
+from ckptavg.recipes.recipe import effective_sample_size
+from ckptavg.runs.checkpoint import Checkpoint, describe_epochs, describe_tracked
+from ckptavg.runs.describe import human_number, human_size, list_coefficients
+from ckptavg.runs.history import EpochLog
+from ckptavg.runs.record import BatchNormRecord, Record, SourceRecord
+from ckptavg.runs.run import Run
 
 _LISTED = 8
 """Coefficients that are listed; the table has all."""

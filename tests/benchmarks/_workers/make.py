@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from model import build
 
-from ckptavg.proof import tensor_records
-from ckptavg.record import Record, now, versions
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import Record, now, versions
 
 model = build(**json.loads(sys.argv[1]))
 folder = Path(sys.argv[3])

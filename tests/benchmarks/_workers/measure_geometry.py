@@ -4,7 +4,7 @@ import json
 import sys
 import time
 
-from ckptavg.analysis.measuring import measure_geometry
+from ckptavg.analysis.geometry.measure import measure_geometry
 
 started = time.perf_counter()
 geometry = measure_geometry(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Where the checkpoints of a run lie to each other."""

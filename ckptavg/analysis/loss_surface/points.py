@@ -1,0 +1,159 @@
+"""Points between and beyond corners, evaluated in a live model that is put back afterwards."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.analysis.loss_surface.corners import Corner, Corners, Vector, plan_corners
+from ckptavg.analysis.loss_surface.results import Metrics
+from ckptavg.errors import DataError, NonFiniteError
+from ckptavg.merging.worker import Progress
+from ckptavg.models.evaluation import measure
+from ckptavg.runs.outputs import writing
+from ckptavg.scoring.data_fingerprint import data_print
+from ckptavg.scoring.live_model import LiveModel
+from ckptavg.scoring.row_store import DEFAULT_MEMORY
+from ckptavg.scoring.score_cache import SEARCH_FOLDER, ScoreCache
+
+_ONLY = "eval"
+"""What data are called that come without a name."""
+_DIGITS = 12
+"""Of coefficients: inner products differ in their last bits from run to run, points shall not."""
+
+
+class Points:
+    """Evaluates points, each a vector of coefficients over the corners.
+
+    Attributes:
+        labels: names of the corners.
+        products: (corners - 1, corners - 1) float64, inner products of the ways from the first
+            corner to the others, over the weights of the model.
+    """
+
+    labels: tuple[str, ...]
+    products: np.ndarray
+
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        corners: Corners,
+        live: LiveModel,
+        eval_data: Mapping[str, Any],
+        folder: Path | None,
+    ) -> None:
+        """Sets the weights of the first corner, which shows whether they fit the model.
+
+        Args:
+            labels: names of the corners.
+            corners: of points.
+            live: takes their weights.
+            eval_data: `(x, y)` by name.
+            folder: where results are kept; None for nowhere.
+
+        Raises:
+            DataError: data can be read only once.
+            ModelError: the corners do not fit the model.
+        """
+        self.labels = labels
+        self._corners, self._live, self._eval_data = corners, live, eval_data
+        live.take(corners.point((1.0, *[0.0] * (len(labels) - 1))), refresh=False)
+        self.products = corners.products(live.moving_statistics)
+        self._caches = {}
+        for name, data in eval_data.items():
+            context = [*live.fingerprint, data_print(data).digest, corners.rest]
+            if folder is not None:
+                self._caches[name] = ScoreCache(folder, corners.contents, context)
+
+    def evaluate(self, places: Iterable[Vector], progress: Progress | None = None) -> Metrics:
+        """Metrics at points, in their order; those that are known are not evaluated again.
+
+        Args:
+            places: coefficients of the points.
+            progress: called with 1 for each point.
+
+        Raises:
+            NonFiniteError: no point has statistics.
+            CkptavgError: as `update_batch_norm` and `evaluate` do.
+        """
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in self._eval_data}
+        for place in places:
+            for name, metrics in self._at([round(float(c), _DIGITS) for c in place]).items():
+                found[name].append(metrics)
+            if progress is not None:
+                progress(1)
+        return {name: _arrays(entries) for name, entries in found.items()}
+
+    def _at(self, place: Sequence[float]) -> dict[str, dict[str, float]]:
+        """Metrics on all data; none where NaN or infinity came up in the BatchNorm pass."""
+        found = {name: cache.get(place) for name, cache in self._caches.items()}
+        missing = [name for name in self._eval_data if found.get(name) is None]
+        if missing:
+            try:
+                self._live.take(self._corners.point(place))
+                new = {name: measure(self._live.model, self._eval_data[name]) for name in missing}
+            except NonFiniteError:
+                new = {name: {} for name in missing}
+            for name in new.keys() & self._caches.keys():
+                self._caches[name].add(place, new[name])
+            found |= new
+        return found
+
+
+@contextmanager
+def open_points(
+    corners: Sequence[Corner],
+    *,
+    model: keras.Model,
+    data: Any,
+    eval_data: Any,
+    steps: int | None,
+    bn_mode: str,
+    mixed_precision: bool,
+    labels: Sequence[str] | None,
+    cache: str | Path | None,
+    max_memory: int | None,
+) -> Iterator[Points]:
+    """Reads corners for their points to be evaluated; arguments are those of `loss_plane`.
+
+    The model gets the weights and statistics back, at the exit, that it has.
+    """
+    eval_data = dict(eval_data) if isinstance(eval_data, Mapping) else {_ONLY: eval_data}
+    if not eval_data:
+        raise DataError("eval_data name no data: pass (x, y), or several such by name")
+    plan = plan_corners(corners, labels)
+    folder = None if cache is None else Path(cache)
+    if folder is None and plan.run_folder is not None:
+        folder = plan.run_folder / SEARCH_FOLDER
+    if folder is not None:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    live = LiveModel(
+        model,
+        data=data,
+        eval_data=next(iter(eval_data.values())),
+        steps=steps,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+    )
+    opened = plan.read(
+        folder=folder or Path(tempfile.gettempdir()),
+        max_memory=DEFAULT_MEMORY if max_memory is None else max_memory,
+    )
+    with closing(opened), live.kept():
+        yield Points(plan.labels, opened, live, eval_data, folder)
+
+
+def _arrays(entries: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """Metrics by name, NaN for points that have none."""
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    if not names:
+        raise NonFiniteError(
+            "NaN or infinity came to a BatchNorm layer at every point: choose points nearer to "
+            "the checkpoints, or look for what is wrong with the data"
+        )
+    return {name: np.array([entry.get(name, np.nan) for entry in entries]) for name in names}

@@ -1,0 +1,168 @@
+"""How far the moving statistics of BatchNorm layers are from each other in two checkpoints."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ckptavg.analysis.tables import frame
+from ckptavg.errors import FormatError, IntegrityError
+from ckptavg.merging.exact_mean import PIECE
+from ckptavg.merging.lockstep import read_side_by_side
+from ckptavg.merging.plan import MergePlan, plan_average
+from ckptavg.merging.tensor_rules import PlanItem, moving_statistics
+from ckptavg.merging.worker import not_finite
+from ckptavg.recipes.recipe import UNIFORM, uniform
+from ckptavg.runs.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MEAN_UNIT = "standard deviations"
+_VARIANCE_UNIT = "log ratio"
+
+_EPSILON = 1e-3
+"""Keras' own, which its BatchNormalization adds to variances by default."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchNormShift:
+    """How far the statistics of each channel moved, from one checkpoint to another.
+
+    Attributes:
+        layers: names of the BatchNorm layers.
+        means: for each layer (channels,) float64: (mean after - mean before) / deviation, where the
+            deviation is sqrt(variance after + epsilon), which the layer divides by.
+        variances: for each layer (channels,) float64: the natural logarithm of (variance after +
+            epsilon) / (variance before + epsilon).
+        before: label of the first checkpoint.
+        after: label of the second.
+        epsilon: that was added to variances.
+    """
+
+    layers: tuple[str, ...]
+    means: tuple[np.ndarray, ...] = field(repr=False)
+    variances: tuple[np.ndarray, ...] = field(repr=False)
+    before: str
+    after: str
+    epsilon: float
+
+    def by_layer(self) -> "pd.DataFrame":
+        """A row for each layer: the root mean square over its channels, and the largest.
+
+        Columns: `mean_shift`, `variance_log_ratio`, `worst_mean_shift`,
+        `worst_variance_log_ratio`; `attrs["units"]` has their units.
+        """
+        columns, units = {}, {}
+        for name, unit, found in (
+            ("mean_shift", _MEAN_UNIT, self.means),
+            ("variance_log_ratio", _VARIANCE_UNIT, self.variances),
+        ):
+            columns[name] = [np.sqrt(np.mean(np.square(values))) for values in found]
+            columns[f"worst_{name}"] = [np.abs(values).max() for values in found]
+            units |= {name: unit, f"worst_{name}": unit}
+        attrs = {"units": units, "before": self.before, "after": self.after}
+        return frame(columns, attrs, index=self.layers)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each channel of each layer; `attrs["units"]` has units by column.
+
+        Columns: `layer`, `channel` (from 0), `mean_shift`, `variance_log_ratio`.
+        """
+        sizes = [len(means) for means in self.means]
+        columns = {
+            "layer": [n for n, size in zip(self.layers, sizes, strict=True) for _ in range(size)],
+            "channel": [channel for size in sizes for channel in range(size)],
+            "mean_shift": np.concatenate(self.means),
+            "variance_log_ratio": np.concatenate(self.variances),
+        }
+        units = {"mean_shift": _MEAN_UNIT, "variance_log_ratio": _VARIANCE_UNIT}
+        attrs = {"units": units, "before": self.before, "after": self.after}
+        return frame(columns, attrs)
+
+
+def batch_norm_shift(
+    before: str | Path | Checkpoint, after: str | Path | Checkpoint, *, epsilon: float = _EPSILON
+) -> BatchNormShift:
+    """Measures how far BatchNorm statistics moved between two checkpoints of one model.
+
+    Of interest where the weights are the same: an average, whose statistics are averaged like
+    weights, and the same average after a BatchNorm pass. The layers' statistics are found by what
+    the records of both say, by their names, and by the names of layers.
+
+    Args:
+        before: a checkpoint.
+        after: another one, in whose standard deviations the means' moves are told.
+        epsilon: what the layers add to variances; Keras' default is 0.001.
+
+    Returns:
+        Moves by layer and channel.
+
+    Raises:
+        RunError: a file is missing.
+        FormatError: a file is not a checkpoint, or no BatchNorm statistics are found in it.
+        MismatchError: the checkpoints are of different models, or the same file.
+        IntegrityError: a file differs from its record, or its statistics hold NaN or infinity.
+
+    Example:
+        >>> shift = ckptavg.analysis.batch_norm_shift("mean.weights.h5", "refreshed.weights.h5")
+        >>> shift.by_layer().sort_values("mean_shift")
+    """
+    checkpoints = [c if isinstance(c, Checkpoint) else Checkpoint.open(c) for c in (before, after)]
+    plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(2))
+    layers = {layer: names[:2] for layer, names in statistics_in(plan).items() if len(names) > 1}
+    if not layers:
+        raise FormatError(
+            f"no moving statistics of BatchNorm layers are found in {plan.sources[-1].path}: "
+            "neither its record nor the names of its tensors tell of any"
+        )
+    values = _read(plan, {name for names in layers.values() for name in names})
+    means, variances = [], []
+    for names in layers.values():
+        mean, variance = (values[name] for name in names)
+        if (variance < 0).any():
+            number = int(np.argmax((variance < 0).any(axis=1)))
+            raise IntegrityError(
+                f"'{names[1]}' in {plan.sources[number].path} is below 0, which no variance is"
+            )
+        means.append((mean[1] - mean[0]) / np.sqrt(variance[1] + epsilon))
+        variances.append(np.log((variance[1] + epsilon) / (variance[0] + epsilon)))
+    return BatchNormShift(
+        tuple(layers),
+        tuple(means),
+        tuple(variances),
+        *(checkpoint.path.name for checkpoint in checkpoints),
+        epsilon,
+    )
+
+
+def statistics_in(plan: MergePlan) -> dict[str, tuple[str, ...]]:
+    """Stored names of moving statistics in the checkpoints of a plan, as `moving_statistics` does.
+
+    Whatever one of the records tells of holds for all.
+    """
+    states = [source.record.batch_norm for source in plan.sources if source.record is not None]
+    # What a saver saw in the model, and what a pass has changed.
+    known = {name for s in states if s is not None for name in (*s.moving, *s.tensors)}
+    return moving_statistics(plan.sources[-1].structure, known)
+
+
+def _read(plan: MergePlan, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Tensors by name, (checkpoints, values) float64 each."""
+    items = [item for item in plan.items if item.tensor.name in names]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for found in read_side_by_side(plan, items, _collected, piece=PIECE):
+        found.check_intact(plan.sources)
+        name = found.item.tensor.name
+        for source, values in zip(plan.sources, found.measured, strict=True):
+            if not np.isfinite(values).all():
+                raise not_finite(source.path, name, values)
+        parts[name].append(found.measured)
+    return {name: np.concatenate(values, axis=1) for name, values in parts.items()}
+
+
+def _collected(_: PlanItem, pieces: Iterator[np.ndarray]) -> np.ndarray:
+    """(checkpoints, values) of a region, which is as small as a layer has channels."""
+    return np.concatenate([values.copy() for values in pieces], axis=1)

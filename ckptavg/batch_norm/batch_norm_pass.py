@@ -1,0 +1,142 @@
+"""`BatchNormPass`: statistics gathered batch by batch, written at the end."""
+
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+import keras
+
+from ckptavg.batch_norm.backends import make_step
+from ckptavg.batch_norm.gathering import Gathering
+from ckptavg.batch_norm.observer import Observer
+from ckptavg.batch_norm.report import BatchNormReport
+from ckptavg.batch_norm.statistics import Merge, averaged, pooled
+from ckptavg.batch_norm.targets import Targets
+from ckptavg.errors import ModelError
+from ckptavg.models.batches import Progress, input_batches
+
+_MERGES: dict[str, Merge] = {"batch": pooled, "cumulative": averaged}
+
+
+class BatchNormPass:
+    """Re-estimates BatchNorm statistics batch by batch, within a loop of one's own.
+
+    Nothing is written before `finish`, which sets the statistics and nothing else; after an
+    exception everything is as it was. The layers are watched within the `with` only, which may be
+    entered again. See `update_batch_norm`, which is the loop for data at hand.
+
+    Args:
+        model: a built Keras model on the TensorFlow, JAX or torch backend.
+        mode: `batch` or `cumulative`, see `update_batch_norm`.
+
+    Raises:
+        ModelError: the mode is unknown, or the backend or a layer cannot be used.
+
+    Example:
+        >>> with BatchNormPass(model) as bn:
+        ...     for x, y in train_dataset:
+        ...         outputs = bn.add(x)
+        ...     report = bn.finish()
+    """
+
+    def __init__(self, model: keras.Model, *, mode: str = "batch") -> None:
+        if mode not in _MERGES:
+            raise ModelError(
+                f"mode is {mode!r}, but must be batch or cumulative; or population where the data "
+                "can be read several times, in update_batch_norm"
+            )
+        self._mode = mode
+        self._targets = Targets.of(model)
+        self._observer = Observer(self._targets.layers)
+        self._step = make_step(model, self._observer)
+        self._gathering = self._gather_nothing()
+        self._attached: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._attached = self._observer.attached()
+        self._attached.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        attached, self._attached = self._attached, None
+        attached.__exit__(None, None, None)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Paths of the layers whose statistics will be set, if they are called in training mode."""
+        return tuple(layer.path for layer in self._targets.layers)
+
+    @property
+    def batches(self) -> int:
+        """Batches seen."""
+        return self._gathering.batches
+
+    @property
+    def samples(self) -> int:
+        """Samples seen."""
+        return self._gathering.samples
+
+    def add(self, inputs: Any) -> Any:
+        """Runs the model forward in training mode, and gathers statistics on the device.
+
+        Args:
+            inputs: of one batch: arrays or tensors as the model takes them, or values that a
+                `tf.distribute.Strategy` has distributed. Under a strategy others are divided
+                among its replicas.
+
+        Returns:
+            What the model returns, on the device; under a strategy, per replica.
+
+        Raises:
+            DataError: the model rejects the batch, or it holds NaN or infinity, or brought such
+                values to a layer; this may be said one batch later.
+            ModelError: a layer is called where its statistics cannot be seen.
+            ResourceError: memory does not suffice.
+        """
+        if self._attached is None:
+            raise RuntimeError("batches are gathered within: with BatchNormPass(model) as bn")
+        return self._gathering.add(inputs)
+
+    def run(
+        self, data: Any, *, steps: int | None = None, progress: Progress | None = None
+    ) -> BatchNormReport:
+        """Gathers all batches of `data` and sets the statistics, as often as it is called.
+
+        Each time is a pass of its own, with the weights that the model has then, by the step that
+        was compiled for the first one. What the compiled step does not see: layers that were frozen
+        or exchanged, and attributes that were changed, since then.
+
+        Args:
+            data: as in `update_batch_norm`.
+            steps: number of batches to see; all by default.
+            progress: called with the numbers of new batches and samples as they have been seen.
+
+        Raises:
+            CkptavgError: as `update_batch_norm` does.
+        """
+        self._step.restart()
+        self._gathering = self._gather_nothing()
+        with self:
+            for inputs in input_batches(data, steps=steps) if self.layers else ():
+                before = self.samples
+                self.add(inputs)
+                if progress is not None:
+                    progress(1, self.samples - before)
+            return self.finish()
+
+    def finish(self) -> BatchNormReport:
+        """Sets the statistics of all layers to those of all batches, or raises and sets none.
+
+        A model without layers to set is left as it is.
+
+        Raises:
+            DataError: there was no batch, or a layer met no value that counts.
+        """
+        return self._targets.write(
+            self._gathering.statistics(),
+            samples=self.samples,
+            batches=self.batches,
+            mode=self._mode,
+        )
+
+    def _gather_nothing(self) -> Gathering:
+        return Gathering(self._step, self._targets.layers, _MERGES[self._mode])

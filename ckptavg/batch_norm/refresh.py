@@ -1,0 +1,232 @@
+"""Checkpoint files taken through the BatchNorm forward pass: load, re-estimate, save."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ckptavg.batch_norm import BatchNormReport, update_batch_norm
+from ckptavg.errors import FormatError
+from ckptavg.formats import check_keras_output
+from ckptavg.merging.merge import MergeReport, run_plan
+from ckptavg.merging.plan import MergePlan
+from ckptavg.merging.worker import Progress as BytesProgress
+from ckptavg.models.batches import Progress as BatchProgress
+from ckptavg.models.model import build, load_weights, save_model
+from ckptavg.runs.outputs import check_output
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import (
+    BatchNormRecord,
+    Record,
+    TensorRecords,
+    commit_with_record,
+    find_record,
+    now,
+    record_path,
+    versions,
+)
+from ckptavg.storage.files import commit, partial, temporary_sibling
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshReport:
+    """What became of a checkpoint that went through the BatchNorm pass.
+
+    Attributes:
+        output: the file that was written.
+        record: the record beside it; left out of the `repr`.
+        batch_norm: what the pass did; None if none was asked for.
+        merged: what the merge before it did; None if there was none.
+    """
+
+    output: Path
+    record: Record = field(repr=False)
+    batch_norm: BatchNormReport | None
+    merged: MergeReport | None = None
+
+
+def refresh_batch_norm(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    model: keras.Model,
+    data: Any,
+    data_name: str | None = None,
+    steps: int | None = None,
+    mode: str = "batch",
+    mixed_precision: bool = False,
+    overwrite: bool = False,
+    progress: BatchProgress | None = None,
+) -> RefreshReport:
+    """Loads a checkpoint into a model, re-estimates its BatchNorm statistics, saves it.
+
+    Args:
+        checkpoint: a `.weights.h5` or `.keras` file.
+        output: a `.weights.h5` or `.keras` file; it appears whole or not at all.
+        model: the model the checkpoint belongs to; it keeps the new weights.
+        data: as in `update_batch_norm`.
+        data_name: what the record is to call the data.
+        steps: number of batches to see; all by default.
+        mode: as in `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`.
+        overwrite: whether to replace an existing output.
+        progress: called with the numbers of new batches and samples as they have been seen.
+
+    Raises:
+        CkptavgError: as `update_batch_norm` does, or the checkpoint does not fit the model, or the
+            output exists.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    check_keras_output(output)
+    check_output(output, overwrite)
+    if not checkpoint.is_file():
+        raise FormatError(f"there is no checkpoint {checkpoint}")
+    former = find_record(checkpoint)
+    data = build(model, data)
+    load_weights(model, checkpoint)
+    report = update_batch_norm(
+        model, data, steps=steps, mode=mode, mixed_precision=mixed_precision, progress=progress
+    )
+    former = _moved(former, checkpoint.parent, output.parent) if former else None
+    state = _state(report, data_name, former.batch_norm if former else None)
+    record = _save(model, output, former, state, tensor_records(checkpoint), overwrite)
+    return RefreshReport(output, record, report)
+
+
+def merge_into_model(
+    plan: MergePlan,
+    *,
+    model: keras.Model,
+    data: Any = None,
+    data_name: str | None = None,
+    steps: int | None = None,
+    mode: str = "batch",
+    mixed_precision: bool = False,
+    resume: bool = False,
+    bytes_progress: BytesProgress | None = None,
+    batch_progress: BatchProgress | None = None,
+    refresh: Callable[[keras.Model], BatchNormReport] | None = None,
+) -> RefreshReport:
+    """Merges, loads the mean into a model, runs the BatchNorm pass, saves: all of it or nothing.
+
+    Args:
+        plan: of the merge whose output is wanted, made by `plan_merge(..., live_model=True)`.
+        model: the model the checkpoints belong to; it keeps the new weights.
+        data: as in `update_batch_norm`; without, statistics stay the stale mean.
+        data_name: what the record is to call the data.
+        steps: number of batches to see; all by default.
+        mode: as in `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`.
+        resume: as in `merge`, for the part that merges.
+        bytes_progress: called with numbers of bytes as the merge has read them.
+        batch_progress: called with numbers of batches and samples as the pass has seen them.
+        refresh: gives the model statistics that an earlier pass over data has found for the very
+            same weights, in place of another pass.
+
+    Raises:
+        CkptavgError: as `merge` and `refresh_batch_norm` do.
+    """
+    check_keras_output(plan.output)
+    data = build(model, data)
+    # The mean goes to a file first, so that it takes the merge's own path, proofs included.
+    mean = partial(plan.output.with_name(f"{plan.output.name}.mean.weights.h5"))
+    try:
+        merged = run_plan(
+            replace(plan, output=mean, overwrite=True, model_config=None),
+            bytes_progress,
+            resume=resume,
+        )
+        load_weights(model, mean)
+        report, state = None, merged.record.batch_norm
+        if refresh is not None:
+            report = refresh(model)
+            state = _state(report, data_name, state)
+        elif data is not None:
+            report = update_batch_norm(
+                model,
+                data,
+                steps=steps,
+                mode=mode,
+                mixed_precision=mixed_precision,
+                progress=batch_progress,
+            )
+            state = _state(report, data_name, state)
+        before = tensor_records(mean)
+        record = _save(model, plan.output, merged.record, state, before, plan.overwrite)
+    finally:
+        mean.unlink(missing_ok=True)
+        record_path(mean).unlink(missing_ok=True)
+    return RefreshReport(plan.output, record, report, merged)
+
+
+def _save(
+    model: keras.Model,
+    output: Path,
+    former: Record | None,
+    batch_norm: BatchNormRecord | None,
+    before: TensorRecords,
+    overwrite: bool,
+) -> Record:
+    """Writes a model as a checkpoint with a record that goes on from a former one.
+
+    What differs from `before`, the tensors that were loaded, is what the BatchNorm pass changed.
+    """
+    temporary = temporary_sibling(output)
+    try:
+        save_model(model, temporary)
+        tensors = tensor_records(temporary)
+        if batch_norm is not None and batch_norm.samples is not None:
+            changed = (name for name in tensors if before.get(name) != tensors[name])
+            batch_norm = replace(batch_norm, tensors=tuple(changed))
+        record = Record(
+            file=output.name,
+            size=temporary.stat().st_size,
+            time=now(),
+            versions=versions(("numpy", "h5py", "keras", keras.backend.backend())),
+            epoch=former.epoch if former else None,
+            batch_norm=batch_norm,
+            model=former.model if former else None,
+            recipe=former.recipe if former else None,
+            sources=former.sources if former else (),
+        )
+        check_output(output, overwrite)
+        return commit_with_record(
+            lambda: commit(temporary, output), record, tensors, record_path(output)
+        )
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _state(
+    report: BatchNormReport, data_name: str | None, former: BatchNormRecord | None
+) -> BatchNormRecord | None:
+    """What the statistics are worth after a pass that set some, all or none of them."""
+    left = len(report.frozen) + len(report.unused)
+    if not report.layers:
+        return former if left else None
+    statistics = "partly fresh" if left else "fresh"
+    return BatchNormRecord(
+        layers=len(report.layers) + left,
+        statistics=statistics,
+        samples=report.samples,
+        batches=report.batches,
+        data=data_name,
+        mode=report.mode,
+        moving=former.moving if former else (),
+    )
+
+
+def _moved(record: Record, old: Path, new: Path) -> Record:
+    """A record whose relative paths start from another folder."""
+
+    def moved(path: str) -> str:
+        return os.path.relpath((old / path).resolve(), new.resolve())
+
+    return replace(
+        record,
+        model=moved(record.model) if record.model else None,
+        sources=tuple(replace(source, path=moved(source.path)) for source in record.sources),
+    )

@@ -1,0 +1,163 @@
+"""Keras 3 sharded weights: `x.weights.json` says which of `x_00000.weights.h5`, ... hold a folder.
+
+Keras writes the index anew whenever it begins another shard. What an interruption leaves looks like
+a whole checkpoint but for its total size, and for shards that the index does not name.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ckptavg.errors import FormatError
+from ckptavg.formats.hdf5.attributes import Place
+from ckptavg.formats.hdf5.keras3 import check_keras_names, keras_structure
+from ckptavg.formats.hdf5.preallocate import lay_out
+from ckptavg.formats.hdf5.reader import Hdf5Reader
+from ckptavg.formats.reader import Attributes, Structure, check_disjoint
+from ckptavg.formats.shards import assign, shard_paths
+from ckptavg.formats.strict_json import parse_object
+from ckptavg.formats.tensors import Extent, TensorInfo
+from ckptavg.formats.writer import CheckpointWriter
+from ckptavg.storage.files import partial
+
+MAX_SHARD_SIZE = 5 * 1024**3
+"""Bytes of the tensors in one shard; Keras' own default."""
+
+_INDEX_LIMIT = 64 * 1024 * 1024
+_METADATA, _TOTAL, _MAP = "metadata", "total_size", "weight_map"
+
+
+class ShardedH5Reader(Hdf5Reader):
+    """Reads a `.weights.json` file and its shards, all of them or none."""
+
+    def _further_files(self) -> Sequence[Path]:
+        index = parse_object(self.path, "index", self._read_file(0, _INDEX_LIMIT))
+        metadata, folders = index.get(_METADATA), index.get(_MAP)
+        if not (isinstance(metadata, dict) and isinstance(folders, dict) and folders):
+            raise FormatError(f"{self.path} is no index of shards: it lacks '{_MAP}'")
+        places = [
+            (folder, shard)
+            for folder, shards in folders.items()
+            for shard in (shards if isinstance(shards, list) else [shards])
+        ]
+        paths = shard_paths(self.path, (shard for _, shard in places))
+        self._total, self._stated = metadata.get(_TOTAL), set(places)
+        unnamed = sorted(_shards_beside(self.path) - {path.name for path in paths})
+        if unnamed:
+            raise FormatError(
+                f"refusing {self.path}: it does not name the shard {unnamed[0]} beside it. Either "
+                "saving was interrupted and the checkpoint must be saved again, or the shard is "
+                "left of a former checkpoint and must be removed"
+            )
+        return paths
+
+    def _read_structure(self) -> Structure:
+        tensors: dict[str, TensorInfo] = {}
+        groups: dict[str, Attributes] = {}
+        places: set[tuple[str, str]] = set()
+        for number, shard in list(enumerate(self.files))[1:]:
+            found = self._search(Place(number, 0, self._sizes[number]))
+            for name, tensor in found.tensors.items():
+                if name in tensors:
+                    raise FormatError(f"refusing {self.path}: '{name}' lies in two shards")
+                tensors[name] = tensor
+                places.add((_key(name), shard.name))
+            for folder, texts in found.groups.items():
+                groups[folder] = {**texts, **groups.get(folder, {})}
+        check_disjoint(self.path, tensors.values(), self._sizes)
+        self._check_index(places, _total_size(tensors.values()))
+        return keras_structure(Structure(tensors, groups))
+
+    def _check_index(self, places: set[tuple[str, str]], total: float) -> None:
+        for folder, shard in sorted(places ^ self._stated):
+            named = (folder, shard) in self._stated
+            raise FormatError(
+                f"refusing {self.path}: '{folder}' is {'' if named else 'not '}said to lie in "
+                f"{shard}, which {'lacks' if named else 'holds'} it. Saving was interrupted, or "
+                "files were mixed up: save the checkpoint again"
+            )
+        if self._total != total:
+            raise FormatError(
+                f"refusing {self.path}: its shards hold {total:,} bytes but it states "
+                f"{self._total!r:.40}. Saving was interrupted: save the checkpoint again"
+            )
+
+    def _place_of(self, tensor: TensorInfo) -> Place:
+        key = _key(tensor.name)
+        places = (
+            Place(number, 0, self._sizes[number])
+            for number, file in enumerate(self.files)
+            if (key, file.name) in self._stated
+        )
+        return next(place for place in places if tensor.name in self._open_tree(place))
+
+    def _read_gaps(self, gaps: Iterable[Sequence[Extent]]) -> tuple[bytes, ...]:
+        index, *shards = super()._read_gaps(gaps)
+        own_names = f'"{_base(self.path)}_'.encode()
+        return index.replace(own_names, b'"_'), *shards
+
+
+class ShardedH5Writer(CheckpointWriter):
+    """Writes shards, split where those of the first checkpoint were, and then their index."""
+
+    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
+        check_keras_names(path, structure)
+        written = {file.name for file in self._data_files(path, structure)}
+        left = sorted(_shards_beside(path) - written)
+        if left:
+            raise FormatError(
+                f"cannot write {path}: {left[0]} beside it would seem to be one of its shards. "
+                "Remove it or choose another name"
+            )
+        super().__init__(path, structure, resume=resume)
+
+    @classmethod
+    def _data_files(cls, path: Path, structure: Structure) -> list[Path]:
+        count = len(assign(structure.tensors.values(), MAX_SHARD_SIZE))
+        return [path.with_name(f"{_base(path)}_{n:05}.weights.h5") for n in range(count)]
+
+    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
+        shards = assign(self.structure.tensors.values(), MAX_SHARD_SIZE)
+        extents: dict[str, Extent] = {}
+        for number, (file, tensors) in enumerate(zip(files, shards, strict=True)):
+            groups = {} if number else self.structure.groups
+            named = {tensor.name: tensor for tensor in tensors}
+            extents |= lay_out(file, named, groups, number)
+        return extents
+
+    def _complete(self) -> Sequence[tuple[Path, Path]]:
+        folders: dict[str, list[str]] = {}
+        for name, extent in self._extents.items():
+            shards = folders.setdefault(_key(name), [])
+            shard = self._targets[extent.file].name
+            if shard not in shards:
+                shards.append(shard)
+        index = {
+            _METADATA: {_TOTAL: _total_size(self.structure.tensors.values())},
+            _MAP: {key: found if len(found) > 1 else found[0] for key, found in folders.items()},
+        }
+        now = partial(self.path)
+        now.write_text(json.dumps(index, indent=4), encoding="utf-8")
+        return [(now, self.path)]
+
+
+def _key(tensor: str) -> str:
+    """The folder of a tensor as the index names it."""
+    return "/" + tensor.rpartition("/")[0]
+
+
+def _base(index: Path) -> str:
+    """What the names of shards begin with."""
+    return index.name.removesuffix(".json").replace(".weights", "")
+
+
+def _shards_beside(index: Path) -> set[str]:
+    """Names in the folder of the index that its shards may have."""
+    pattern = re.compile(re.escape(_base(index)) + r"_\d{5,}\.weights\.h5")
+    return {file.name for file in index.parent.iterdir() if pattern.fullmatch(file.name)}
+
+
+def _total_size(tensors: Iterable[TensorInfo]) -> float:
+    """Bytes of tensors as Keras counts them: a boolean is a bit."""
+    return sum(t.nbytes / (8 if t.dtype == "bool" else 1) for t in tensors)

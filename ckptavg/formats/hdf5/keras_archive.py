@@ -1,0 +1,89 @@
+"""Keras 3 `.keras` files without Keras: an uncompressed zip of configuration and weights."""
+
+import os
+import shutil
+import struct
+import zipfile
+from functools import cached_property
+from pathlib import Path
+
+from ckptavg.errors import FormatError
+from ckptavg.formats.hdf5.attributes import Place
+from ckptavg.formats.hdf5.keras3 import WeightsH5Reader, WeightsH5Writer
+from ckptavg.formats.model_config import CONFIG, METADATA, ModelConfig
+from ckptavg.formats.reader import Structure, check_disjoint
+from ckptavg.formats.tensors import TensorInfo
+from ckptavg.storage.files import partial
+
+_WEIGHTS = "model.weights.h5"
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Of a zip member: signature, and the lengths of the name and the extra field that follow."""
+
+
+class KerasArchiveReader(WeightsH5Reader):
+    """Reads the weights of a `.keras` file in place; its configuration is not looked at."""
+
+    def _read_structure(self) -> Structure:
+        found = self._search(self._weights)
+        check_disjoint(self.path, found.tensors.values(), self._sizes)
+        return found
+
+    def _place_of(self, tensor: TensorInfo) -> Place:
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> Place:
+        """Where the member lies that holds the weights."""
+        try:
+            with self.path.open("rb") as file, zipfile.ZipFile(file) as archive:
+                member = archive.getinfo(_WEIGHTS)
+                if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                    raise FormatError(
+                        f"refusing {self.path}: its {_WEIGHTS} is compressed or encrypted"
+                    )
+            header = os.pread(self._descriptors[0], _LOCAL_HEADER.size, member.header_offset)
+            signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        except FormatError:
+            raise
+        except Exception as error:  # zipfile raises nearly anything on a damaged file
+            raise FormatError(f"{self.path} is not an intact .keras file: {error}") from error
+        base = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        if signature != b"PK\3\4" or base + member.file_size > self.size:
+            raise FormatError(f"{self.path} is not an intact .keras file: it is truncated")
+        return Place(0, base, member.file_size)
+
+
+class KerasArchiveWriter(WeightsH5Writer):
+    """Writes a `.keras` file: the weights beside it first, then the archive around them."""
+
+    needs_model_config = True
+
+    def __init__(
+        self,
+        path: Path,
+        structure: Structure,
+        *,
+        model_config: ModelConfig,
+        resume: bool = False,
+    ) -> None:
+        if model_config.has_assets:
+            raise FormatError(
+                f"cannot write {path}: the model keeps files of its own (such as a vocabulary), "
+                "which its configuration lacks. Pass --model file.py:callable"
+            )
+        self._config = model_config
+        super().__init__(path, structure, resume=resume)
+
+    def finish(self) -> int:
+        weights = self._partial[0]
+        whole = partial(weights)
+        self._moves = [(whole, self.path)]
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+            # ZipInfo's fixed date keeps the bytes of equal models equal.
+            archive.writestr(zipfile.ZipInfo(METADATA), self._config.metadata)
+            archive.writestr(zipfile.ZipInfo(CONFIG), self._config.config)
+            member = zipfile.ZipInfo(_WEIGHTS)
+            member.file_size = weights.stat().st_size
+            with weights.open("rb") as source, archive.open(member, "w") as stored:
+                shutil.copyfileobj(source, stored, 1024 * 1024)
+        return whole.stat().st_size

@@ -1,0 +1,297 @@
+"""What every checkpoint format provides: a reader of regions of tensors."""
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from ckptavg.errors import FormatError, IntegrityError
+from ckptavg.formats.tensors import Extent, TensorInfo
+
+Attributes = Mapping[str, object]
+
+KERAS, LEGACY, TENSORFLOW, FLAT = "keras", "legacy", "tensorflow", "flat"
+"""Ways of naming tensors: `layers/dense/vars/0` of Keras 3; `dense/dense/kernel:0` with lists of
+names, of Keras 2; TensorFlow's object paths or variable names; any names, as in safetensors."""
+
+Stamp = tuple[int, ...]
+"""Device, inode, size and both times of change of a file: equal stamps mean an unchanged file."""
+
+_OUTSIDE_LIMIT = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What a checkpoint holds, without the bytes of its tensors.
+
+    Attributes:
+        tensors: by stored name.
+        groups: folders with their attributes, parents first; the checkpoint itself is "". Also
+            those that hold no tensor, because Keras looks for the folder of every layer.
+        naming: how tensors are named: `KERAS`, `LEGACY`, `TENSORFLOW` or `FLAT`.
+        optimizer: names of tensors and folders that are optimizer state, which no average keeps.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    groups: Mapping[str, Attributes]
+    naming: str = KERAS
+    optimizer: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @property
+    def model_tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors but optimizer state, in order."""
+        if not self.optimizer:
+            return self.tensors
+        return {n: tensor for n, tensor in self.tensors.items() if n not in self.optimizer}
+
+    def with_tensors(self, tensors: Mapping[str, TensorInfo]) -> "Structure":
+        """The same structure with these tensors, and without optimizer state."""
+        groups = {n: found for n, found in self.groups.items() if n not in self.optimizer}
+        return replace(self, tensors=tensors, groups=groups, optimizer=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The structure of a checkpoint's files with all of their bytes that belong to no tensor.
+
+    They are what the structure was found from: files of the same sizes with the same bytes there
+    have the same structure, and need not be searched.
+
+    Attributes:
+        structure: of the checkpoint.
+        sizes: of its files.
+        gaps: of each file, where the bytes lie that belong to no tensor.
+        outside: these bytes.
+    """
+
+    structure: Structure
+    sizes: tuple[int, ...]
+    gaps: tuple[Sequence[Extent], ...]
+    outside: tuple[bytes, ...]
+
+
+class CheckpointReader(ABC):
+    """An open checkpoint of one or more files, safe to read from several threads.
+
+    Attributes:
+        path: what names the checkpoint: its file, or the index of its shards.
+        files: all of its files; an `Extent` numbers them.
+        structure: what it holds.
+        stamps: of the files.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    structure: Structure
+    stamps: tuple[Stamp, ...]
+
+    def __init__(
+        self, path: Path, structure: Structure | None = None, like: Layout | None = None
+    ) -> None:
+        """Opens a checkpoint.
+
+        Args:
+            path: what names it.
+            structure: what an earlier reader of this very checkpoint found; it is not searched
+                again.
+            like: of a checkpoint that this one may resemble; it is searched only if it does not.
+
+        Raises:
+            FormatError: a file cannot be opened, or this is no intact checkpoint.
+        """
+        self.path = path
+        self.files = ()
+        self._descriptors: list[int] = []
+        try:
+            self._open([self._main_file()])
+            self._open(self._further_files())
+            self.stamps = tuple(_stamp(descriptor) for descriptor in self._descriptors)
+            if structure is None and like is not None and self._resembles(like):
+                structure = like.structure
+            self.structure = self._read_structure() if structure is None else structure
+        except BaseException:
+            self.close()
+            raise
+
+    def _main_file(self) -> Path:
+        """The file that is opened first: the only one, or the index of the others."""
+        return self.path
+
+    def _further_files(self) -> Sequence[Path]:
+        """What the main file, which is open, names as the checkpoint's other files."""
+        return ()
+
+    @abstractmethod
+    def _read_structure(self) -> Structure:
+        """Finds the tensors, trusting nothing that the files say about themselves."""
+
+    def _decode(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
+        """Fills `buffer` as `read_into` does, for a tensor without an extent."""
+        raise AssertionError(f"{type(self).__name__} finds an extent for every tensor")
+
+    @property
+    def size(self) -> int:
+        """Size of all files in bytes."""
+        return sum(self._sizes)
+
+    @property
+    def checksums(self) -> Mapping[str, int]:
+        """CRC-32C of whole tensors by name, where the format itself stores them."""
+        return {}
+
+    def read_into(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
+        """Fills `buffer` with the bytes of a tensor from its byte `start` on.
+
+        Raises:
+            IntegrityError: the file ends before the tensor does, or cannot be read.
+        """
+        if tensor.extent is None:
+            self._decode(tensor, start, buffer)
+            return
+        descriptor = self._descriptors[tensor.extent.file]
+        offset = tensor.extent.offset + start
+        filled = 0
+        while filled < len(buffer):
+            try:
+                count = os.preadv(descriptor, [buffer[filled:]], offset + filled)
+            except OSError as error:
+                raise IntegrityError(
+                    f"cannot read '{tensor.name}' in {self.path}: {error.strerror}"
+                ) from error
+            if count == 0:
+                raise IntegrityError(
+                    f"{self.path} ends in the middle of '{tensor.name}': "
+                    "it was truncated while it was read"
+                )
+            filled += count
+
+    def expect(self, extent: Extent) -> None:
+        """Lets the system read bytes ahead that will be asked for soon."""
+        with suppress(OSError):  # it is a hint, which not every file system takes
+            os.posix_fadvise(
+                self._descriptors[extent.file], extent.offset, extent.nbytes, os.POSIX_FADV_WILLNEED
+            )
+
+    def layout(self) -> Layout | None:
+        """What a checkpoint that resembles this one is recognized by; None where it is large."""
+        stored = sum(t.extent.nbytes for t in self.structure.tensors.values() if t.extent)
+        if self.size - stored > _OUTSIDE_LIMIT:
+            return None
+        extents = [t.extent for t in self.structure.tensors.values() if t.extent]
+        gaps = tuple(
+            gaps_between([extent for extent in extents if extent.file == number], size)
+            for number, size in enumerate(self._sizes)
+        )
+        return Layout(self.structure, self._sizes, gaps, self._read_gaps(gaps))
+
+    def check_unchanged(self, stamps: Sequence[Stamp]) -> None:
+        """Makes sure that the files are those, and as they were, when `stamps` were taken.
+
+        Raises:
+            IntegrityError: one was changed, replaced or removed since.
+        """
+        found = tuple(_stamp(descriptor) for descriptor in self._descriptors)
+        if found != tuple(stamps):
+            raise IntegrityError(f"{self.path} was changed while it was read: average it again")
+        for file, stamp in zip(self.files, found, strict=True):
+            if not _is_named(file, stamp):
+                raise IntegrityError(f"{file} was changed while it was read: average it again")
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(stamp[2] for stamp in self.stamps)
+
+    def _open(self, files: Iterable[Path]) -> None:
+        for file in files:
+            try:
+                # Without O_NONBLOCK a named pipe would be waited for, for ever.
+                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except (OSError, ValueError) as error:  # a name may hold a null byte
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise FormatError(f"cannot open {file}: {reason}") from error
+            self._descriptors.append(descriptor)
+            self.files = (*self.files, file)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FormatError(f"cannot open {file}: it is not a file")
+
+    def _read_file(self, file: int, limit: int) -> bytes:
+        """The whole of a small file, such as an index.
+
+        Raises:
+            FormatError: it is larger than `limit` bytes.
+        """
+        size = os.fstat(self._descriptors[file]).st_size
+        if size > limit:
+            raise FormatError(
+                f"refusing {self.files[file]}: it has {size:,} bytes, more than the {limit:,} "
+                "that such a file may have"
+            )
+        return os.pread(self._descriptors[file], size, 0)
+
+    def _resembles(self, like: Layout) -> bool:
+        return self._sizes == like.sizes and self._read_gaps(like.gaps) == like.outside
+
+    def _read_gaps(self, gaps: Iterable[Sequence[Extent]]) -> tuple[bytes, ...]:
+        return tuple(map(read_extents, self._descriptors, gaps))
+
+
+def gaps_between(extents: Iterable[Extent], size: int) -> list[Extent]:
+    """What lies in none of a file's extents, in order."""
+    gaps, position = [], 0
+    for extent in (*sorted(extents, key=lambda extent: extent.offset), Extent(size, 0)):
+        if extent.offset > position:
+            gaps.append(Extent(position, extent.offset - position))
+        position = max(position, extent.offset + extent.nbytes)
+    return gaps
+
+
+def read_extents(descriptor: int, extents: Iterable[Extent]) -> bytes:
+    """The bytes of extents of a file, joined."""
+    return b"".join(os.pread(descriptor, extent.nbytes, extent.offset) for extent in extents)
+
+
+def check_disjoint(path: Path, tensors: Iterable[TensorInfo], sizes: Sequence[int]) -> None:
+    """Makes sure that extents lie within their files, and that no two share a byte.
+
+    Raises:
+        FormatError: they do not.
+    """
+    ends = [0] * len(sizes)
+    stored = [tensor for tensor in tensors if tensor.extent is not None and tensor.extent.nbytes]
+    for tensor in sorted(stored, key=lambda tensor: (tensor.extent.file, tensor.extent.offset)):
+        extent = tensor.extent
+        if extent.offset < ends[extent.file]:
+            raise FormatError(f"refusing {path}: '{tensor.name}' overlaps another tensor")
+        ends[extent.file] = extent.offset + extent.nbytes
+        if ends[extent.file] > sizes[extent.file]:
+            raise FormatError(
+                f"refusing {path}: '{tensor.name}' reaches beyond the end of the file"
+            )
+
+
+def _stamp(descriptor: int) -> Stamp:
+    status = os.fstat(descriptor)
+    times = status.st_mtime_ns, status.st_ctime_ns  # the second one cannot be set back
+    return status.st_dev, status.st_ino, status.st_size, *times
+
+
+def _is_named(file: Path, stamp: Stamp) -> bool:
+    try:
+        status = file.stat()
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == stamp[:2]

@@ -1,0 +1,1 @@
+"""safetensors files, single or in shards."""

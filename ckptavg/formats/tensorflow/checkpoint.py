@@ -1,0 +1,296 @@
+"""TensorFlow checkpoints without TensorFlow: an index, and shards of plain bytes."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import google_crc32c
+
+from ckptavg.errors import FormatError
+from ckptavg.formats.reader import (
+    TENSORFLOW,
+    Attributes,
+    CheckpointReader,
+    Structure,
+    check_disjoint,
+)
+from ckptavg.formats.tensorflow import strings as tf_strings
+from ckptavg.formats.tensorflow.object_graph import model_part
+from ckptavg.formats.tensorflow.optimizer_names import optimizer_names
+from ckptavg.formats.tensorflow.paths import data_file, index_file
+from ckptavg.formats.tensorflow.protobuf import BUNDLE_VERSION, BundleEntry, BundleHeader, Refused
+from ckptavg.formats.tensorflow.table import mask, read_table, unmask, write_table
+from ckptavg.formats.tensors import STRING, Extent, TensorInfo
+from ckptavg.formats.writer import CheckpointWriter
+from ckptavg.storage import files
+
+OBJECT_GRAPH = "object_graph"
+"""The attribute of the checkpoint that holds the object graph of what an average keeps."""
+
+_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_HEADER_KEY = b""
+_SLICE_MARK = b"\0"
+"""Keys of parts of partitioned variables begin so."""
+
+_DTYPES = {
+    1: "float32",
+    2: "float64",
+    3: "int32",
+    4: "uint8",
+    5: "int16",
+    6: "int8",
+    7: STRING,
+    9: "int64",
+    10: "bool",
+    14: "bfloat16",
+    17: "uint16",
+    19: "float16",
+    22: "uint32",
+    23: "uint64",
+    24: "float8_e5m2",
+    25: "float8_e4m3fn",
+    26: "float8_e4m3fnuz",
+    27: "float8_e4m3b11fnuz",
+    28: "float8_e5m2fnuz",
+}
+"""TensorFlow's numbers of types (`DataType` in types.proto)."""
+
+_STRANGE_DTYPES = {
+    8: "complex64",
+    11: "qint8",
+    12: "quint8",
+    13: "qint32",
+    15: "qint16",
+    16: "quint16",
+    18: "complex128",
+    20: "resource",
+    21: "variant",
+    29: "int4",
+    30: "uint4",
+}
+_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
+_SHARDS_LIMIT = 99_999
+_INDEX_LIMIT = 16 * 1024 * 1024
+_GRAPH_LIMIT = 16 * 1024 * 1024
+_CHUNK = 1024 * 1024
+
+
+class TensorFlowReader(CheckpointReader):
+    """Reads a checkpoint of `tf.train.Checkpoint`, of `save_weights` or of TensorFlow 1's `Saver`.
+
+    It is named by its prefix or by its `.index` file.
+    """
+
+    def _main_file(self) -> Path:
+        return index_file(self.path)
+
+    def _further_files(self) -> Sequence[Path]:
+        with self._refusals():
+            shards = _header(self._table()).num_shards
+        return [data_file(self.path, shard, shards) for shard in range(shards)]
+
+    @property
+    def checksums(self) -> Mapping[str, int]:
+        """CRC-32C of the stored bytes of each tensor, read afresh from the index."""
+        found = {}
+        with self._refusals():
+            for name, entry in self._entries():
+                tensor = self.structure.tensors.get(name)
+                if tensor is not None:
+                    crc = unmask(entry.crc)
+                    is_string = tensor.dtype == STRING
+                    found[name] = self._strings(tensor).translated(crc) if is_string else crc
+        return found
+
+    def _read_structure(self) -> Structure:
+        with self._refusals():
+            entries = dict(self._entries())
+            tensors = {name: self._tensor(name, entry) for name, entry in entries.items()}
+            check_disjoint(self.path, tensors.values(), self._sizes)
+            for tensor in tensors.values():
+                if tensor.dtype == STRING:
+                    self._strings(tensor)
+            graph = tensors.pop(_GRAPH_KEY, None)
+            if graph is None:
+                return Structure(tensors, {}, TENSORFLOW, optimizer_names(tensors.keys()))
+            part = model_part(self._graph(graph, entries[_GRAPH_KEY]))
+            for name in sorted(part.named ^ tensors.keys()):
+                places = ("its object graph", "its index")
+                here, lacking = places if name in part.named else reversed(places)
+                raise Refused(f"'{name}' is in {here}, but not in {lacking}")
+        groups: dict[str, Attributes] = {"": {OBJECT_GRAPH: part.graph}}
+        return Structure(tensors, groups, TENSORFLOW, frozenset(tensors.keys() - part.kept))
+
+    def _table(self) -> Iterator[tuple[bytes, bytes]]:
+        return read_table(self._read_file(0, _INDEX_LIMIT))
+
+    def _entries(self) -> Iterator[tuple[str, BundleEntry]]:
+        table = self._table()
+        _header(table)
+        for key, value in table:
+            if key.startswith(_SLICE_MARK):
+                raise Refused(
+                    "it holds partitioned variables, stored in slices: save it with whole ones"
+                )
+            try:
+                yield key.decode(), BundleEntry.decode(value)
+            except UnicodeDecodeError as error:
+                raise Refused(f"{key!r} is no name in UTF-8") from error
+
+    def _tensor(self, name: str, entry: BundleEntry) -> TensorInfo:
+        dtype = _DTYPES.get(entry.dtype)
+        if dtype is None:
+            known = _STRANGE_DTYPES.get(entry.dtype, f"number {entry.dtype}")
+            raise Refused(f"'{name}' has the type {known}, which cannot be averaged")
+        if entry.sliced:
+            raise Refused(f"'{name}' is a partitioned variable, stored in slices")
+        if entry.shape is None:
+            raise Refused(f"'{name}' has no shape")
+        file = entry.shard + 1
+        if file >= len(self.files):
+            raise Refused(f"'{name}' is in the shard {entry.shard}, which it lacks")
+        # An empty tensor has no place.
+        extent = Extent(entry.offset if entry.size else 0, entry.size, file)
+        tensor = TensorInfo(name, entry.shape, dtype, extent)
+        if dtype != STRING and tensor.nbytes != entry.size:
+            raise Refused(
+                f"'{name}' is {dtype}{list(entry.shape)}, {tensor.nbytes:,} bytes, "
+                f"but {entry.size:,} are stored"
+            )
+        return tensor
+
+    def _strings(self, tensor: TensorInfo) -> tf_strings.StringLayout:
+        """Checks the lengths of a string tensor, which lies within its file."""
+
+        try:
+            return tf_strings.scan(
+                partial(self._bytes, tensor), math.prod(tensor.shape), tensor.nbytes
+            )
+        except Refused as error:
+            raise Refused(f"'{tensor.name}' {error}") from error
+
+    def _graph(self, tensor: TensorInfo, entry: BundleEntry) -> bytes:
+        if tensor.dtype != STRING or tensor.shape or tensor.nbytes > _GRAPH_LIMIT:
+            raise Refused(f"its object graph is no text, or has more than {_GRAPH_LIMIT:,} bytes")
+        strings = self._strings(tensor)
+        stored = self._bytes(tensor, 0, tensor.nbytes)
+        if google_crc32c.value(stored) != strings.translated(unmask(entry.crc)):
+            raise Refused("its object graph is damaged: it fails its checksum")
+        return stored[strings.start :]
+
+    def _bytes(self, tensor: TensorInfo, start: int, nbytes: int) -> bytes:
+        buffer = bytearray(nbytes)
+        self.read_into(tensor, start, memoryview(buffer))
+        return bytes(buffer)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except Refused as error:
+            raise FormatError(f"refusing {self.path}: {error}") from error
+
+
+class TensorFlowWriter(CheckpointWriter):
+    """Writes a checkpoint of one shard that `tf.train.Checkpoint` and its like restore.
+
+    It is named by its prefix or by its `.index` file.
+    """
+
+    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
+        if structure.naming != TENSORFLOW:
+            raise FormatError(
+                f"cannot write {path}: its tensors have names of another format, such as "
+                f"'{next(iter(structure.tensors), '')}', by which TensorFlow would not find them. "
+                "Write the format that the checkpoints have"
+            )
+        for name, tensor in structure.tensors.items():
+            if tensor.dtype not in _NUMBERS:
+                raise FormatError(f"cannot write {path}: '{name}' has the type {tensor.dtype}")
+        super().__init__(path, structure, resume=resume)
+
+    @classmethod
+    def output_files(cls, path: Path, structure: Structure) -> list[Path]:
+        return [*cls._data_files(path, structure), index_file(path)]
+
+    @classmethod
+    def _data_files(cls, path: Path, structure: Structure) -> list[Path]:
+        return [data_file(path, 0, 1)]
+
+    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
+        extents = {tensor.name: tensor.extent for tensor in self._ordered()}
+        with files[0].open("wb") as file:
+            file.truncate(sum(extent.nbytes for extent in extents.values()))
+            if self._graph is not None:
+                file.seek(extents.pop(_GRAPH_KEY).offset)
+                file.write(tf_strings.encode(self._graph))
+        return extents
+
+    def _complete(self) -> Sequence[tuple[Path, Path]]:
+        entries = ((t.name.encode(), self._entry(t).encode()) for t in self._ordered())
+        header = BundleHeader(num_shards=1).encode()
+        table = write_table([(_HEADER_KEY, header), *entries])
+        index = index_file(self.path)
+        temporary = files.partial(index)
+        temporary.write_bytes(table)
+        return [(temporary, index)]
+
+    @property
+    def _graph(self) -> bytes | None:
+        return self.structure.groups.get("", {}).get(OBJECT_GRAPH)
+
+    def _ordered(self) -> Iterator[TensorInfo]:
+        """All that the index will name, in the order of the index, one directly after the other."""
+        tensors = dict(self.structure.tensors)
+        if self._graph is not None:
+            nbytes = len(tf_strings.encode(self._graph))
+            tensors[_GRAPH_KEY] = TensorInfo(_GRAPH_KEY, (), STRING, Extent(0, nbytes))
+        offset = 0
+        for name in sorted(tensors, key=str.encode):
+            tensor = tensors[name]
+            yield TensorInfo(name, tensor.shape, tensor.dtype, Extent(offset, tensor.nbytes))
+            offset += tensor.nbytes
+
+    def _entry(self, tensor: TensorInfo) -> BundleEntry:
+        """What the index will say of a tensor that is written."""
+        extent = tensor.extent
+        crc = 0
+        for start in range(0, extent.nbytes, _CHUNK):
+            piece = self._bytes(extent, start, min(_CHUNK, extent.nbytes - start))
+            crc = google_crc32c.extend(crc, piece)
+        if tensor.dtype == STRING:
+            read = partial(self._bytes, extent)
+            try:
+                strings = tf_strings.scan(read, math.prod(tensor.shape), extent.nbytes)
+            except Refused as error:
+                raise FormatError(f"cannot write {self.path}: '{tensor.name}' {error}") from error
+            crc = strings.translated(crc)
+        return BundleEntry(
+            dtype=_NUMBERS[tensor.dtype],
+            shape=tensor.shape,
+            shard=extent.file,
+            offset=extent.offset,
+            size=extent.nbytes,
+            crc=mask(crc),
+        )
+
+    def _bytes(self, extent: Extent, start: int, nbytes: int) -> bytes:
+        return os.pread(self._descriptors[extent.file], nbytes, extent.offset + start)
+
+
+def _header(table: Iterator[tuple[bytes, bytes]]) -> BundleHeader:
+    """The header, which is the first entry of a table."""
+    key, value = next(table, (None, b""))
+    if key != _HEADER_KEY:
+        raise Refused("its index does not begin with a header")
+    header = BundleHeader.decode(value)
+    if header.big_endian:
+        raise Refused("it was written on a big-endian machine")
+    if header.min_consumer > BUNDLE_VERSION:
+        raise Refused("it has a format newer than is known here")
+    if not 0 < header.num_shards <= _SHARDS_LIMIT:
+        raise Refused(f"its index says that it has {header.num_shards:,} shards")
+    return header

@@ -1,0 +1,103 @@
+"""The text file `checkpoint` that TensorFlow keeps beside its checkpoints: which there are."""
+
+import os
+import re
+from pathlib import Path
+
+from ckptavg.errors import FormatError
+from ckptavg.formats.tensorflow.paths import has_index
+
+STATE_FILE = "checkpoint"
+_SIZE_LIMIT = 4 * 1024 * 1024
+_LATEST, _ALL = "model_checkpoint_path", "all_model_checkpoint_paths"
+
+_FIELD = re.compile(
+    r"""\s* (?P<name>\w+) \s*:\s* (?: "(?P<double>(?:[^"\\\n]|\\.)*)"
+    | '(?P<single>(?:[^'\\\n]|\\.)*)' | [-+.\w]+ )""",
+    re.VERBOSE,
+)
+_ESCAPE = re.compile(rb"""\\(?:([0-7]{1,3})|x([0-9a-fA-F]{1,2})|([abfnrtv\\'"?]))""")
+_ESCAPED = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
+
+
+def read_state(folder: Path) -> list[Path]:
+    """The prefixes of the checkpoints in a folder, oldest first, by TensorFlow's own list.
+
+    Listed ones that are gone are left out.
+
+    Raises:
+        FormatError: there is no such list, it is damaged, it leads out of the folder, or none of
+            its checkpoints is left.
+    """
+    file = folder / STATE_FILE
+    latest, others = _parse(file)
+    listed = [*(path for path in others if path not in latest), *latest[-1:]]
+    found = [
+        prefix
+        for prefix in dict.fromkeys(_locate(file, path) for path in listed)
+        if has_index(prefix)
+    ]
+    if not found:
+        raise FormatError(
+            f"{file} lists {len(listed)} checkpoints, but none of them is there: "
+            "name the folder that holds them"
+        )
+    return found
+
+
+def _parse(file: Path) -> tuple[list[str], list[str]]:
+    """The values of the two fields that name checkpoints."""
+    found: dict[str, list[str]] = {_LATEST: [], _ALL: []}
+    text = _read(file)
+    position, end = 0, len(text.rstrip())
+    while position < end:
+        field = _FIELD.match(text, position)
+        value = field and (field["double"] or field["single"])
+        if field is None or (field["name"] in found and not value):
+            line = text.count("\n", 0, position) + 1
+            raise FormatError(
+                f"{file} is no list of checkpoints as TensorFlow writes it: see line {line}"
+            )
+        if field["name"] in found:
+            found[field["name"]].append(_unescape(value))
+        position = field.end()
+    return found[_LATEST], found[_ALL]
+
+
+def _read(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_SIZE_LIMIT + 1)
+        if len(content) > _SIZE_LIMIT:
+            raise FormatError(f"refusing {file}: it has more than {_SIZE_LIMIT:,} bytes")
+        return content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"cannot read the list of checkpoints {file}: {error}") from error
+
+
+def _unescape(text: str) -> str:
+    return os.fsdecode(_ESCAPE.sub(_unescaped, text.encode()))
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    octal, hexadecimal, letter = match.groups()
+    if octal or hexadecimal:
+        return bytes([int(octal, 8) & 0xFF if octal else int(hexadecimal, 16)])
+    return bytes([_ESCAPED.get(letter[0], letter[0])])
+
+
+def _locate(file: Path, listed: str) -> Path:
+    """Where a listed checkpoint lies: always in the folder of the list.
+
+    A full path that leads elsewhere is from before the folder was moved or copied.
+    """
+    root = Path(os.path.normpath(file.parent.absolute()))
+    target = Path(os.path.normpath(root / listed))
+    if root in target.parents:
+        return file.parent / target.relative_to(root)
+    here = file.parent / target.name
+    if Path(listed).is_absolute() and (has_index(here) or not has_index(target)):
+        return here
+    raise FormatError(
+        f"refusing {file}: it names the checkpoint {listed!r}, which is not in its folder"
+    )

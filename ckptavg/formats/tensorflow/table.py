@@ -1,0 +1,154 @@
+"""Tables of sorted keys with their values, as LevelDB stores them and TensorFlow its indexes."""
+
+from collections.abc import Iterable, Iterator
+
+import google_crc32c
+
+from ckptavg.formats.tensorflow.protobuf import Refused, read_varint, varint
+
+_MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
+_FOOTER_SIZE = 48
+_HANDLES_SIZE = _FOOTER_SIZE - len(_MAGIC)
+_TRAILER_SIZE = 5
+"""Of a block: one byte for its compression, four for its checksum."""
+
+_UNCOMPRESSED, _SNAPPY = 0, 1
+_MASK_DELTA = 0xA282EAD8
+_RESTART_INTERVAL = 16
+_BLOCK_SIZE = 256 * 1024
+_KEY_LIMIT = 4 * 1024
+_KEYS_LIMIT = 64 * 1024 * 1024
+"""Bytes of all keys: each may repeat the one before it at no cost to its file."""
+
+_COUNT_LIMIT = 2**18
+
+_Handle = tuple[int, int]
+
+
+def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The keys of a table in order, each with its value.
+
+    Raises:
+        Refused: the bytes are no intact table.
+    """
+    footer = data[-_FOOTER_SIZE:]
+    if len(footer) < _FOOTER_SIZE or not footer.endswith(_MAGIC):
+        raise Refused("it is no index of a TensorFlow checkpoint, or is cut off")
+    metaindex, position = _read_handle(footer, 0)
+    index, _ = _read_handle(footer, position)
+    _block(data, metaindex)
+    previous, count, size, end = None, 0, 0, 0
+    for _, value in _entries(_block(data, index)):
+        handle, _ = _read_handle(value, 0)
+        if handle[0] < end:  # else a few bytes could stand for any number of blocks
+            raise Refused("its blocks overlap")
+        end = sum(handle) + _TRAILER_SIZE
+        for key, stored in _entries(_block(data, handle)):
+            if previous is not None and key <= previous:
+                raise Refused("its keys are not in order")
+            previous, count, size = key, count + 1, size + len(key)
+            if count > _COUNT_LIMIT or size > _KEYS_LIMIT:
+                raise Refused(
+                    f"it names more than {_COUNT_LIMIT:,} tensors, or needs more than "
+                    f"{_KEYS_LIMIT:,} bytes for their names"
+                )
+            yield key, stored
+
+
+def write_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The bytes of a table; the keys must come in order."""
+    table = bytearray()
+    handles = []
+    block: list[tuple[bytes, bytes]] = []
+    size = 0
+    for key, value in entries:
+        block.append((key, value))
+        size += len(key) + len(value)
+        if size >= _BLOCK_SIZE:
+            handles.append((key, _append_block(table, block)))
+            block, size = [], 0
+    if block:
+        handles.append((block[-1][0], _append_block(table, block)))
+    metaindex = _append_block(table, [])
+    index = _append_block(table, handles)
+    table += (metaindex + index).ljust(_HANDLES_SIZE, b"\0") + _MAGIC
+    return bytes(table)
+
+
+def mask(crc: int) -> int:
+    """A checksum as it is stored: those of bytes that hold checksums would be weak."""
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def unmask(stored: int) -> int:
+    """The checksum that is stored so."""
+    rotated = (stored - _MASK_DELTA) & 0xFFFFFFFF
+    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
+def _read_handle(data: bytes, position: int) -> tuple[_Handle, int]:
+    """Offset and size of a block, and the position after them."""
+    offset, position = read_varint(data, position)
+    size, position = read_varint(data, position)
+    return (offset, size), position
+
+
+def _block(data: bytes, handle: _Handle) -> bytes:
+    offset, size = handle
+    if offset + size + _TRAILER_SIZE > len(data) - _FOOTER_SIZE:
+        raise Refused("a block of its index reaches beyond the end")
+    stored = data[offset : offset + size + _TRAILER_SIZE]
+    content, crc = stored[: size + 1], int.from_bytes(stored[size + 1 :], "little")
+    if mask(google_crc32c.value(content)) != crc:
+        raise Refused(f"its index is damaged: the block at byte {offset:,} fails its checksum")
+    if content[size] != _UNCOMPRESSED:
+        name = "Snappy" if content[size] == _SNAPPY else "an unknown method"
+        raise Refused(f"a block of its index is compressed by {name}, which TensorFlow never does")
+    return content[:size]
+
+
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a block; each key shares its first bytes with the one before it."""
+    restarts = int.from_bytes(block[-4:], "little")
+    end = len(block) - 4 * (restarts + 1)
+    if end < 0:
+        raise Refused("a block of its index has no end")
+    position, key = 0, b""
+    while position < end:
+        shared, position = read_varint(block, position)
+        added, position = read_varint(block, position)
+        length, position = read_varint(block, position)
+        if shared > len(key) or position + added + length > end or shared + added > _KEY_LIMIT:
+            raise Refused("a key of its index is damaged or too long")
+        key = key[:shared] + block[position : position + added]
+        position += added + length
+        yield key, block[position - length : position]
+
+
+def _append_block(table: bytearray, entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Adds a block; returns its handle."""
+    content = bytearray()
+    restarts = [0]
+    previous = b""
+    for count, (key, value) in enumerate(entries):
+        shared = 0
+        if count and count % _RESTART_INTERVAL == 0:
+            restarts.append(len(content))
+        elif count:
+            shared = _common_prefix(previous, key)
+        content += varint(shared) + varint(len(key) - shared) + varint(len(value))
+        content += key[shared:] + value
+        previous = key
+    for number in (*restarts, len(restarts)):
+        content += number.to_bytes(4, "little")
+    handle = varint(len(table)) + varint(len(content))
+    content.append(_UNCOMPRESSED)
+    table += content + mask(google_crc32c.value(bytes(content))).to_bytes(4, "little")
+    return handle
+
+
+def _common_prefix(one: bytes, other: bytes) -> int:
+    for length, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return length
+    return min(len(one), len(other))

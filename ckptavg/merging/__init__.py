@@ -1,0 +1,1 @@
+"""The averager: plan, stream, commit; verify and convert."""

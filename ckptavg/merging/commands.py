@@ -1,0 +1,145 @@
+"""The commands that make an average again, as text for a shell."""
+
+import os
+import shlex
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ckptavg.errors import CkptavgError, CkptavgWarning
+from ckptavg.merging.weighting import weigh
+from ckptavg.recipes.recipe import COEFFICIENTS, UNIFORM, Recipe, check_coefficients, uniform
+from ckptavg.runs.checkpoint import Checkpoint, list_epochs
+from ckptavg.runs.record import BatchNormRecord
+from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
+from ckptavg.runs.sources import Sources
+
+SPEC = "SPEC"
+"""Stands where a command needs a model or data that no record names."""
+_REFRESHED = (".weights.h5", ".keras")
+"""Suffixes of files that `update-bn` and `merge --data` write."""
+
+
+def reproduction(average: Checkpoint) -> tuple[str, ...]:
+    """The commands that make an average again from its sources, and prove it.
+
+    They name a run, its epochs and a recipe where these give the very coefficients in the record,
+    and files with their coefficients else.
+
+    Args:
+        average: a file that `merge`, `convert`, `update-bn`, a sweep or a soup wrote.
+
+    Returns:
+        Commands, to be run one after the other where the path of `average` holds; none if the
+        record does not tell of sources.
+    """
+    made = _making(average, frozenset())
+    return (*made, _command(["verify", str(average.path)])) if made else ()
+
+
+def averaging(run: Run) -> tuple[str, ...]:
+    """The commands that average a run, for one that has no average yet."""
+    first = run.checkpoints[0]
+    output = Path("swa" + "".join(first.path.suffixes))
+    words = ["merge", str(run.directory), "-o", str(output)]
+    if first.record.batch_norm is not None and output.name.endswith(_REFRESHED):
+        words += [*_model(first), "--data", SPEC]
+    return _command(["doctor", str(run.directory)]), _command(words)
+
+
+def refreshing(average: Checkpoint) -> str | None:
+    """The command that gives an average BatchNorm statistics of its own; None for other formats."""
+    name = average.path.name
+    for suffix in _REFRESHED:
+        if name.endswith(suffix):
+            target = average.path.with_name(name.removesuffix(suffix) + "-bn" + suffix)
+            model = [] if suffix == ".keras" else _model(average)
+            words = ["update-bn", str(average.path), "-o", str(target), *model]
+            return _command([*words, "--data", SPEC])
+    return None
+
+
+def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
+    path, record = average.path, average.record
+    if record is None or not record.sources or path.resolve() in seen:
+        return ()
+    sources = [Path(os.path.normpath(path.parent / source.path)) for source in record.sources]
+    model = _model(average) if path.suffix == ".keras" else []
+    if record.recipe == "copy":
+        earlier = ()
+        if Checkpoint.exists(sources[-1]):
+            earlier = _making(Checkpoint.open(sources[-1]), seen | {path.resolve()})
+        return (*earlier, _command(["convert", str(sources[-1]), str(path), *model]))
+    coefficients = [source.coefficient for source in record.sources]
+    words = _by_run(sources, coefficients, record.recipe or "")
+    if words is None:
+        words = [*map(str, sources), *_by_number(coefficients)]
+    passed = _pass(record.batch_norm)
+    model = _model(average) if passed else model
+    return (_command(["merge", *words, "-o", str(path), *model, *passed]),)
+
+
+def _by_run(sources: Sequence[Path], coefficients: Sequence[float], text: str) -> list[str] | None:
+    """A run, the choice of its epochs and the recipe that give the coefficients, if any do."""
+    folder = sources[0].parent
+    wanted = list(zip([path.resolve() for path in sources], coefficients, strict=True))
+    try:
+        recipe = Recipe.parse(text)
+        run = open_run(folder.parent) if folder.name == CHECKPOINT_FOLDER else None
+        if run is None or recipe.name == COEFFICIENTS:
+            return None
+        for chosen, words in _choices(run, {path for path, _ in wanted}):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CkptavgWarning)
+                found = weigh(chosen, recipe)
+            given = zip(found.checkpoints, found.coefficients, strict=True)
+            if wanted == [(checkpoint.path.resolve(), c) for checkpoint, c in given]:
+                return [str(run.directory), *words, *_recipe(recipe)]
+    except CkptavgError:
+        pass  # the run is no longer what it was: files and numbers say it all
+    return None
+
+
+def _choices(run: Run, wanted: set[Path]) -> Iterator[tuple[Sources, list[str]]]:
+    yield run, []
+    chosen = [c for c in run.checkpoints if c.path.resolve() in wanted]
+    epochs = [c.epoch for c in chosen]
+    if chosen and len([c for c in run.checkpoints if c.epoch in epochs]) == len(chosen):
+        yield chosen, ["--epochs", list_epochs(epochs).replace(" ", "")]
+
+
+def _recipe(recipe: Recipe) -> list[str]:
+    if recipe.name == UNIFORM:
+        return []
+    words = ["--recipe", recipe.name]
+    for option in ("decay", "sigma_rel", "at_step"):
+        value = getattr(recipe, option)
+        words += [] if value is None else [f"--{option.replace('_', '-')}", repr(value)]
+    return words
+
+
+def _by_number(coefficients: Sequence[float]) -> list[str]:
+    if tuple(coefficients) == uniform(len(coefficients)):
+        return []
+    words = ["--coefficients", ",".join(map(repr, coefficients))]
+    try:
+        same = check_coefficients(coefficients, len(coefficients)) == tuple(coefficients)
+    except CkptavgError:
+        same = False
+    return words if same else [*words, "--no-normalize"]
+
+
+def _pass(state: BatchNormRecord | None) -> list[str]:
+    if state is None or state.samples is None:
+        return []
+    mode = [] if state.mode in (None, "batch") else ["--bn-mode", state.mode]
+    return ["--data", state.data or SPEC, *mode]
+
+
+def _model(average: Checkpoint) -> list[str]:
+    """The `--model` that a command needs: none where the record leads to a configuration."""
+    return ["--model", SPEC] if average.model_file is None else []
+
+
+def _command(words: Sequence[str]) -> str:
+    return " ".join(["ckptavg", *map(shlex.quote, words)])

@@ -1,0 +1,39 @@
+"""Writes a checkpoint in another format, tensor by tensor the same."""
+
+from pathlib import Path
+
+from ckptavg.errors import RunError
+from ckptavg.merging.merge import MergeReport, run_plan
+from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.worker import Progress
+from ckptavg.runs.sources import resolve
+
+
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Copies the tensors of a checkpoint, to the bit, into the format of the output's suffix.
+
+    Optimizer state is left out. The checkpoint is proven by its record on the way, and the output
+    gets a record that goes on from it.
+
+    Args:
+        checkpoint: of any format that can be read.
+        output: the file to write.
+        model: for a `.keras` output, as in `merge`.
+        overwrite: whether to replace an existing output.
+        progress: called with numbers of bytes as they have been read.
+
+    Raises:
+        CkptavgError: as `merge` does; the output's format cannot hold the names of the tensors.
+    """
+    found = resolve(checkpoint)
+    if len(found) != 1:
+        raise RunError(f"{checkpoint} are {len(found)} checkpoints: convert them one by one")
+    plan = plan_merge(found, output, copy=True, model=model, overwrite=overwrite)
+    return run_plan(plan, progress)

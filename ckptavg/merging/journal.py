@@ -1,0 +1,125 @@
+"""What a merge has done already, noted on disk for a later one to go on with."""
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from ckptavg.errors import OutputError
+from ckptavg.runs.record import digest
+from ckptavg.storage.files import partial
+
+_FORMAT = "ckptavg-journal 1"
+
+
+class Journal:
+    """The journal of a merge into one output, locked as long as it is open.
+
+    Its first line names the plan; each further line tells of a finished group of regions: the
+    digests of what was written and of what was read, and last a digest of the line itself, because
+    what was read goes into the record. Nothing in it is trusted before the bytes of the partial
+    file have been held against what was written.
+
+    Attributes:
+        entries: finished groups of an earlier merge of the very same plan, by number.
+        keep: whether to leave the journal for a later merge when this one leaves its `with`.
+    """
+
+    entries: Mapping[int, tuple[bytes, bytes]]
+    keep: bool = False
+
+    def __init__(self, output: Path, fingerprint: str, *, resume: bool) -> None:
+        """Opens and locks the journal of an output, empty unless it is to be gone on with.
+
+        Raises:
+            OutputError: another merge is writing this output now.
+        """
+        self.path = partial(output.with_name(f"{output.name}.journal"))
+        self._descriptor = _open_locked(self.path, output)
+        self._header = f"{_FORMAT} {fingerprint}\n".encode()
+        try:
+            self.entries = self._read() if resume else {}
+            if not self.entries:
+                self.restart()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def restart(self) -> None:
+        """Forgets all that an earlier merge did."""
+        self.entries = {}
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, self._header, 0)
+
+    def add(self, group: int, written: bytes, read: bytes) -> None:
+        """Notes that a group is finished, with the digests of what was written and read."""
+        if group in self.entries:
+            return
+        entry = [group, written.hex(), read.hex()]
+        line = json.dumps([*entry, self._seal(entry)]) + "\n"
+        os.lseek(self._descriptor, 0, os.SEEK_END)
+        os.write(self._descriptor, line.encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.keep:
+            self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def _read(self) -> dict[int, tuple[bytes, bytes]]:
+        """The entries, as far as they are whole, if they are of the same plan."""
+        with open(os.dup(self._descriptor), "rb") as file:  # noqa: PTH123
+            file.seek(0)
+            if file.readline() != self._header:
+                return {}
+            entries, end = {}, file.tell()
+            for line in file:
+                try:
+                    *entry, seal = json.loads(line)
+                    if seal != self._seal(entry):
+                        break
+                    group, written, read = entry
+                    entries[group] = bytes.fromhex(written), bytes.fromhex(read)
+                except (ValueError, TypeError, RecursionError):
+                    break
+                end += len(line)
+        os.ftruncate(self._descriptor, end)
+        return entries
+
+    def _seal(self, entry: list) -> str:
+        return digest(self._header + json.dumps(entry).encode()).hex()
+
+
+def _open_locked(path: Path, output: Path) -> int:
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}. Remove it") from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(descriptor)
+            raise OutputError(f"{path} is in the way, and is no file of ckptavg: remove it")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise OutputError(
+                f"another merge is writing {output} now: wait for it, or name another output"
+            ) from error
+        if _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # the former owner removed it meanwhile
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,324 @@
+"""The plan of a merge: everything checked and decided before a byte is written."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
+from ckptavg.formats import ModelConfig, Structure, named_like, open_reader, writer_of
+from ckptavg.formats.tensorflow.paths import checkpoint_path, main_file
+from ckptavg.formats.tensors import BLOCK_SIZE
+from ckptavg.merging.exact_mean import PIECE
+from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
+from ckptavg.merging.tensor_rules import (
+    AVERAGE,
+    DROP,
+    EQUAL,
+    LAST,
+    PlanItem,
+    check_config_not_quantized,
+    check_not_quantized,
+    count_batch_norm,
+    decide,
+)
+from ckptavg.merging.weighting import weigh
+from ckptavg.merging.work import count_regions
+from ckptavg.recipes.recipe import UNIFORM, Recipe
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.json_values import DIGEST_SIZE
+from ckptavg.runs.outputs import check_output
+from ckptavg.runs.record import BatchNormRecord
+from ckptavg.runs.sources import Sources
+from ckptavg.storage.files import is_file, partial
+
+_DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
+DEFAULT_JOBS = 4
+
+_JOB_MEMORY = 14 * 8 * PIECE
+"""Of one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic takes beside."""
+_TENSOR_MEMORY = 12 * 1024
+"""Of one tensor in each structure: its facts, HDF5's own, and its part of the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """All that a merge will do. It is plain data: it can be printed, compared and pickled.
+
+    Attributes:
+        output: the file to write.
+        overwrite: whether a file of that name may be replaced.
+        sources: in the order in which they were named.
+        items: what becomes of every tensor of the checkpoints.
+        recipe: how the coefficients came about, such as `uniform` or `ema:0.9`; or `copy` of one.
+        jobs: threads.
+        batch_norm: what the BatchNorm statistics of the output will be worth.
+        model_file: the model's configuration, if there is one.
+        model_config: its content, if the output needs it.
+        bytes_read: from all sources.
+        bytes_written: of tensors.
+        disk: bytes that the folder of the output must have free.
+        memory: projected working memory in bytes, beyond the interpreter and its libraries.
+        left_out: checkpoints that hold NaN or infinity, as their records say.
+    """
+
+    output: Path
+    overwrite: bool
+    sources: tuple[SourcePlan, ...] = field(repr=False)
+    items: tuple[PlanItem, ...] = field(repr=False)
+    recipe: str
+    jobs: int
+    batch_norm: BatchNormRecord | None
+    model_file: Path | None
+    model_config: ModelConfig | None
+    bytes_read: int
+    bytes_written: int
+    disk: int
+    memory: int
+    left_out: tuple[Checkpoint, ...] = field(default=(), repr=False)
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return tuple(source.coefficient for source in self.sources)
+
+    @property
+    def structure(self) -> Structure:
+        """What the output will hold."""
+        tensors = {i.tensor.name: i.tensor for i in self.items if i.action != DROP}
+        return self.sources[-1].structure.with_tensors(tensors)
+
+    @property
+    def output_files(self) -> list[Path]:
+        """Every file that the output will consist of."""
+        structure = self.structure
+        return writer_of(self.output, structure.naming).output_files(self.output, structure)
+
+
+def plan_merge(
+    sources: Sources,
+    output: str | Path,
+    *,
+    recipe: Recipe | str = UNIFORM,
+    coefficients: Sequence[float] | None = None,
+    normalize: bool = True,
+    non_float: str = EQUAL,
+    model: str | Path | None = None,
+    max_memory: int | None = None,
+    jobs: int | None = None,
+    overwrite: bool = False,
+    live_model: bool = False,
+    copy: bool = False,
+) -> MergePlan:
+    """Plans a merge from metadata alone; arguments and errors are those of `merge`.
+
+    With `live_model` a `.keras` output needs no configuration from a file: `merge_into_model` will
+    take it from the model that it is given. With `copy` every tensor is that of the last
+    checkpoint, to the bit, as `convert` wants it.
+    """
+    weighted = weigh(
+        sources, recipe, coefficients=coefficients, normalize=normalize, finite_only=not copy
+    )
+    checkpoints = weighted.checkpoints
+    output = named_like(checkpoint_path(output), checkpoints[0].path)
+    check_output(output, overwrite)
+    plan = plan_average(
+        checkpoints,
+        output,
+        recipe="copy" if copy else weighted.recipe,
+        coefficients=weighted.coefficients,
+        non_float=non_float,
+        copy=copy,
+        max_memory=max_memory,
+        jobs=jobs,
+    )
+    _check_files(plan, overwrite)
+    archive = writer_of(output, plan.structure.naming).needs_model_config
+    twice = archive or live_model  # the weights first, then the file around them
+    plan = replace(
+        plan, overwrite=overwrite, left_out=weighted.left_out, disk=plan.bytes_written * (1 + twice)
+    )
+    _check_disk(output, plan.disk)
+    model_file = Path(model) if model is not None else _model_file(checkpoints)
+    config = None
+    if archive and not live_model:
+        config = _model_config(model_file, output, plan.sources[0])
+    return replace(plan, model_file=model_file, model_config=config)
+
+
+def plan_average(
+    checkpoints: Sequence[Checkpoint],
+    output: Path,
+    *,
+    recipe: str,
+    coefficients: Sequence[float],
+    non_float: str = EQUAL,
+    copy: bool = False,
+    max_memory: int | None = None,
+    jobs: int | None = None,
+) -> MergePlan:
+    """Plans an average, without a look at where it is to go.
+
+    Args:
+        checkpoints: to be averaged.
+        output: what the plan will say that it is written to.
+        recipe: what the plan will say that the coefficients are from.
+        coefficients: one for each checkpoint.
+        non_float: as in `merge`.
+        copy: whether all tensors are to be those of the last checkpoint, to the bit.
+        max_memory: as in `merge`.
+        jobs: as in `merge`.
+
+    Raises:
+        CkptavgError: as `merge` does.
+    """
+    sources = plan_sources(checkpoints, coefficients)
+    if not copy:
+        _check_not_quantized(sources[-1])
+    items = decide(sources[-1].structure, len(sources), non_float, copy=copy)
+    if all(item.action == DROP for item in items):
+        raise FormatError(f"{sources[0].path} holds no weights")
+    jobs, memory = _fit_memory(jobs, max_memory, sources, items)
+    return MergePlan(
+        output=output,
+        overwrite=False,
+        sources=sources,
+        items=items,
+        recipe=recipe,
+        jobs=jobs,
+        batch_norm=_batch_norm(sources),
+        model_file=None,
+        model_config=None,
+        bytes_read=sum(_bytes_read(item, coefficients) for item in items),
+        bytes_written=sum(item.tensor.nbytes for item in items if item.action != DROP),
+        disk=0,
+        memory=memory,
+    )
+
+
+def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
+    files = {
+        AVERAGE: sum(coefficient != 0 for coefficient in coefficients),
+        EQUAL: len(coefficients),
+        LAST: 1,
+        DROP: 0,
+    }
+    return item.tensor.nbytes * files[item.action]
+
+
+def _check_not_quantized(source: SourcePlan) -> None:
+    check_not_quantized(source.path, source.structure)
+    if source.path.name.endswith(".keras"):
+        check_config_not_quantized(source.path, ModelConfig.read(source.path))
+
+
+def _check_files(plan: MergePlan, overwrite: bool) -> None:
+    """Makes sure that none of the output's files is one that is read, or somebody else's."""
+    read = {
+        main_file(source.path).with_name(file).resolve()
+        for source in plan.sources
+        for file in source.files
+    }
+    # A commit that was killed left its journal, and perhaps some of its files.
+    unfinished = partial(plan.output.with_name(f"{plan.output.name}.journal")).exists()
+    for file in plan.output_files:
+        if file.resolve() in read:
+            raise OutputError(f"{file} is also one of the checkpoints: choose another name")
+        if file != plan.output and os.path.lexists(file) and not (overwrite or unfinished):
+            raise OutputError(
+                f"{file} exists already: {plan.output.name} would replace it. Choose another name "
+                "or overwrite it (--overwrite, in Python overwrite=True)"
+            )
+
+
+def _check_disk(output: Path, needed: int) -> None:
+    free = shutil.disk_usage(output.parent).free
+    held = partial(output)  # what an interrupted merge left is gone on with, or removed
+    free += held.stat().st_blocks * 512 if held.is_file() else 0
+    if free < needed:
+        raise ResourceError(
+            f"{output} needs {needed:,} bytes of disk but {output.parent} has {free:,} free"
+        )
+
+
+def memory_limit(max_memory: int | None, least: int) -> int:
+    """The limit that was asked for, else the usual one or what is needed.
+
+    Args:
+        max_memory: bytes; None if nothing was asked for.
+        least: bytes that the work cannot do without.
+
+    Raises:
+        MemoryLimitError: the limit is too low.
+        ResourceError: it is no number of bytes.
+    """
+    if isinstance(max_memory, bool) or not isinstance(max_memory, int | None):
+        raise ResourceError(f"max_memory is {max_memory!r:.40}, but must be a number of bytes")
+    if max_memory is None:
+        return max(_DEFAULT_MAX_MEMORY, least)
+    if least > max_memory:
+        raise MemoryLimitError(least, max_memory)
+    return max_memory
+
+
+def index_memory(sources: Sequence[SourcePlan]) -> int:
+    """Bytes that the facts about all tensors take, with the digests of the records."""
+    structures = {id(source.structure): source.structure for source in sources}
+    index = sum(len(structure.tensors) for structure in structures.values()) * _TENSOR_MEMORY
+    return index + sum(len(source.proof.digests) for source in sources if source.proof is not None)
+
+
+def _fit_memory(
+    jobs: int | None,
+    max_memory: int | None,
+    sources: Sequence[SourcePlan],
+    items: Sequence[PlanItem],
+) -> tuple[int, int]:
+    """As many threads as asked for, or as there is work and memory for."""
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        raise ResourceError(f"jobs is {jobs!r}, but must be a whole number, at least 1")
+    wanted = jobs or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+    written = sum(item.tensor.nbytes for item in items if item.action != DROP)
+    wanted = min(wanted, -(-written // BLOCK_SIZE) or 1)
+    index = index_memory(sources) + count_regions(items) * DIGEST_SIZE * (len(sources) + 1)
+    max_memory = memory_limit(max_memory, index + _JOB_MEMORY)
+    fitting = min(wanted, (max_memory - index) // _JOB_MEMORY)
+    return fitting, index + fitting * _JOB_MEMORY
+
+
+def _batch_norm(sources: Sequence[SourcePlan]) -> BatchNormRecord | None:
+    known = sources[-1].record
+    if known is not None:
+        if known.batch_norm is None or len(sources) == 1:
+            return known.batch_norm
+        layers, moving = known.batch_norm.layers, known.batch_norm.moving
+        return BatchNormRecord(layers, "stale", moving=moving)
+    layers = count_batch_norm(sources[-1].structure.tensors)
+    if not layers:
+        return None
+    return BatchNormRecord(layers, "stale" if len(sources) > 1 else "running")
+
+
+def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:
+    """The configuration that the checkpoints' records agree upon."""
+    files = {
+        (checkpoint.path.parent / checkpoint.record.model).resolve()
+        for checkpoint in checkpoints
+        if checkpoint.record is not None and checkpoint.record.model is not None
+    }
+    existing = [file for file in files if is_file(file)]
+    return existing[0] if len(files) == 1 and existing else None
+
+
+def _model_config(model_file: Path | None, output: Path, source: SourcePlan) -> ModelConfig:
+    if model_file is None:
+        raise FormatError(
+            f"cannot write {output}: a .keras file holds the configuration of the model, and the "
+            "checkpoints come with none. Pass a model (--model), or write a .weights.h5 file"
+        )
+    if model_file.suffix == ".keras":
+        with open_reader(model_file) as reader:
+            check_same_model(source, reader)
+    config = ModelConfig.read(model_file)
+    check_config_not_quantized(model_file, config)
+    return config

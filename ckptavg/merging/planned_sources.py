@@ -1,0 +1,135 @@
+"""The checkpoints that a merge will read: opened, searched, held against each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptavg.errors import IntegrityError, MismatchError
+from ckptavg.formats import CheckpointReader, Stamp, Structure, open_reader
+from ckptavg.formats.tensorflow.paths import main_file
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.proof import Proof
+from ckptavg.runs.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """A checkpoint to read: as it was when the plan was made, and its share in the average.
+
+    Attributes:
+        path: what names it.
+        coefficient: its share.
+        stamps: of its files.
+        structure: what it holds.
+        record: of the checkpoint; None if it has none.
+        proof: the digests in the record.
+        epoch: 1-based; None if it is not known.
+        files: names of its files, all in one folder.
+        checksummed: whether, without a record, the format's own checksums prove its tensors.
+    """
+
+    path: Path
+    coefficient: float
+    stamps: tuple[Stamp, ...]
+    structure: Structure
+    record: Record | None
+    proof: Proof | None
+    epoch: int | None = None
+    files: tuple[str, ...] = ()
+    checksummed: bool = False
+
+    @property
+    def proven(self) -> bool:
+        """Whether its bytes are proven while they are read."""
+        return self.proof is not None or self.checksummed
+
+    @property
+    def size(self) -> int:
+        """Of its files, in bytes."""
+        return sum(stamp[2] for stamp in self.stamps)
+
+
+def plan_sources(
+    checkpoints: Sequence[Checkpoint], coefficients: Sequence[float]
+) -> tuple[SourcePlan, ...]:
+    """Opens checkpoints that are to be averaged and finds what they hold.
+
+    Checkpoints of one structure share it, so that the size of a plan does not grow with them.
+
+    Raises:
+        FormatError: a file is not a checkpoint, or is damaged.
+        IntegrityError: a file does not fit its record, or is gone.
+        MismatchError: checkpoints are not of one model, or one is named twice.
+    """
+    _check_distinct(checkpoints)
+    planned: list[SourcePlan] = []
+    layout = None
+    firsts: dict[int, Mapping[str, int]] = {}
+    for checkpoint, coefficient in zip(checkpoints, coefficients, strict=True):
+        with open_reader(checkpoint.path, like=layout) as reader:
+            structure = reader.structure
+            if layout is None:
+                layout = reader.layout()
+            elif structure == layout.structure:
+                structure = layout.structure
+            proof = None
+            if checkpoint.record is not None:
+                shared = firsts.get(id(structure))
+                proof = Proof.of(checkpoint.record, reader, shared)
+                firsts[id(structure)] = proof.first
+            planned.append(
+                SourcePlan(
+                    checkpoint.path,
+                    coefficient,
+                    reader.stamps,
+                    structure,
+                    checkpoint.record,
+                    proof,
+                    checkpoint.epoch,
+                    tuple(file.name for file in reader.files),
+                    proof is None and bool(reader.checksums),
+                )
+            )
+    for source in planned[1:]:
+        check_same_model(planned[0], source)
+    return tuple(planned)
+
+
+def check_same_model(one: SourcePlan, other: SourcePlan | CheckpointReader) -> None:
+    """Makes sure that two checkpoints hold the same tensors, but for optimizer state.
+
+    Raises:
+        MismatchError: they do not; the message names the first tensor that differs.
+    """
+    if one.structure is other.structure:
+        return
+    a, b = one.structure.model_tensors, other.structure.model_tensors
+    for name in sorted({*a, *b}):
+        if name not in a or name not in b:
+            holder, lacking = (one, other) if name in a else (other, one)
+            raise MismatchError(
+                f"'{name}' is in {holder.path} but not in {lacking.path}: "
+                "checkpoints must come from the same model"
+            )
+        for what in ("shape", "dtype"):
+            left, right = getattr(a[name], what), getattr(b[name], what)
+            if left != right:
+                raise MismatchError(
+                    f"'{name}' has {what} {left} in {one.path} but {right} in {other.path}: "
+                    "checkpoints must come from the same model"
+                )
+
+
+def _check_distinct(checkpoints: Sequence[Checkpoint]) -> None:
+    seen = set()
+    for checkpoint in checkpoints:
+        if not Checkpoint.exists(checkpoint.path):
+            raise IntegrityError(f"there is a record but no file {checkpoint.path}")
+        status = main_file(checkpoint.path).stat()
+        place = (status.st_dev, status.st_ino)
+        if place in seen:
+            raise MismatchError(
+                f"{checkpoint.path} is named twice, or is a link to another one: name every "
+                "checkpoint once"
+            )
+        seen.add(place)

@@ -1,0 +1,129 @@
+"""Proves checkpoints intact, and averages to be those of their sources."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptavg.errors import IntegrityError
+from ckptavg.merging.digests import Digests
+from ckptavg.merging.engine import divide_plan, stream
+from ckptavg.merging.merge import check_unchanged, open_sources
+from ckptavg.merging.plan import plan_average
+from ckptavg.merging.tensor_rules import LAST
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.proof import check_intact
+from ckptavg.runs.record import Record
+from ckptavg.runs.sources import Sources, resolve
+
+INTACT, UNVERIFIED = "intact", "unverified"
+REPRODUCED, NOT_RECOMPUTED = "reproduced", "not recomputed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found out about one checkpoint.
+
+    Attributes:
+        path: the checkpoint.
+        proof: `intact`: every tensor is as its record says, or the checksums of its format;
+            `unverified`: it has neither.
+        average: of an average, `reproduced`: recomputed from its sources, it came out the same to
+            the bit; `not recomputed`: some sources are gone; None for what is no average.
+        reason: what there is to say about `average`.
+    """
+
+    path: Path
+    proof: str
+    average: str | None = None
+    reason: str = ""
+
+
+def verify(paths: Sources) -> list[Verification]:
+    """Holds checkpoints against their records; recomputes averages whose sources still stand.
+
+    Args:
+        paths: what `merge` takes: runs, with the averages that they have tracked, files, patterns,
+            folders.
+
+    Returns:
+        What was found, checkpoint by checkpoint.
+
+    Raises:
+        IntegrityError: a checkpoint is not what its record says, a source not what was averaged, or
+            an average not the average of its sources.
+        FormatError: a file is not a checkpoint, or is damaged.
+    """
+    return list(verify_each(paths))
+
+
+def verify_each(paths: Sources) -> Iterator[Verification]:
+    """As `verify`, one by one."""
+    for checkpoint in resolve(paths, tracked=True):
+        if not check_intact(checkpoint.path):
+            yield Verification(checkpoint.path, UNVERIFIED)
+        elif checkpoint.record is not None and checkpoint.record.sources:
+            yield _recompute(checkpoint.path, checkpoint.record)
+        else:
+            yield Verification(checkpoint.path, INTACT)
+
+
+def _recompute(path: Path, record: Record) -> Verification:
+    """Averages the sources of an average again, to compare the digests; nothing is written."""
+    sources = [path.parent / source.path for source in record.sources]
+    if any(Checkpoint.exists(s) and s.resolve() == path.resolve() for s in sources):
+        raise IntegrityError(f"the record of {path} names itself among its sources")
+    if record.recipe == "copy" and len(sources) != 1:
+        raise IntegrityError(f"the record of {path} tells of a copy of {len(sources)} checkpoints")
+    gone = [source for source in sources if not Checkpoint.exists(source)]
+    if gone:
+        reason = f"{len(gone)} of {len(sources)} sources are gone, such as {gone[0]}"
+        return Verification(path, INTACT, NOT_RECOMPUTED, reason)
+    plan = plan_average(
+        [Checkpoint.open(source) for source in sources],
+        path,
+        recipe=record.recipe or "",
+        coefficients=[source.coefficient for source in record.sources],
+        non_float=LAST,
+        copy=record.recipe == "copy",
+    )
+    groups = divide_plan(plan)
+    digests = Digests(plan, groups)
+    with ExitStack() as stack:
+        readers = open_sources(plan, stack)
+        stream(plan, readers, groups, lambda *_: None, digests.add)
+        check_unchanged(plan, readers)
+    _check_sources(path, record, digests)
+    return _compare(path, record, digests)
+
+
+def _check_sources(path: Path, record: Record, digests: Digests) -> None:
+    """The digest of what is read covers what was read then, or the sources have changed since."""
+    for index, source in enumerate(record.sources):
+        now = digests.source(index)
+        if source.digest is not None and now is not None and source.digest != now:
+            raise IntegrityError(
+                f"{path} is intact, but {path.parent / source.path} is not what was averaged: it "
+                "was replaced or changed since. Average again"
+            )
+
+
+def _compare(path: Path, record: Record, digests: Digests) -> Verification:
+    recorded, computed = record.read_tensors(), digests.tensor_records()
+    if set(recorded) != set(computed):
+        odd = min(set(recorded) ^ set(computed))
+        raise IntegrityError(f"{path} and its sources do not hold the same tensors: '{odd}'")
+    refreshed = record.batch_norm.tensors if record.batch_norm is not None else ()
+    different = [name for name in recorded if recorded[name] != computed[name]]
+    for name in different:
+        # Statistics are one number for each channel.
+        if name not in refreshed or len(recorded[name].shape) != 1:
+            raise IntegrityError(
+                f"{path} is intact, but is not the average of its sources: '{name}' differs"
+            )
+    count = len(record.sources)
+    what = f"average of {count} checkpoints" if count > 1 else f"copy of {record.sources[0].path}"
+    reason = f"the {what}, recomputed to the bit"
+    if different:
+        reason += f", but for {len(different)} BatchNorm statistics that were re-estimated"
+    return Verification(path, INTACT, REPRODUCED, reason)

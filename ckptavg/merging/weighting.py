@@ -1,0 +1,93 @@
+"""Which checkpoints enter an average, each with which coefficient."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ckptavg.errors import CkptavgWarning, RecipeError
+from ckptavg.recipes.posthoc_ema import Snapshot, reconstruct
+from ckptavg.recipes.recipe import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe, check_coefficients
+from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite, positions
+from ckptavg.runs.sources import Sources, resolve, resolve_averages
+
+_TOLERANCE = 0.01
+"""How far the profile of a reconstructed average may be from the wanted one, as a share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """Checkpoints with their coefficients, how these came about, and which were left out."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    coefficients: tuple[float, ...]
+    recipe: str
+    left_out: tuple[Checkpoint, ...] = ()
+
+
+def weigh(
+    sources: Sources,
+    recipe: Recipe | str = UNIFORM,
+    *,
+    coefficients: Sequence[float] | None = None,
+    normalize: bool = True,
+    finite_only: bool = True,
+) -> Weighted:
+    """Gives the checkpoints of `sources` their coefficients; arguments are those of `merge`.
+
+    With `finite_only`, checkpoints whose records tell of NaN or infinity are left out, unless
+    coefficients say what each is to be worth.
+
+    Warns:
+        CkptavgWarning: the averages that a run tracked cannot represent the wanted one well.
+
+    Raises:
+        RecipeError: recipe and coefficients do not fit each other, or the checkpoints.
+        RunError: there are no checkpoints where `sources` points.
+    """
+    if coefficients is not None and recipe == UNIFORM:
+        recipe = COEFFICIENTS
+    recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    if (recipe.name == COEFFICIENTS) != (coefficients is not None):
+        raise RecipeError(
+            f"coefficients belong to the recipe {COEFFICIENTS}, not to {recipe}"
+            if coefficients is not None
+            else "the recipe coefficients needs coefficients (--coefficients)"
+        )
+    if recipe.name == POSTHOC_EMA:
+        return _reconstruct(resolve_averages(sources), recipe)
+    checkpoints, left_out = resolve(sources), ()
+    if coefficients is not None:
+        found = check_coefficients(coefficients, len(checkpoints), normalize=normalize)
+    else:
+        if finite_only:
+            checkpoints, left_out = leave_out_non_finite(checkpoints)
+        found = recipe.coefficients(positions(checkpoints))
+    return Weighted(checkpoints, found, str(recipe), left_out)
+
+
+def _reconstruct(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
+    """The tracked averages that make up another one."""
+    averages, left_out = leave_out_non_finite(averages)
+    tracked = [Snapshot(a.record.ema.sigma_rel, a.record.ema.step) for a in averages]
+    last = max(snapshot.step for snapshot in tracked)
+    step = last if recipe.at_step is None else recipe.at_step
+    if step > last:
+        raise RecipeError(f"averages were tracked up to step {last}, but step {step} is asked for")
+    found = reconstruct(tracked, Snapshot(recipe.sigma_rel, step))
+    if found.error > _TOLERANCE:
+        sigmas = ", ".join(f"{s:g}" for s in sorted({snapshot.sigma_rel for snapshot in tracked}))
+        warnings.warn(
+            f"the tracked averages (sigma_rel {sigmas}, {len(tracked)} files) cannot represent "
+            f"sigma_rel {recipe.sigma_rel:g} at step {step} well: the profile is off by "
+            f"{found.error:.1%}. Ask for a length nearer to the tracked ones, or for the step of a "
+            "file",
+            CkptavgWarning,
+            stacklevel=2,
+        )
+    used = [n for n, coefficient in enumerate(found.coefficients) if coefficient != 0.0]
+    return Weighted(
+        tuple(averages[n] for n in used),
+        tuple(found.coefficients[n] for n in used),
+        str(recipe),
+        left_out,
+    )

@@ -1,0 +1,1 @@
+"""A live Keras model, and data for it."""

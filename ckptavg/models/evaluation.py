@@ -1,0 +1,97 @@
+"""Loss and metrics of a checkpoint file on data."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.errors import DataError, ModelError, first_line
+from ckptavg.models.batches import fit_arguments
+from ckptavg.models.model import build, load_weights
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    model: keras.Model,
+    data: Any,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Loads a checkpoint into a model and evaluates it.
+
+    Args:
+        checkpoint: a `.weights.h5` or `.keras` file.
+        model: the compiled model that the checkpoint belongs to; it keeps the new weights.
+        data: a `tf.data.Dataset` or other iterable of batches `(x, y)`, a `keras.utils.PyDataset`,
+            or a tuple of arrays `(x, y)`.
+        progress: called with the number of new batches as they have been seen.
+
+    Returns:
+        Loss and metrics by name, as `model.evaluate` gives them.
+
+    Raises:
+        FormatError: the checkpoint is damaged.
+        ModelError: the model is not compiled, or the checkpoint does not fit it.
+        DataError: the model rejects the data.
+    """
+    _check_compiled(model)
+    data = build(model, data)
+    load_weights(model, Path(checkpoint))
+    return measure(model, data, progress=progress)
+
+
+def measure(
+    model: keras.Model, data: Any, *, progress: Callable[[int], None] | None = None
+) -> dict[str, float]:
+    """Evaluates a built model as it is; arguments, result and errors are those of `evaluate`."""
+    _check_compiled(model)
+    arguments = fit_arguments(data)
+    try:
+        with warnings.catch_warnings():
+            # Keras warns when data end where they end.
+            warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
+            metrics = model.evaluate(
+                **arguments,
+                verbose=0,
+                return_dict=True,
+                callbacks=[_Telling(progress)] if progress else None,
+            )
+    except Exception as error:
+        raise DataError(
+            f"the model cannot be evaluated on the data, which must be (x, y): {first_line(error)}"
+        ) from error
+    return dict(_numbers(metrics))
+
+
+def _check_compiled(model: keras.Model) -> None:
+    if not model.compiled:
+        raise ModelError(
+            f"the model '{model.name}' is not compiled, so it has no loss to evaluate: "
+            "compile it in the function that builds it"
+        )
+
+
+def _numbers(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Metrics as numbers; one that is an array, such as F1Score by class, as one for each entry."""
+    for name, value in metrics.items():
+        values = np.ravel(keras.ops.convert_to_numpy(value))
+        if len(values) == 1:
+            yield name, float(values[0])
+        else:
+            yield from ((f"{name}_{index}", float(entry)) for index, entry in enumerate(values))
+
+
+class _Telling(keras.callbacks.Callback):
+    """Tells of batches as they have been evaluated."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        super().__init__()
+        self._progress = progress
+        self._told = 0
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._progress(batch + 1 - self._told)
+        self._told = batch + 1

@@ -1,0 +1,171 @@
+"""What ckptavg asks of a Keras model: its layers, its configuration, its weights in a file."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ckptavg.errors import ModelError, first_line
+from ckptavg.formats import ModelConfig, open_reader
+from ckptavg.models.batches import peek
+from ckptavg.runs.proof import check_intact
+
+
+def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Every layer of a model once, also those inside nested models and wrappers.
+
+    `model.layers` stops at the first level; only this private method of Keras goes deeper.
+    """
+    yield from model._flatten_layers(include_self=False, recursive=True)
+
+
+def batch_norm_layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The BatchNormalization layers of a model, in Keras' own order."""
+    return [
+        layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
+@contextmanager
+def mixed_float16(model: keras.Model) -> Iterator[None]:
+    """Lets float32 layers compute in float16 until the exit; their variables stay as they are."""
+    layers = [layer for layer in (model, *all_layers(model)) if layer.compute_dtype == "float32"]
+    policies = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = "mixed_float16"
+        yield
+    finally:
+        for layer, policy in zip(layers, policies, strict=True):
+            layer.dtype_policy = policy
+
+
+def model_config(model: keras.Model) -> ModelConfig:
+    """The configuration of a model with that of its compilation, as a `.keras` file holds it.
+
+    Raises:
+        ModelError: the model cannot be serialized.
+    """
+    try:
+        config = json.dumps(keras.saving.serialize_keras_object(model))
+    except Exception as error:  # a user's get_config may raise anything
+        raise ModelError(
+            f"Keras cannot serialize the model '{model.name}': {first_line(error)}"
+        ) from error
+    metadata = json.dumps({"keras_version": keras.__version__})
+    return ModelConfig(config, metadata, any(hasattr(x, "save_assets") for x in all_layers(model)))
+
+
+def from_config(path: Path) -> keras.Model:
+    """The model that a `model.json` describes, compiled as it was, its weights not yet loaded.
+
+    Raises:
+        FormatError: the file is damaged.
+        ModelError: it names classes that Keras does not know, or that it deems unsafe.
+    """
+    config = ModelConfig.read(path)
+    try:
+        return keras.saving.deserialize_keras_object(json.loads(config.config), safe_mode=True)
+    except Exception as error:
+        raise ModelError(
+            f"Keras cannot build the model of {path} ({first_line(error)}): "
+            "pass --model file.py:callable"
+        ) from error
+
+
+def build(model: keras.Model, data: Any = None) -> Any:
+    """Makes sure that a model has its variables, if need be by calling it on a batch of data.
+
+    Returns:
+        The data, whole: where they can be read only once, the batch is put back.
+
+    Raises:
+        ModelError: the model is not built and there is no data to build it from.
+    """
+    if model.built:
+        return data
+    if data is None:
+        raise ModelError(
+            f"the model '{model.name}' has no weights yet: call it on a batch in the function that "
+            "builds it, or pass data (--data)"
+        )
+    first, data = peek(data)
+    try:
+        model(keras.tree.map_structure(keras.ops.convert_to_tensor, first))
+    except Exception as error:
+        raise ModelError(f"the model rejects its data: {first_line(error)}") from error
+    return data
+
+
+def save_weights(model: keras.Model, path: Path) -> None:
+    """Writes a `.weights.h5` file in place, without optimizers, also those a model adds itself."""
+    keras.saving.save_weights(model, path, objects_to_skip=tracked_optimizers(model) or None)
+
+
+def tracked_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The optimizers of a model: the one it was compiled with, and those it has of its own."""
+    return [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Writes a `.weights.h5` or `.keras` file without optimizer state, in place."""
+    if path.name.endswith(".keras"):
+        with _without_optimizer(model):
+            model.save(path)
+    else:
+        save_weights(model, path)
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Loads a `.weights.h5` or `.keras` file into a model that is built.
+
+    Raises:
+        FormatError: the file is not a checkpoint, or is damaged.
+        IntegrityError: the file differs from its record, if it has one.
+        ModelError: the checkpoint does not fit the model.
+    """
+    check_intact(path)
+    _check_all_used(model, path)
+    try:
+        with _without_optimizer(model):
+            model.load_weights(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} does not fit the model '{model.name}': {first_line(error)}"
+        ) from error
+
+
+def _check_all_used(model: keras.Model, path: Path) -> None:
+    """Refuses a checkpoint with more tensors than the model has, which Keras would ignore."""
+    with open_reader(path) as reader:
+        stored = set(reader.structure.model_tensors)
+    if len(stored) <= len(model.weights):
+        return
+    # Some layers save a tensor twice: only what the model itself saves can tell.
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "own.weights.h5"
+        save_weights(model, own)
+        with open_reader(own) as reader:
+            unknown = stored - set(reader.structure.tensors)
+    if unknown:
+        raise ModelError(
+            f"{path} does not fit the model '{model.name}': the model has no '{min(unknown)}'"
+        )
+
+
+@contextmanager
+def _without_optimizer(model: keras.Model) -> Iterator[None]:
+    """Hides the optimizer, so that Keras neither saves its state nor misses it when loading."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        yield
+        return
+    model.optimizer = None
+    try:
+        yield
+    finally:
+        model.optimizer = optimizer

@@ -1,0 +1,231 @@
+"""SPECs: how a command line names a model or data.
+
+A SPEC is `file.py:callable` or `package.module:callable`; the callable takes no arguments. A model
+may also be a `.keras` file or the `model.json` of a run; data may also be an `.npz` file with an
+array `x`, and `y` for what needs targets; inputs alone also a folder.
+"""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.errors import CkptavgError, SpecError, first_line
+from ckptavg.models.batches import PreparedInputs
+from ckptavg.models.data_folders import open_folder
+from ckptavg.models.model import from_config
+
+_FORMS = "file.py:callable or package.module:callable"
+
+
+def load_model(spec: str | Path | None) -> keras.Model:
+    """The model that a SPEC names, such as that of a run.
+
+    Args:
+        spec: `file.py:callable`, `package.module:callable`, a `.keras` file or the `model.json` of
+            a run, which is `run.model_file`. None, as it is of a run without one, is refused.
+
+    Returns:
+        The model; its weights are those of the `.keras` file, or new ones.
+
+    Raises:
+        SpecError: some part of the SPEC leads nowhere; the message says which.
+
+    Example:
+        >>> model = ckptavg.load_model(ckptavg.open_run("run").model_file)
+        >>> ckptavg.evaluate("swa-bn.weights.h5", model=model, data=(x_test, y_test))
+    """
+    if spec is None:
+        raise SpecError(
+            "no model is named, and the run holds no configuration of its own (model.json): name "
+            f"{_FORMS}, or a .keras file"
+        )
+    path = Path(spec)
+    if path.suffix == ".keras":
+        model = _load_archive(path)
+    elif path.suffix == ".json":
+        model = from_config(path)
+    else:
+        model = _call(str(spec), "model", f"{_FORMS}, or a .keras file")
+    if not isinstance(model, keras.Model):
+        raise SpecError(
+            f"{spec} gave a {type(model).__name__}, but must give a keras.Model"
+            + (" (of Keras 3, not tf_keras)" if "keras" in type(model).__module__ else "")
+        )
+    return model
+
+
+def load_data(spec: str | Path) -> Any:
+    """The data that a SPEC names.
+
+    Args:
+        spec: `file.py:callable`, `package.module:callable`, or an `.npz` file with `x` (and `y`).
+
+    Raises:
+        SpecError: some part of the SPEC leads nowhere; the message says which.
+    """
+    path = Path(spec)
+    if path.suffix == ".npz":
+        return _load_arrays(path)
+    data = _call(str(spec), "data", f"{_FORMS}, a folder, or an .npz file")
+    if data is None:
+        raise SpecError(
+            f"{spec} gave None, but must give data: a tf.data.Dataset, arrays, a "
+            "keras.utils.PyDataset or an iterable of batches"
+        )
+    return data
+
+
+def load_inputs(
+    spec: str | Path,
+    *,
+    model: keras.Model | None = None,
+    batch_size: int | None = None,
+    preprocess: str | None = None,
+) -> Any:
+    """The inputs, for a BatchNorm pass, that a SPEC names.
+
+    Args:
+        spec: as in `load_data`; or a folder of images, by class or not, or one that
+            `tf.data.Dataset.save` wrote.
+        model: that the inputs are for; images need it.
+        batch_size: samples in a batch, of arrays, images or a `tf.data.Dataset`.
+        preprocess: `file.py:callable` or `package.module:callable`; the callable is given the
+            inputs of a batch and returns what the model takes.
+
+    Raises:
+        SpecError: some part of a SPEC leads nowhere; the message says which.
+        DataError: the batch size does not suit the data.
+    """
+    path = Path(spec)
+    data = open_folder(path, model, batch_size) if path.is_dir() else load_data(spec)
+    if batch_size is None and preprocess is None:
+        return data
+    function = None
+    if preprocess is not None:
+        function = _callable(preprocess, "preprocess", _FORMS)
+    return PreparedInputs(data, batch_size, function)
+
+
+def _callable(spec: str, what: str, forms: str) -> Callable[..., Any]:
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name:
+        raise SpecError(f"the {what} SPEC '{spec}' must have the form {forms}")
+    return _find(_import(spec, place), name, spec)
+
+
+def _call(spec: str, what: str, forms: str) -> Any:
+    function = _callable(spec, what, forms)
+    try:
+        return function()
+    except CkptavgError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"{spec} was called and raised {_described(error)}") from error
+
+
+def _import(spec: str, place: str) -> ModuleType:
+    try:
+        return _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    except FileNotFoundError as error:
+        if error.filename == place:
+            raise SpecError(f"in the SPEC '{spec}': there is no file {place}") from error
+        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
+    except ModuleNotFoundError as error:
+        if place == error.name or place.startswith(f"{error.name}."):
+            raise SpecError(f"in the SPEC '{spec}': there is no module {error.name}") from error
+        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Imports a file once, as Python would run it: its own folder comes first on the path."""
+    resolved = path.resolve()
+    if not resolved.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    name = f"_ckptavg_spec_{resolved.stem}_{abs(hash(str(resolved))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if str(resolved.parent) not in sys.path:
+        sys.path.insert(0, str(resolved.parent))
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
+
+
+def _find(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
+    if not hasattr(module, name):
+        own = (
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        )
+        known = ", ".join(sorted(own)) or "no function"
+        raise SpecError(f"in the SPEC '{spec}': there is no '{name}' in the file, it has: {known}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise SpecError(f"in the SPEC '{spec}': '{name}' is not a function but {function!r:.60}")
+    return function
+
+
+def _load_archive(path: Path) -> keras.Model:
+    if not path.is_file():
+        raise SpecError(f"there is no model file {path}")
+    try:
+        with warnings.catch_warnings():
+            # Averages hold no optimizer state, and none is needed here.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            return keras.saving.load_model(path)
+    except Exception as error:
+        raise SpecError(f"Keras cannot load {path}: {first_line(error)}") from error
+
+
+def _load_arrays(path: Path) -> Any:
+    if not path.is_file():
+        raise SpecError(f"there is no data file {path}")
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        found = {name: arrays[name] for name in ("x", "y") if name in arrays.files}
+        known = ", ".join(arrays.files) or "no arrays"
+        arrays.close()
+    except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
+        raise SpecError(f"cannot read {path}: {first_line(error)}") from error
+    if "x" not in found:
+        raise SpecError(f"{path} must hold an array 'x', but holds {known}")
+    return (found["x"], found["y"]) if "y" in found else found["x"]
+
+
+def _described(error: BaseException) -> str:
+    """The error and the place in the user's own code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((f for f in reversed(frames) if _is_users(f.filename)), None)
+    where = f" ({Path(place.filename).name}, line {place.lineno})" if place else ""
+    return first_line(error) + where
+
+
+def _is_users(filename: str) -> bool:
+    return "site-packages" not in filename and not filename.startswith(
+        ("<", sys.base_prefix, str(Path(__file__).parent))
+    )

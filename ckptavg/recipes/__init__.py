@@ -1,0 +1,1 @@
+"""Recipes: the positions of checkpoints to the coefficients of their average."""

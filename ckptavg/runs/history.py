@@ -1,0 +1,84 @@
+"""The history of a run: what Keras logged of every epoch of a training, saved or not."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptavg.errors import RecordError
+from ckptavg.runs.json_values import number, optional, text, whole
+
+HISTORY_FILE = "history.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class EpochLog:
+    """What Keras logged of one epoch.
+
+    Attributes:
+        epoch: 1-based.
+        step: optimizer steps taken when it ended; None where the model has no optimizer.
+        learning_rate: that Keras logged, or else that of the end of the epoch.
+        metrics: of training, and as `val_...` of validation.
+        time: when the epoch ended, ISO 8601, UTC.
+    """
+
+    epoch: int
+    step: int | None
+    learning_rate: float | None
+    metrics: Mapping[str, float]
+    time: str
+
+    def to_line(self) -> str:
+        """The line of the history file, strict JSON."""
+        content = asdict(self)
+        content["learning_rate"] = number(self.learning_rate)
+        content["metrics"] = {name: number(value) for name, value in self.metrics.items()}
+        return json.dumps(content, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> "EpochLog":
+        """Reads a line; raises one of several errors where it is none."""
+        content: Any = json.loads(line)
+        return cls(
+            epoch=whole(content["epoch"]),
+            step=optional(whole, content["step"]),
+            learning_rate=optional(float, content["learning_rate"]),
+            metrics={text(name): float(value) for name, value in content["metrics"].items()},
+            time=text(content["time"]),
+        )
+
+
+def read_history(path: Path) -> tuple[EpochLog, ...]:
+    """Reads a history file; a last line that was not written whole does not count.
+
+    Returns:
+        The epochs in order; none where there is no such file.
+
+    Raises:
+        RecordError: a line is damaged.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was torn off
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise RecordError(f"cannot read the history {path}: {error}") from error
+    logs = []
+    for place, line in enumerate(lines, 1):
+        try:
+            logs.append(EpochLog.from_line(line.decode()))
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise RecordError(
+                f"line {place} of the history {path} is damaged: {error!r:.200}. Remove the line, "
+                "or the file: checkpoints do not depend on it"
+            ) from error
+    return tuple(logs)

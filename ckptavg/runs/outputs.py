@@ -1,0 +1,77 @@
+"""Where an output and the record beside it may go."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckptavg.errors import CkptavgError, OutputError, ResourceError
+from ckptavg.runs.record import is_record, record_path
+from ckptavg.runs.run import CHECKPOINT_FOLDER, record_files
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuses an output that would replace, or be mistaken for, something else.
+
+    Raises:
+        OutputError: as `check_place` does, or a file that is no record stands where the record is
+            to go.
+    """
+    check_place(path, overwrite)
+    record = record_path(path)
+    if os.path.lexists(record) and not (record.is_file() and is_record(record)):
+        raise OutputError(
+            f"{record} is in the way: the record of {path.name} goes there. Move it or choose "
+            "another name"
+        )
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Refuses a place for a file of any kind, where it would replace something else.
+
+    Raises:
+        OutputError: the file exists and is not to be overwritten; it is a folder or a link; or its
+            folder is missing, cannot be written to, or is that of a run's checkpoints.
+    """
+    folder = path.parent
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link: name the file that it leads to")
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory: name a file to write")
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {folder} does not exist, make it first")
+    if folder.resolve().name == CHECKPOINT_FOLDER and record_files(folder):
+        raise OutputError(
+            f"cannot write {path}: its folder holds the checkpoints of a run, and it would "
+            "be taken for one of them. Name another folder"
+        )
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} exists already: choose another name or overwrite it (--overwrite, in Python "
+            "overwrite=True)"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission to write into {folder}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says of an output what the system says against writing it, often without a name.
+
+    Raises:
+        ResourceError: the disk is full.
+        OutputError: it cannot be written for another reason.
+    """
+    try:
+        yield
+    except (CkptavgError, ConnectionError):  # such as the broken pipe of a progress
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"cannot write {path}: the disk of {path.parent} is full. Make room, or name an "
+                "output elsewhere"
+            ) from error
+        place = f" ({error.filename})" if error.filename else ""
+        raise OutputError(f"cannot write {path}: {error.strerror or error}{place}") from error

@@ -1,0 +1,224 @@
+"""The digests that prove a checkpoint file intact, computed and held against its record."""
+
+import threading
+from array import array
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ckptavg.errors import IntegrityError
+from ckptavg.formats import CheckpointReader, open_reader
+from ckptavg.formats.crc32c import crc32c, crc32c_combine
+from ckptavg.formats.tensors import Region, TensorInfo, count_blocks, regions
+from ckptavg.runs.json_values import DIGEST_SIZE
+from ckptavg.runs.record import Record, TensorRecord, digest, find_record
+
+
+def tensor_records(path: Path) -> dict[str, TensorRecord]:
+    """Shape, dtype and digests of every tensor in a checkpoint file but optimizer state.
+
+    Raises:
+        FormatError: the file is not a checkpoint, or is damaged.
+    """
+    with open_reader(path) as reader:
+        return {
+            name: TensorRecord(
+                tensor.shape,
+                tensor.dtype,
+                tuple(
+                    region_digest(reader, tensor, region).hex() for region in regions(tensor.nbytes)
+                ),
+            )
+            for name, tensor in reader.structure.model_tensors.items()
+        }
+
+
+def region_digest(reader: CheckpointReader, tensor: TensorInfo, region: Region) -> bytes:
+    """The digest of a region's bytes, read afresh."""
+    buffer = bytearray(region.nbytes)
+    reader.read_into(tensor, region.start, memoryview(buffer))
+    return digest(buffer)
+
+
+def check_intact(path: Path) -> bool:
+    """Holds a checkpoint against its record, or the checksums of its format, byte for byte.
+
+    Returns:
+        Whether it has a record, or checksums of its format; without them nothing is proven.
+
+    Raises:
+        FormatError: the file is not a checkpoint, or is damaged.
+        IntegrityError: it differs from its record.
+    """
+    record = find_record(path)
+    with open_reader(path) as reader:
+        if record is None:
+            if not reader.checksums:
+                return False
+            Checksums(reader).finish(reader.structure.model_tensors)
+            return True
+        proof = Proof.of(record, reader)
+        for tensor in reader.structure.model_tensors.values():
+            for region in regions(tensor.nbytes):
+                proof.check(path, tensor, region, region_digest(reader, tensor, region))
+    return True
+
+
+def read_proven(path: Path, record: Record) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by stored name, without optimizer state, each proven.
+
+    Raises:
+        FormatError: the file is not a checkpoint, or is damaged.
+        IntegrityError: it differs from its record.
+    """
+    found = {}
+    with open_reader(path) as reader:
+        proof = Proof.of(record, reader)
+        for name, tensor in reader.structure.model_tensors.items():
+            buffer = bytearray(tensor.nbytes)
+            for region in regions(tensor.nbytes):
+                part = memoryview(buffer)[region.start : region.start + region.nbytes]
+                reader.read_into(tensor, region.start, part)
+                proof.check(path, tensor, region, digest(part))
+            found[name] = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
+    return found
+
+
+class Checksums:
+    """Holds the checksums that a format itself stores against what is read, in any order.
+
+    They are CRC-32C of whole tensors, while tensors are read region by region in several threads.
+    """
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+        expected = reader.checksums
+        names = list(reader.structure.tensors)
+        # Names are shared with the structure, numbers are packed: there may be many checkpoints.
+        self._expected = array("q", (expected.get(name, -1) for name in names))
+        self._checked = bytearray(len(names))
+        self._parts: dict[str, dict[int, int]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, number: int, tensor: TensorInfo, region: Region, crc: int) -> None:
+        """Takes in the CRC-32C of a region.
+
+        Args:
+            number: of the tensor in the structure.
+            tensor: as it is stored.
+            region: of the tensor.
+            crc: of its bytes.
+
+        Raises:
+            IntegrityError: it was the last one, and the tensor is not what was saved.
+        """
+        with self._lock:
+            parts = self._parts.setdefault(tensor.name, {})
+            parts[region.block] = crc
+            if len(parts) < count_blocks(tensor.nbytes):
+                return
+            del self._parts[tensor.name]
+            self._checked[number] = 1
+        found = 0
+        for part in regions(tensor.nbytes):
+            found = crc32c_combine(found, parts[part.block], part.nbytes)
+        if self._expected[number] not in (-1, found):
+            raise IntegrityError(
+                f"{self._reader.path} is damaged: '{tensor.name}' is not what was saved, by the "
+                "checksum in its index"
+            )
+
+    def finish(self, names: Container[str]) -> None:
+        """Reads what was not read of these tensors, because an earlier merge had done it.
+
+        Raises:
+            IntegrityError: one is not what was saved.
+        """
+        for number, tensor in enumerate(self._reader.structure.tensors.values()):
+            if tensor.name not in names or self._checked[number]:
+                continue
+            done = self._parts.get(tensor.name, {})
+            for region in regions(tensor.nbytes):
+                if region.block not in done:
+                    buffer = bytearray(region.nbytes)
+                    self._reader.read_into(tensor, region.start, memoryview(buffer))
+                    self.add(number, tensor, region, crc32c(buffer))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The digests of a checkpoint's record, packed: 16 bytes for each region of each tensor.
+
+    Attributes:
+        digests: in the order of the structure's tensors and of their regions.
+        first: number of the first region of each tensor; shared by files of equal structure.
+    """
+
+    digests: bytes
+    first: Mapping[str, int] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, record: Record, reader: CheckpointReader, first: Mapping[str, int] | None = None
+    ) -> "Proof":
+        """The proof in a record, once it is known to be of a file of this size and structure.
+
+        Args:
+            record: of the file.
+            reader: the open file.
+            first: that of another proof of the same structure, to be shared.
+
+        Raises:
+            RecordError: the record's file is gone or damaged.
+            IntegrityError: the file has not the size or the tensors that the record says.
+        """
+        _check_size(record, reader)
+        recorded = record.read_tensors()
+        stored = reader.structure.model_tensors
+        parts, numbers, number = [], {}, 0
+        for name, tensor in stored.items():
+            found = recorded.get(name)
+            if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+                break
+            nbytes = tensor.nbytes
+            if len(found.digests) != count_blocks(nbytes):
+                raise IntegrityError(
+                    f"the record of {reader.path} holds {len(found.digests)} digests of '{name}', "
+                    f"which has {nbytes:,} bytes: it is of another file"
+                )
+            parts += found.digests
+            numbers[name] = number
+            number += len(found.digests)
+        if len(numbers) < len(stored) or len(recorded) > len(stored):
+            raise IntegrityError(
+                f"{reader.path} holds other tensors than its record says: "
+                "it was changed after it was saved"
+            )
+        return cls(bytes.fromhex("".join(parts)), numbers if first is None else first)
+
+    def holds(self, name: str, region: Region, found: bytes) -> bool:
+        """Whether a region of a tensor has the digest that was recorded."""
+        start = (self.first[name] + region.block) * DIGEST_SIZE
+        return self.digests[start : start + DIGEST_SIZE] == found
+
+    def check(self, path: Path, tensor: TensorInfo, region: Region, found: bytes) -> None:
+        """Makes sure that a region of a tensor has the digest that was recorded.
+
+        Raises:
+            IntegrityError: it has another; the message names file, tensor and block.
+        """
+        if not self.holds(tensor.name, region, found):
+            raise IntegrityError(
+                f"{path} is damaged: block {region.block} of '{tensor.name}' (its bytes from "
+                f"{region.start:,} on) is not what was saved, by the digest in its record"
+            )
+
+
+def _check_size(record: Record, reader: CheckpointReader) -> None:
+    if record.size != reader.size:
+        raise IntegrityError(
+            f"{reader.path} has {reader.size:,} bytes but its record says {record.size:,}: "
+            "it was changed or truncated after it was saved"
+        )

@@ -1,0 +1,201 @@
+"""A run: a directory that a saver filled with checkpoints."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptavg.errors import RecordError, RunError
+from ckptavg.recipes.swad import Swad
+from ckptavg.runs.checkpoint import Checkpoint, select
+from ckptavg.runs.history import HISTORY_FILE, EpochLog, read_history
+from ckptavg.runs.record import Record
+from ckptavg.storage.files import TEMPORARY_PREFIX
+
+CHECKPOINT_FOLDER = "checkpoints"
+MODEL_FILE = "model.json"
+RECORDS = re.compile(r"(epoch|step)-[^.]*\.json")
+EMA_RECORDS = re.compile(r"ema-\d+\.\d+-step-\d+\.json")
+
+_WEIGHTS = (".h5", ".weights.json")
+_SHARD = re.compile(r"(.+)_\d{5,}\.weights\.h5")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A directory of checkpoints that a saver wrote.
+
+    Attributes:
+        directory: the directory that `CheckpointSaver` was given.
+        checkpoints: those that have a record, by epoch; a file without one was not saved whole.
+        averages: tracked averages of the weights, noted during training, by step; merges of the run
+            leave them out, but for the recipe `posthoc-ema`.
+        uncommitted: files in the checkpoint folder that have no record.
+    """
+
+    directory: Path
+    checkpoints: tuple[Checkpoint, ...]
+    averages: tuple[Checkpoint, ...] = ()
+    uncommitted: tuple[Path, ...] = ()
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records, by epoch."""
+        return tuple(checkpoint.record for checkpoint in self.checkpoints)
+
+    @property
+    def model_file(self) -> Path | None:
+        """The configuration of the model, if the run holds one."""
+        path = self.directory / MODEL_FILE
+        return path if path.is_file() else None
+
+    @property
+    def history(self) -> tuple[EpochLog, ...]:
+        """What Keras logged of every epoch of the training, saved or not, as it stands now.
+
+        Empty for runs of versions that kept no history.
+
+        Raises:
+            RecordError: a line of the history is damaged.
+
+        Example:
+            >>> [(log.epoch, log.metrics["val_loss"]) for log in ckptavg.open_run("run").history]
+        """
+        return read_history(self.directory / HISTORY_FILE)
+
+    def select(
+        self,
+        *,
+        epochs: Iterable[int] | None = None,
+        last: int | None = None,
+        best: int | None = None,
+        monitor: str = "val_loss",
+        mode: str = "auto",
+        window: Swad | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Chooses checkpoints of the run; conditions apply one after the other.
+
+        Args:
+            epochs: 1-based epochs, each of which must have been saved.
+            last: number of checkpoints to keep, counted from the end.
+            best: number of checkpoints to keep, those with the best `monitor`.
+            monitor: metric in the records that `best` goes by.
+            mode: `min`, `max`, or `auto`: by the name of the metric.
+            window: keep those between the convergence of the loss `monitor` and its rise.
+
+        Returns:
+            The chosen checkpoints, by epoch.
+
+        Raises:
+            RunError: an epoch was not saved, there are fewer checkpoints than asked for, a record
+                lacks the metric, or the direction of the metric is not known.
+
+        Example:
+            >>> run = ckptavg.open_run("run")
+            >>> ckptavg.merge(run.select(best=5, monitor="val_accuracy"), "best5.weights.h5")
+        """
+        return select(
+            self.checkpoints,
+            epochs=epochs,
+            last=last,
+            best=best,
+            monitor=monitor,
+            mode=mode,
+            window=window,
+        )
+
+
+def open_run(directory: str | Path) -> Run:
+    """Opens the directory of a run.
+
+    Args:
+        directory: what `CheckpointSaver` was given.
+
+    Returns:
+        The run, with the records of its checkpoints in the order of their epochs.
+
+    Raises:
+        RunError: the directory is missing, is not a run, or holds no checkpoint yet.
+        RecordError: a record is damaged.
+    """
+    directory = Path(directory)
+    folder = directory / CHECKPOINT_FOLDER
+    if not directory.is_dir():
+        raise RunError(f"there is no run {directory}")
+    if not folder.is_dir():
+        raise RunError(
+            f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
+            "as CheckpointSaver makes it"
+        )
+    checkpoints, averages = recorded(folder)
+    records = [checkpoint.record for checkpoint in (*checkpoints, *averages)]
+    torn = tuple(sorted(uncommitted(folder, records)))
+    if not checkpoints:
+        raise RunError(
+            f"the run {directory} holds no checkpoint yet"
+            + (f", only {torn[0].name} without a record" if torn else "")
+        )
+    return Run(directory, tuple(checkpoints), tuple(averages), torn)
+
+
+def recorded(folder: Path) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    """What has a record in the checkpoint folder of a run.
+
+    Returns:
+        The checkpoints, in the order of training; and the tracked averages, by step.
+
+    Raises:
+        RecordError: a record is damaged.
+    """
+    checkpoints = _recorded(folder, RECORDS)
+    for checkpoint in checkpoints:
+        if checkpoint.record.epoch is None:
+            path = checkpoint.record.path
+            raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
+    checkpoints.sort(key=in_order_of_training)
+    averages = _recorded(folder, EMA_RECORDS)
+    for average in averages:
+        if average.record.ema is None:
+            path = average.record.path
+            raise RecordError(f"the record {path} does not say which average it is of")
+    averages.sort(key=in_order_of_tracking)
+    return checkpoints, averages
+
+
+def record_files(folder: Path, pattern: re.Pattern[str] = RECORDS) -> list[Path]:
+    """The records of a folder of checkpoints."""
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
+    """A key that sorts the checkpoints of a run."""
+    record = checkpoint.record
+    return record.epoch, record.step or 0, checkpoint.path.name
+
+
+def in_order_of_tracking(average: Checkpoint) -> tuple[int, float]:
+    """A key that sorts the tracked averages of a run."""
+    return average.record.ema.step, average.record.ema.sigma_rel
+
+
+def _recorded(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
+    """Checkpoints whose records match a pattern; a file without a record was not saved whole."""
+    found = []
+    for path in record_files(folder, pattern):
+        record = Record.read(path)
+        if Path(record.file).name != record.file or not record.file:
+            raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
+        found.append(Checkpoint(folder / record.file, record))
+    return found
+
+
+def uncommitted(folder: Path, records: Iterable[Record]) -> Iterator[Path]:
+    """Weights that no record names, and that are no shard of such as one names."""
+    recorded = {record.file for record in records}
+    for path in folder.iterdir():
+        if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(_WEIGHTS):
+            continue
+        shard = _SHARD.fullmatch(path.name)
+        index = f"{shard[1]}.weights.json" if shard else path.name
+        if index not in recorded and path.name not in recorded:
+            yield path

@@ -1,0 +1,182 @@
+"""What can be averaged: runs, files, patterns and folders, resolved to checkpoints."""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ckptavg.errors import RunError
+from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state
+from ckptavg.formats.tensorflow.paths import checkpoint_path
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.numbering import epochs_in, natural_key
+from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
+from ckptavg.storage.files import TEMPORARY_PREFIX
+
+Sources = Run | Checkpoint | str | Path | Iterable["Run | Checkpoint | str | Path"]
+"""What can be averaged: a run or its directory, a checkpoint or its file, a pattern such as
+`ckpt/*.weights.h5`, a folder of checkpoints, or several of these."""
+
+_SHARDS = (
+    (re.compile(r"(.+)_\d{5}\.weights\.h5"), ".weights.json"),
+    (re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors"), ".safetensors.index.json"),
+)
+"""Names of shards, and the suffix of the index that belongs to them."""
+
+
+def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...]:
+    """The checkpoints that a caller means, those of a folder or a pattern in natural order.
+
+    Args:
+        sources: what was named.
+        tracked: whether the averages that a run has tracked belong to it, too.
+
+    Raises:
+        RunError: a directory holds no checkpoints, or files that do not belong together; a file is
+            missing; or nothing was named.
+        RecordError: a record is damaged.
+    """
+    if isinstance(sources, Run):
+        return (*sources.checkpoints, *(sources.averages if tracked else ()))
+    if isinstance(sources, Checkpoint):
+        return (sources,)
+    if isinstance(sources, str | Path):
+        if (Path(sources) / CHECKPOINT_FOLDER).is_dir():
+            return resolve(open_run(sources), tracked=tracked)
+        return _resolve_path(Path(sources))
+    if not isinstance(sources, Iterable) or isinstance(sources, bytes):
+        raise RunError(
+            f"expected a run, a checkpoint file or several, but got {type(sources).__name__}"
+        )
+    named = list(sources)
+    if len(named) > 1 and all(isinstance(s, str | Path) and Path(s).is_file() for s in named):
+        return _opened([Path(source) for source in named])
+    found = tuple(c for source in named for c in resolve(source, tracked=tracked))
+    if not found:
+        raise RunError("there is no checkpoint to average: name a run or checkpoint files")
+    return found
+
+
+def resolve_averages(sources: Sources) -> tuple[Checkpoint, ...]:
+    """The tracked averages that a caller means: those of a run, or files that hold some.
+
+    Raises:
+        RunError: there are none.
+    """
+    if isinstance(sources, str | Path) and (Path(sources) / CHECKPOINT_FOLDER).is_dir():
+        sources = open_run(sources)
+    if isinstance(sources, Sequence) and not isinstance(sources, str) and len(sources) == 1:
+        return resolve_averages(sources[0])
+    found = sources.averages if isinstance(sources, Run) else resolve(sources)
+    if not found or any(c.record is None or c.record.ema is None for c in found):
+        where = found[0].path if found else sources.directory
+        raise RunError(
+            f"{where} holds no averages that were tracked in training, which posthoc-ema combines: "
+            "name one run whose CheckpointSaver had tracked_sigmas, such as (0.05, 0.10)"
+        )
+    return found
+
+
+def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:
+    if path.is_dir():
+        if (path / STATE_FILE).is_file():
+            return tuple(map(Checkpoint.open, read_state(path)))
+        return _in_folder(path)
+    if glob.has_magic(str(path)) and not Checkpoint.exists(checkpoint_path(path)):
+        return _matching(str(path))
+    return (Checkpoint.open(path),)
+
+
+def _matching(pattern: str) -> tuple[Checkpoint, ...]:
+    names = glob.glob(pattern)  # noqa: PTH207 (Path.glob knows no absolute patterns)
+    found = _checkpoints_among(map(Path, names))
+    if not found:
+        raise RunError(
+            f"no checkpoint matches {pattern}: a bracket that is meant as it stands is written [[]"
+        )
+    checkpoints = _in_order(found)
+    averages = [c for c in checkpoints if _is_average(c)]
+    if averages and len(averages) < len(checkpoints):
+        raise RunError(
+            f"{pattern} matches {averages[0].path}, which is an average, beside checkpoints of a "
+            "training: choose by a narrower pattern"
+        )
+    return checkpoints
+
+
+def _is_average(checkpoint: Checkpoint) -> bool:
+    record = checkpoint.record
+    return record is not None and (bool(record.sources) or record.ema is not None)
+
+
+def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
+    """A folder that Keras' `ModelCheckpoint` filled, without averages that were written there."""
+    paths = _checkpoints_among(folder.iterdir())
+    if not paths:
+        raise RunError(
+            f"{folder} holds no checkpoints: expected a run of CheckpointSaver, or files that end "
+            f"in {', '.join(READ_SUFFIXES)}"
+        )
+    kinds = Counter(map(_suffix, paths))
+    if len(kinds) > 1:
+        listed = ", ".join(f"{count} of {kind or 'TensorFlow'}" for kind, count in kinds.items())
+        raise RunError(
+            f"{folder} holds checkpoints of several formats ({listed}): choose by a pattern such "
+            f"as '{folder}/*{paths[0].suffix}'"
+        )
+    found = tuple(checkpoint for checkpoint in _in_order(paths) if not _is_average(checkpoint))
+    if not found:
+        raise RunError(f"{folder} holds averages only, no checkpoints of a training")
+    numbered = [c for c in found if re.search(r"\d", stem(c.path))]
+    if numbered and len(numbered) < len(found):
+        odd = next(c for c in found if c not in numbered)
+        raise RunError(
+            f"{folder} holds {odd.path.name} beside numbered checkpoints, which it may be a copy "
+            f"of: choose by a pattern such as '{folder}/*[0-9]*'"
+        )
+    return found
+
+
+def _in_order(paths: Iterable[Path]) -> tuple[Checkpoint, ...]:
+    """Checkpoints by epoch where all are known, else by the numbers in their names."""
+    found = _opened(sorted(paths, key=lambda path: natural_key(str(path))))
+    if any(checkpoint.epoch is None for checkpoint in found):
+        return found
+    return tuple(sorted(found, key=lambda checkpoint: checkpoint.epoch))
+
+
+def _opened(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
+    """Checkpoints, in this order, with the epochs that their names tell of."""
+    epochs = epochs_in([stem(path) for path in paths])
+    if epochs is None:
+        return tuple(map(Checkpoint.open, paths))
+    return tuple(map(Checkpoint.open, paths, epochs))
+
+
+def _checkpoints_among(paths: Iterable[Path]) -> list[Path]:
+    return [
+        checkpoint_path(path)
+        for path in dict.fromkeys(paths)
+        if _suffix(path)
+        and not path.name.startswith(TEMPORARY_PREFIX)
+        and not _is_shard(path)
+        and path.is_file()
+    ]
+
+
+def _is_shard(path: Path) -> bool:
+    for pattern, index in _SHARDS:
+        match = pattern.fullmatch(path.name)
+        if match and path.with_name(match[1] + index).is_file():
+            return True
+    return False
+
+
+def _suffix(path: Path) -> str:
+    return next((suffix for suffix in READ_SUFFIXES if path.name.endswith(suffix)), "")
+
+
+def stem(path: Path) -> str:
+    """The name of a checkpoint without the suffix of its format."""
+    return path.name.removesuffix(_suffix(path))

@@ -1,0 +1,152 @@
+"""Keras 2 (tf_keras) as saving sees it: its legacy weights files, values, learning rate."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ckptavg.errors import ModelError, SaverError, first_line
+from ckptavg.formats import LEGACY, Structure
+from ckptavg.formats.tensors import Extent, TensorInfo
+from ckptavg.models.keras2 import batch_norm_layers
+from ckptavg.models.placement import Placement
+from ckptavg.runs.proof import check_intact
+from ckptavg.saving.averages.tensorflow import TensorFlowAverages
+from ckptavg.saving.framework import DeviceAverages, Framework
+from ckptavg.saving.options import Options
+
+_TOP_LEVEL = "top_level_model_weights"
+_LIST_LIMIT = 64512
+"""Bytes of a list of names, above which tf_keras splits it: HDF5 holds only so much in a header."""
+
+
+class Keras2(Framework):
+    """tf_keras on TensorFlow, whose `model.save_weights("x.h5")` these files equal."""
+
+    packages = ("numpy", "h5py", "tf_keras", "tensorflow")
+    suffix = ".h5"
+
+    def check(self, options: Options) -> None:
+        if options.include_optimizer:
+            raise SaverError(
+                "include_optimizer: weights files of tf_keras hold no optimizer. Keep its state "
+                "with tf_keras.callbacks.BackupAndRestore, which both can do in one training"
+            )
+        if options.max_shard_size is not None:
+            raise SaverError("max_shard_size: tf_keras loads weights from single files only")
+        if options.save_dtype == "bfloat16":
+            raise SaverError(
+                "save_dtype is 'bfloat16', which tf_keras does not load: take 'float16', or none"
+            )
+
+    def place(self, model: Any, include_optimizer: bool) -> Placement:
+        """Puts variables where `model.save_weights` does: by layer and by name.
+
+        Raises:
+            SaverError: tf_keras could not save this model to a `.h5` file either.
+        """
+        folders = _folders(model)
+        root = {
+            **_listed("layer_names", (layer.name for layer in model.layers)),
+            "backend": b"tensorflow",
+            "keras_version": tf_keras.__version__.encode(),
+        }
+        groups: dict[str, Any] = {"": root}
+        variables: dict[str, Any] = {}
+        for folder, weights in folders.items():
+            groups[folder] = _listed("weight_names", (weight.name for weight in weights))
+            for weight in weights:
+                name = f"{folder}/{weight.name}"
+                if name in variables:
+                    raise _twice("weights", name, model)
+                if not isinstance(weight, tf.Variable):
+                    raise SaverError(
+                        f"'{name}' of the model '{model.name}' is no tf.Variable, which is all "
+                        "that a .h5 file of tf_keras holds"
+                    )
+                variables[name] = weight
+        tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
+        return Placement(Structure(tensors, groups, naming=LEGACY), variables)
+
+    def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
+        model.save_weights(path, save_format="h5")
+
+    def load(self, model: Any, path: Path) -> None:
+        check_intact(path)
+        try:
+            model.load_weights(path)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{path} does not fit the model '{model.name}': {first_line(error)}"
+            ) from error
+
+    def is_built(self, model: Any, include_optimizer: bool) -> bool:
+        return model.built
+
+    def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:
+        return TensorFlowAverages(variables, count)
+
+    def host_view(self, variable: Any) -> np.ndarray:
+        return np.asarray(variable.read_value())  # whose memory numpy reads as it is
+
+    def model_json(self, model: Any) -> None:
+        """None: only tf_keras could build the model of its configuration, and merges use Keras."""
+
+    def batch_norm_layers(self, model: Any) -> list[Any]:
+        return batch_norm_layers(model)
+
+    def learning_rate(self, optimizer: Any) -> float:
+        rate = optimizer.learning_rate
+        if isinstance(rate, tf_keras.optimizers.schedules.LearningRateSchedule):
+            rate = rate(optimizer.iterations)  # legacy optimizers give the schedule itself
+        return float(tf_keras.backend.get_value(rate))
+
+    def set_learning_rate(self, optimizer: Any, rate: float) -> None:
+        # A legacy optimizer would take a number in place of its schedule, and never see another.
+        if not isinstance(optimizer.learning_rate, tf.Variable):
+            raise TypeError("the learning rate is no variable")
+        optimizer.learning_rate = rate
+
+    def iterations(self, optimizer: Any) -> int:
+        return int(tf_keras.backend.get_value(optimizer.iterations))
+
+    def steps_per_execution(self, model: Any) -> int:
+        return int(tf_keras.backend.get_value(model.steps_per_execution))
+
+
+def _folders(model: Any) -> dict[str, list[Any]]:
+    """The weights of each folder of a file, in the order of their lists."""
+    folders: dict[str, list[Any]] = {}
+    for layer in sorted(model.layers, key=lambda layer: layer.name):
+        if layer.name in folders:
+            raise _twice("layers", layer.name, model)
+        folders[layer.name] = [*layer.trainable_weights, *layer.non_trainable_weights]
+    # Only these private lists leave out what belongs to a layer.
+    folders[_TOP_LEVEL] = [*model._trainable_weights, *model._non_trainable_weights]
+    return folders
+
+
+def _twice(what: str, name: str, model: Any) -> SaverError:
+    return SaverError(
+        f"two {what} of the model '{model.name}' have the name '{name}', so that a .h5 file of "
+        "tf_keras cannot hold both: give the layers names of their own"
+    )
+
+
+def _listed(key: str, names: Iterable[str]) -> dict[str, tuple[bytes, ...]]:
+    """A list of names as attributes: one, or as few and as even parts as HDF5 needs."""
+    found = np.array([name.encode() for name in names])
+    for count in range(1, max(len(found), 1) + 1):
+        parts = np.array_split(found, count)
+        if all(part.nbytes <= _LIST_LIMIT for part in parts):
+            break
+    keys = [key] if count == 1 else [f"{key}{number}" for number in range(count)]
+    return {key: tuple(part.tolist()) for key, part in zip(keys, parts, strict=True)}
+
+
+def _tensor(name: str, variable: Any) -> TensorInfo:
+    tensor = TensorInfo(name, tuple(variable.shape), variable.dtype.base_dtype.name, None)
+    return TensorInfo(name, tensor.shape, tensor.dtype, Extent(0, tensor.nbytes))

@@ -1,0 +1,142 @@
+"""SWA, the Keras callback that averages weights within `fit`, BatchNorm statistics included."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from ckptavg.batch_norm import BatchNormPass, update_batch_norm
+from ckptavg.models.model import batch_norm_layers
+from ckptavg.saving.epoch_pass import EpochPass
+from ckptavg.saving.keras3 import Keras3
+from ckptavg.saving.swa_callback import AveragingCallback
+
+
+class SWA(AveragingCallback, keras.callbacks.Callback):
+    """Stochastic weight averaging within `fit`, with the arguments of keras-swa.
+
+    The epochs to be averaged are saved to a directory, their mean is taken as `ckptavg merge` does,
+    exactly and in fixed memory, and `fit` leaves it in the model. Where the model has trainable
+    BatchNorm layers, the last epoch trains nothing: its batches go through the network under the
+    mean in training mode, and their pooled statistics become those of the layers, as
+    `ckptavg.update_batch_norm` sets them; no other variable changes.
+
+    A training that is stopped early (`EarlyStopping`) leaves the mean of what was saved, and warns
+    that BatchNorm statistics are not those of the mean unless there are `bn_data`. After an
+    exception the model is as it was and the checkpoints stay. Callbacks that set weights at the end
+    of training, such as `EarlyStopping(restore_best_weights=True)`, belong before this one.
+
+    Args:
+        start_epoch: first epoch of averaging, 1-based, from 2 on.
+        lr_schedule: `manual`, `constant` or `cyclic`, see `CheckpointSaver`.
+        swa_lr: learning rate of averaging, or the lowest of a cycle; `auto` is a tenth of the
+            optimizer's initial rate.
+        swa_lr2: highest rate of a cycle; `auto` is a quarter of the way from `swa_lr` to the
+            initial rate.
+        swa_freq: epochs from one checkpoint to the next; the length of a cycle.
+        batch_size: accepted for keras-swa's sake; the batches are those of `fit`.
+        verbose: 1 prints what happens.
+        directory: folder of the run, which stays; by default a temporary one, removed at the end.
+        bn_data: data to take BatchNorm statistics from after the last epoch, which then trains and
+            is averaged like the others; whatever `update_batch_norm` takes.
+        existing: what to do with checkpoints in `directory`, see `CheckpointSaver`.
+
+    Raises:
+        SaverError: arguments that cannot work, here or when training begins; or a checkpoint
+            cannot be saved.
+        DataError: a batch of the last epoch brought NaN or infinity to a BatchNorm layer.
+
+    Example:
+        >>> swa = ckptavg.SWA(start_epoch=75, lr_schedule="constant", swa_lr=0.01, verbose=1)
+        >>> model.fit(x, y, epochs=100, callbacks=[swa])
+    """
+
+    framework = Keras3()
+
+    def _has_statistics(self) -> bool:
+        return any(layer.trainable for layer in batch_norm_layers(self.model))
+
+    def _new_pass(self) -> EpochPass:
+        return _KerasPass(self.model)
+
+    def _update_batch_norm(self, data: Any) -> None:
+        update_batch_norm(self.model, data)
+
+
+class _KerasPass(EpochPass):
+    """The pass on any backend of Keras 3."""
+
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__(model)
+        self._pass = BatchNormPass(model)
+
+    def _run(self, *arguments: Any) -> Any:
+        return _RUNS[keras.backend.backend()](self, *arguments)
+
+    def _set_statistics(self) -> None:
+        self._pass.finish()
+
+    def on_tensorflow(self, iterator: Iterator[Any]) -> dict[str, Any]:
+        logs = {}
+        for _ in range(self._model.steps_per_execution):
+            logs = self._take(next(iterator))
+        return logs
+
+    def on_torch(self, batches: Iterable[Any]) -> dict[str, Any]:
+        logs = {}
+        for batch in batches:
+            logs = self._take(batch)
+        return logs
+
+    def on_jax(self, state: Any, iterator: Iterator[Any]) -> tuple[dict[str, Any], Any]:
+        model = self._model
+        # Keras took the state out of the variables: it goes back for the pass, and stays the same
+        # but for the metrics.
+        model._jax_state = dict(zip(_JAX_STATE, state, strict=True))
+        model._jax_state_synced = False
+        model.jax_state_sync()
+        logs = {}
+        for _ in range(model.steps_per_execution):
+            logs = self._take(next(iterator))
+        return logs, model._get_jax_state(**dict.fromkeys(_JAX_STATE, True))
+
+    def _take(self, batch: Any) -> dict[str, Any]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        with self._pass:
+            outputs = self._pass.add(x)
+        if type(self._model).train_step is not keras.Model.train_step:
+            return {}  # what a step of the user's own would log is not known
+        return _logs(self._model, x, y, sample_weight, outputs)
+
+
+_RUNS = {
+    "tensorflow": _KerasPass.on_tensorflow,
+    "torch": _KerasPass.on_torch,
+    "jax": _KerasPass.on_jax,
+}
+_JAX_STATE = (
+    "trainable_variables",
+    "non_trainable_variables",
+    "optimizer_variables",
+    "metrics_variables",
+)
+
+
+def _logs(model: keras.Model, x: Any, y: Any, sample_weight: Any, outputs: Any) -> dict[str, Any]:
+    """Loss and metrics of a batch, as a training step logs them."""
+    strategy = getattr(model, "distribute_strategy", None)
+
+    def update(x: Any, y: Any, sample_weight: Any, outputs: Any) -> None:
+        model._clear_losses()  # those of the traced pass
+        loss = model.compute_loss(
+            x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True
+        )
+        samples = keras.ops.shape(keras.tree.flatten(x)[0])[0]
+        model._loss_tracker.update_state(loss, sample_weight=samples)
+        model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        strategy.run(update, args=(x, y, sample_weight, outputs))
+    else:
+        update(x, y, sample_weight, outputs)
+    return model.get_metrics_result()

@@ -1,0 +1,194 @@
+"""What SWA does as a callback, for any framework: save, average through disk, load, refresh."""
+
+import shutil
+import tempfile
+import warnings
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckptavg.errors import SaverError
+from ckptavg.merging.merge import merge
+from ckptavg.runs.run import open_run
+from ckptavg.saving.callback import SavingCallback
+from ckptavg.saving.epoch_pass import EpochPass
+
+
+class AveragingCallback(SavingCallback):
+    """Saves epochs as `CheckpointSaver` does, and leaves their mean in the model.
+
+    Where a model has BatchNorm statistics to re-estimate, the last epoch is a forward pass over its
+    batches under the mean, unless `bn_data` are to be used after it.
+    """
+
+    def __init__(
+        self,
+        start_epoch: int,
+        lr_schedule: str = "manual",
+        swa_lr: float | str = "auto",
+        swa_lr2: float | str = "auto",
+        swa_freq: int = 1,
+        batch_size: int | None = None,
+        verbose: int = 0,
+        directory: str | Path | None = None,
+        bn_data: Any = None,
+        *,
+        existing: str = "error",
+    ) -> None:
+        if not isinstance(start_epoch, bool) and isinstance(start_epoch, int) and start_epoch < 2:
+            raise SaverError(f"start_epoch is {start_epoch}, but must be 2 or more")
+        super().__init__(
+            directory or "",
+            start_epoch=start_epoch,
+            swa_freq=swa_freq,
+            lr_schedule=lr_schedule,
+            swa_lr=swa_lr,
+            swa_lr2=swa_lr2,
+            existing=existing,
+        )
+        self.batch_size = batch_size
+        self.bn_data = bn_data
+        self._says = verbose
+        self._is_temporary = directory is None
+        self.on_train_batch_begin = self._begin_batch
+
+    @abstractmethod
+    def _has_statistics(self) -> bool:
+        """Whether the model has BatchNorm statistics that a pass would set."""
+
+    @abstractmethod
+    def _new_pass(self) -> EpochPass:
+        """A forward pass for the epoch that begins; it remembers the present weights."""
+
+    @abstractmethod
+    def _update_batch_norm(self, data: Any) -> None:
+        """Re-estimates statistics from data."""
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._final: list[np.ndarray] | None = None
+        self._last_epoch = 0
+        self._in_pass = False
+        self._takes_pass = self._has_statistics() and self.bn_data is None
+        if not self.framework.is_chief(self.model):
+            raise SaverError(
+                "SWA averages in one process, but several train together: use CheckpointSaver, "
+                "then ckptavg merge"
+            )
+        if self._is_temporary:
+            self.directory = Path(tempfile.mkdtemp(prefix="ckptavg-swa-"))
+        try:
+            super().on_train_begin(logs)
+        except BaseException:
+            self._remove()
+            raise
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        self._last_epoch = epoch
+        if epoch + 1 == self.schedule.start_epoch:
+            self._tell("starting stochastic weight averaging")
+        if self._is_pass(epoch):
+            self._pass = self._new_pass()
+            with self._pass.undone_by_errors():
+                self._set_average()
+            self._tell("reinitializing batch normalization layers")
+            self._tell("running forward pass to adjust batch normalization")
+            self._in_pass = True
+            if logs is not None:
+                logs["learning_rate"] = 0.0
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self._in_pass:  # the validation of this epoch is to see the statistics
+            self._pass.finish()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._in_pass:
+            self._pass.finish()
+            self._in_pass = False
+            self._final = self.model.get_weights()
+            logs = {} if logs is None else logs
+            logs["learning_rate"] = 0.0
+        super().on_epoch_end(epoch, logs)
+        if epoch + 1 == self.params.get("epochs") and self._final is None:
+            self._finish()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_end(logs)
+        if self._final is not None:
+            # Optimizers that average for themselves (use_ema) have set the weights meanwhile.
+            self.model.set_weights(self._final)
+        elif self._run.checkpoints:
+            self._finish()
+        else:
+            warnings.warn(
+                f"training stopped before epoch {self.schedule.first_save} ended, the first to be "
+                "averaged: the model keeps its weights",
+                stacklevel=2,
+            )
+        self._remove()
+
+    def _begin_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._in_pass:
+            self._pass.take_batch()
+        else:
+            super()._begin_batch(batch, logs)
+
+    def _is_due(self, epoch: int) -> bool:
+        return super()._is_due(epoch) and not self._is_pass(epoch)
+
+    def _is_pass(self, epoch: int) -> bool:
+        """Whether a 0-based epoch is the forward pass."""
+        return self._takes_pass and epoch + 1 == self.params.get("epochs")
+
+    def _check_epochs(self) -> None:
+        epochs = self.params.get("epochs")
+        if epochs is None:
+            return
+        if self.schedule.start_epoch >= epochs:
+            raise SaverError(
+                f"start_epoch is {self.schedule.start_epoch} but training has {epochs} epochs: "
+                "averaging must begin before the last one"
+            )
+        if self.schedule.first_save > epochs - self._takes_pass:
+            last = "which is the forward pass for BatchNorm" if self._takes_pass else "the last one"
+            raise SaverError(
+                f"the first checkpoint is due at the end of epoch {self.schedule.first_save}, too "
+                f"late before epoch {epochs}, {last}: train longer or lower start_epoch or swa_freq"
+            )
+
+    def _finish(self) -> None:
+        """Sets the average after the last epoch, and its statistics from `bn_data`."""
+        former = self.model.get_weights()
+        self._set_average()
+        if self._has_statistics() and self.bn_data is not None:
+            try:
+                self._update_batch_norm(self.bn_data)
+            except BaseException:
+                self.model.set_weights(former)
+                raise
+        elif self._has_statistics():
+            warnings.warn(
+                "training stopped before its last epoch, the forward pass for BatchNorm: the "
+                "statistics are averages, not those of the averaged network. Pass bn_data, or call "
+                "ckptavg.update_batch_norm(model, data)",
+                stacklevel=2,
+            )
+        self._final = self.model.get_weights()
+
+    def _set_average(self) -> None:
+        """Averages the checkpoints on disk, as `ckptavg merge` does, and loads the mean."""
+        self._check(self._background.drain())
+        output = self.directory / f"average{self.framework.suffix}"
+        merge(open_run(self.directory), output, overwrite=True)
+        self.framework.load(self.model, output)
+        self._tell("final model weights set to stochastic weight average")
+
+    def _remove(self) -> None:
+        if self._is_temporary:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _tell(self, message: str) -> None:
+        if self._says:
+            print(f"\nEpoch {self._last_epoch + 1:05d}: {message}")  # noqa: T201

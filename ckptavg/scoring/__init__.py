@@ -1,0 +1,1 @@
+"""Scores of many averages in one live model."""

@@ -1,0 +1,167 @@
+"""Candidates of a search, evaluated in one live model: weights, BatchNorm pass, metrics."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from ckptavg.batch_norm import BatchNormReport
+from ckptavg.errors import DataError
+from ckptavg.models.evaluation import measure
+from ckptavg.models.model import batch_norm_layers
+from ckptavg.runs.checkpoint import metric_sign
+from ckptavg.scoring.data_fingerprint import DataPrint, data_print
+from ckptavg.scoring.live_model import LiveModel
+from ckptavg.scoring.window_sums import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The BatchNorm statistics of a candidate, to be given to a model of the same weights again."""
+
+    report: BatchNormReport
+    values: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    @classmethod
+    def of(cls, model: keras.Model, report: BatchNormReport) -> "Statistics":
+        values = tuple(
+            tuple(
+                np.array(keras.ops.convert_to_numpy(v))
+                for v in (layer.moving_mean, layer.moving_variance)
+            )
+            for layer in batch_norm_layers(model)
+        )
+        return cls(report, values)
+
+    def give(self, model: keras.Model) -> BatchNormReport:
+        """Sets the statistics of a model; returns the report of the pass that found them."""
+        for layer, (mean, variance) in zip(batch_norm_layers(model), self.values, strict=True):
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(variance)
+        return self.report
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a candidate came to.
+
+    Attributes:
+        metrics: on the data that choose.
+        statistics: of the BatchNorm pass; None where there was none.
+    """
+
+    metrics: dict[str, float]
+    statistics: Statistics | None = None
+
+
+class Judge:
+    """Evaluates candidates in one model, which is built and compiled once.
+
+    Attributes:
+        model: the live model; it keeps the weights of the last candidate.
+        monitor: the metric that chooses, as `model.evaluate` names it.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        data: Any,
+        eval_data: Any,
+        monitor: str,
+        mode: str = "auto",
+        steps: int | None = None,
+        bn_mode: str = "batch",
+        mixed_precision: bool = False,
+    ) -> None:
+        """Reads the data once, for their fingerprints.
+
+        Args:
+            model: a compiled model.
+            data: training inputs for BatchNorm passes; None for a model without BatchNorm.
+            eval_data: `(x, y)` that choose.
+            monitor: metric that chooses, with or without `val_` before it.
+            mode: `min`, `max` or `auto`: by its name.
+            steps: number of batches of `data` to see; all by default.
+            bn_mode: the `mode` of `update_batch_norm`.
+            mixed_precision: as in `update_batch_norm`; evaluations are not meant.
+
+        Raises:
+            DataError: data can be read only once.
+            ModelError: the model has BatchNorm layers, but there are no data for them.
+            RunError: the direction of the metric is not known.
+        """
+        self.model = model
+        self.monitor = monitor.removeprefix("val_")
+        self._sign = metric_sign(monitor, mode)
+        self._eval_data = eval_data
+        self._print = data_print(eval_data)
+        self._live = LiveModel(
+            model,
+            data=data,
+            eval_data=eval_data,
+            steps=steps,
+            bn_mode=bn_mode,
+            mixed_precision=mixed_precision,
+        )
+
+    @property
+    def data_print(self) -> DataPrint:
+        """Of the data that choose."""
+        return self._print
+
+    @property
+    def fingerprint(self) -> list[str | int | None]:
+        """What, beside the weights, the scores depend on."""
+        return [*self._live.fingerprint, self._print.digest]
+
+    def score(self, tensors: Iterable[Tensor], *, refresh: bool = True) -> Score:
+        """Evaluates weights, after a BatchNorm pass if there are data for it.
+
+        Args:
+            tensors: all weights, by their stored names.
+            refresh: whether to run the BatchNorm pass; without, statistics are among the tensors.
+
+        Raises:
+            DataError: the model rejects the data, or gives no such metric.
+        """
+        report = self._live.take(tensors, refresh=refresh)
+        statistics = Statistics.of(self.model, report) if report and report.layers else None
+        metrics = measure(self.model, self._eval_data)
+        if self.monitor not in metrics:
+            raise DataError(
+                f"the model has no metric '{self.monitor}', it has: {', '.join(sorted(metrics))}"
+            )
+        return Score(metrics, statistics)
+
+    def show(self, tensors: Iterable[Tensor], statistics: Statistics | None) -> None:
+        """Gives the model the weights of a candidate, with the statistics that it was scored by.
+
+        Where they are not known, another BatchNorm pass finds them.
+        """
+        self._live.take(tensors, refresh=statistics is None)
+        if statistics is not None:
+            statistics.give(self.model)
+
+    def rank(self, metrics: dict[str, float]) -> float:
+        """A number that is smaller for better metrics; NaN is the worst."""
+        value = metrics[self.monitor]
+        return math.inf if math.isnan(value) else self._sign * value
+
+
+def check_held_out(chooser: DataPrint, reporter: DataPrint) -> None:
+    """Makes sure that the data of the final report chose nothing.
+
+    Raises:
+        DataError: samples of theirs are among those that choose.
+    """
+    shared = reporter.shared(chooser)
+    if shared:
+        raise DataError(
+            f"{shared:,} of the {len(reporter.inputs):,} samples of the final report are among "
+            "those that choose: a score on them says too much. Take others, or say that it is "
+            "meant (--allow-same-data, in Python allow_same_data=True)"
+        )

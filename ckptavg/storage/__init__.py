@@ -1,0 +1,1 @@
+"""Bytes at a place: files that appear whole or not at all."""
