@@ -17,7 +17,7 @@ pictures: demo
 
 # Runs all notebooks, or those named, and writes their outputs back.
 notebooks: .venv/installed
-	$(BIN)/python -m tests.notebooks $(NOTEBOOKS)
+	$(BIN)/python -m tests.system.notebooks $(NOTEBOOKS)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

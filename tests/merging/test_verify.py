@@ -1,0 +1,139 @@
+"""`verify` and `convert`: proofs after the fact, and the same tensors in another format."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import ckptavg
+from ckptavg.errors import FormatError, IntegrityError, RecordError, RunError
+from ckptavg.formats import open_reader
+from ckptavg.runs.record import Record, record_path
+from tests.conftest import flip_bit, randomize, read_tensors, tiny_model
+from tests.merging.test_merge import write_h5
+
+
+def test_a_run_is_intact_and_its_average_is_reproduced(trained_run, tmp_path):
+    out = tmp_path / "swa.weights.h5"
+    ckptavg.merge(trained_run, out, coefficients=[0.1, 0.2, 0.3, 0.4])
+    found = ckptavg.verify([trained_run, out])
+    assert [v.proof for v in found] == ["intact"] * 5
+    assert [v.average for v in found] == [None] * 4 + ["reproduced"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../" * 2000, "/", ""])
+def test_names_in_a_record_that_no_file_can_have(checkpoints, tmp_path, name):
+    out = tmp_path / "swa.weights.h5"
+    ckptavg.merge(checkpoints, out)
+    record = json.loads(record_path(out).read_text())
+    record["model"] = record["sources"][0]["path"] = name
+    record_path(out).write_text(json.dumps(record))
+    ckptavg.merge(out, tmp_path / "again.weights.h5")
+    assert [found.average for found in ckptavg.verify(out)] == ["not recomputed"]
+
+
+def test_files_without_record_prove_nothing(checkpoints):
+    assert {v.proof for v in ckptavg.verify(checkpoints)} == {"unverified"}
+
+
+def test_a_record_with_a_damaged_mark_is_not_taken_for_none(trained_run, tmp_path):
+    out = tmp_path / "swa.weights.h5"
+    ckptavg.merge(trained_run, out)
+    epoch = trained_run / "checkpoints" / "epoch-0004.weights.h5"
+    for path, record in ((out, record_path(out)), (epoch, epoch.with_name("epoch-0004.json"))):
+        flip_bit(record, record.read_bytes().index(b"ckptavg-record"))
+        with pytest.raises(RecordError, match=r"\.json is not a record of ckptavg, or is damaged"):
+            ckptavg.verify(path)
+        with pytest.raises(RecordError, match="is damaged"):
+            ckptavg.merge([path], tmp_path / "o.weights.h5")
+    with pytest.raises(RecordError, match=r"epoch-0004\.json is not a record"):
+        ckptavg.merge(trained_run, tmp_path / "o.weights.h5")
+
+
+def test_a_flipped_bit_is_named(trained_run):
+    victim = trained_run / "checkpoints" / "epoch-0004.weights.h5"
+    with open_reader(victim) as reader:
+        flip_bit(victim, reader.structure.tensors["layers/dense/vars/0"].extent.offset)
+    with pytest.raises(IntegrityError, match=r"epoch-0004.weights.h5 is damaged: block 0 of"):
+        ckptavg.verify(trained_run)
+
+
+def test_an_average_of_other_sources_is_found_out(checkpoints, tmp_path):
+    out = tmp_path / "swa.weights.h5"
+    ckptavg.merge(checkpoints, out)
+    randomize(tiny_model(), 77).save_weights(checkpoints[2])
+    with pytest.raises(IntegrityError, match=r"ckpt-2.weights.h5 is not what was averaged"):
+        ckptavg.verify(out)
+    checkpoints[2].unlink()
+    (found,) = ckptavg.verify(out)
+    assert found.average == "not recomputed"
+    assert "1 of 5 sources are gone" in found.reason
+
+
+def test_a_forged_average_is_found_out(checkpoints, tmp_path):
+    # The record fits the file, but the file is not the mean of its sources.
+    out, other = tmp_path / "swa.weights.h5", tmp_path / "other.weights.h5"
+    ckptavg.merge(checkpoints, out)
+    ckptavg.merge(checkpoints[:2], other)
+    record, tensors = Record.read(record_path(out)), Record.read(record_path(other)).read_tensors()
+    shutil.copy(other, out)
+    record.write(record_path(out), tensors)
+    with pytest.raises(IntegrityError, match="is not the average of its sources"):
+        ckptavg.verify(out)
+
+
+def test_an_average_with_fresh_statistics_is_told_apart(checkpoints, tmp_path):
+    from ckptavg.batch_norm.refresh import merge_into_model
+    from ckptavg.merging.plan import plan_merge
+    from tests.conftest import tiny_data
+
+    out = tmp_path / "swa.keras"
+    plan = plan_merge(checkpoints, out, live_model=True)
+    merge_into_model(plan, model=tiny_model(), data=tiny_data()[0])
+    (found,) = ckptavg.verify(out)
+    assert found.average == "reproduced"
+    assert "but for 4 BatchNorm statistics that were re-estimated" in found.reason
+
+
+def test_integers_that_agreed_are_no_obstacle(tmp_path):
+    paths = [
+        write_h5(
+            tmp_path / f"{k}.weights.h5",
+            {"x/vars/0": np.float32([k, 1]), "x/vars/1": np.int32([7])},
+        )
+        for k in range(3)
+    ]
+    out = tmp_path / "o.weights.h5"
+    ckptavg.merge(paths, out)
+    assert ckptavg.verify(out)[0].average == "reproduced"
+
+
+def test_a_conversion_keeps_every_bit_and_what_is_known(trained_run, tmp_path):
+    source = trained_run / "checkpoints" / "epoch-0005.weights.h5"
+    there, back = tmp_path / "a.keras", tmp_path / "b.weights.h5"
+    ckptavg.convert(source, there)
+    report = ckptavg.convert(there, back)
+    one, two = read_tensors(source), read_tensors(back)
+    assert list(one) == list(two)
+    assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+    former, record = Record.read(source.with_name("epoch-0005.json")), report.record
+    for fact in ("epoch", "step", "learning_rate", "metrics", "batch_norm"):
+        assert getattr(record, fact) == getattr(former, fact)
+    assert (record.recipe, report.unverified) == ("copy", ())
+    assert [v.average for v in ckptavg.verify([there, back])] == ["reproduced"] * 2
+    tiny_model().load_weights(back)
+
+
+def test_a_conversion_is_no_judge_of_values(tmp_path):
+    values = np.float32([np.nan, np.inf, -0.0, 1e-45])
+    path = write_h5(tmp_path / "a.weights.h5", {"x/vars/0": values, "x/vars/1": np.int8([1])})
+    ckptavg.convert(path, tmp_path / "b.weights.h5")
+    assert read_tensors(tmp_path / "b.weights.h5")["x/vars/0"].tobytes() == values.tobytes()
+
+
+def test_conversions_that_cannot_be(trained_run, checkpoints, tmp_path):
+    with pytest.raises(RunError, match="convert them one by one"):
+        ckptavg.convert(trained_run, tmp_path / "o.weights.h5")
+    with pytest.raises(FormatError, match="holds the configuration of the model"):
+        ckptavg.convert(checkpoints[0], tmp_path / "o.keras")

@@ -1,0 +1,391 @@
+"""Sweeps: their averages against fresh merges, their scores, their memory, their honesty."""
+
+import csv
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import ckptavg
+from ckptavg.batch_norm.refresh import merge_into_model
+from ckptavg.errors import DataError, IntegrityError, ModelError, RecipeError, RunError
+from ckptavg.merging.plan import plan_merge
+from ckptavg.models.batches import PreparedInputs
+from ckptavg.models.evaluation import evaluate
+from ckptavg.runs.record import Record
+from ckptavg.scoring import judge as judging
+from ckptavg.scoring.data_fingerprint import data_print
+from ckptavg.scoring.live_weights import LiveWeights
+from ckptavg.scoring.window_sums import Sums, weighted_mean
+from ckptavg.search import sweep as sweeping
+from ckptavg.search.sweep import list_candidates, sweep
+from tests.cli.test_merge import folder, main  # noqa: F401
+from tests.conftest import (
+    evaluator,
+    flip_bit,
+    leftovers,
+    randomize,
+    read_tensors,
+    tiny_data,
+    tiny_model,
+)
+from tests.merging.test_merge import write_h5
+
+X, Y = tiny_data()
+CHOOSE = (X[:48], Y[:48])
+REPORT = (X[48:], Y[48:])
+
+
+def tensors_of(path):
+    return {n: t for n, t in read_tensors(path).items() if not n.startswith("optimizer/")}
+
+
+def same(found, path) -> None:
+    found, expected = dict(found), read_tensors(path)
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype
+        assert found[name].tobytes() == values.tobytes(), name
+
+
+@pytest.mark.parametrize("max_memory", [0, 10**9])
+def test_every_window_is_that_of_a_fresh_merge(checkpoints, tmp_path, max_memory):
+    found = tuple(map(ckptavg.Checkpoint.open, checkpoints))
+    sums = Sums(found, rows=6, folder=tmp_path, max_memory=max_memory)
+    assert sums.on_disk == (max_memory == 0)
+    for number in range(5):
+        sums.add(number, to=number, into=number + 1)
+    for start in range(5):
+        for stop in range(start + 1, 6):
+            out = tmp_path / f"{start}-{stop}.weights.h5"
+            ckptavg.merge(checkpoints[start:stop], out)
+            same(sums.mean(stop, start, stop - start), out)
+    sums.close()
+    assert not leftovers(tmp_path)
+
+
+def test_windows_of_every_type_of_number(tmp_path):
+    import ml_dtypes
+
+    rng = np.random.default_rng(3)
+    paths = []
+    for number in range(7):
+        values = rng.normal(size=1000) * 10.0 ** rng.integers(-3, 4, 1000)
+        tensors = {"layers/a/vars/0": values, "layers/n/vars/0": np.arange(3)}
+        for place, dtype in enumerate(("float32", "float16", ml_dtypes.bfloat16), 1):
+            tensors[f"layers/a/vars/{place}"] = values.astype(dtype)
+        tensors["layers/dropout/seed_generator/vars/0"] = np.array([number, 7], "uint32")
+        paths.append(write_h5(tmp_path / f"c{number}.weights.h5", tensors))
+    sums = Sums(
+        tuple(map(ckptavg.Checkpoint.open, paths)), rows=8, folder=tmp_path, max_memory=10**9
+    )
+    for number in range(7):
+        sums.add(number, to=number, into=number + 1)
+    for start, stop in ((0, 7), (2, 5), (3, 4), (6, 7)):
+        out = tmp_path / f"{start}-{stop}.weights.h5"
+        ckptavg.merge(paths[start:stop], out)
+        same(sums.mean(stop, start, stop - start), out)
+    coefficients = (0.0, 0.3, 0.0, 0.5, 0.2, 0.0, 0.0)
+    out = tmp_path / "weighted.weights.h5"
+    ckptavg.merge([paths[n] for n in (1, 3, 4)], out, coefficients=[0.3, 0.5, 0.2])
+    same(weighted_mean(sums.plan, coefficients), out)
+
+
+def test_a_sum_reads_one_checkpoint_and_proves_it(trained_run, tmp_path):
+    run = ckptavg.open_run(trained_run)
+    seen = []
+    sums = Sums(run.checkpoints, rows=5, folder=tmp_path, max_memory=10**9)
+    sums.add(0, to=0, into=1, progress=seen.append)
+    assert sum(seen) == sums.plan.bytes_read / 4
+    victim = run.checkpoints[1].path
+    with open_extent(victim) as offset:
+        flip_bit(victim, offset)
+    with pytest.raises(IntegrityError, match="was changed while it was read"):
+        sums.add(1, to=1, into=2)
+    sums = Sums(run.checkpoints, rows=5, folder=tmp_path, max_memory=10**9)
+    with pytest.raises(IntegrityError, match=r"epoch-0004.* is damaged"):
+        sums.add(1, to=0, into=1)
+
+
+def open_extent(path):
+    import contextlib
+
+    from ckptavg.formats import open_reader
+
+    @contextlib.contextmanager
+    def offset():
+        with open_reader(path) as reader:
+            first = next(iter(reader.structure.tensors.values())).extent.offset
+        yield first
+
+    return offset()
+
+
+def test_weights_set_in_place_are_those_that_keras_loads(checkpoints):
+    model, loaded = tiny_model(), tiny_model()
+    weights = LiveWeights(model)
+    for path in checkpoints[:2]:
+        weights.assign(tensors_of(path).items())
+        loaded.load_weights(path)
+        for one, two in zip(model.weights, loaded.weights, strict=True):
+            assert one.numpy().tobytes() == two.numpy().tobytes()
+
+
+def test_weights_of_more_variables_than_one_mark_can_tell(tmp_path):
+    layers = [keras.Input((2,)), *(keras.layers.Dense(2) for _ in range(60))]
+    model = keras.Sequential([*layers, keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    randomize(model, 5)
+    before = [v.numpy() for v in model.weights]
+    model.save_weights(tmp_path / "a.weights.h5")
+    randomize(model, 6)
+    weights = LiveWeights(model)
+    weights.assign(tensors_of(tmp_path / "a.weights.h5").items())
+    for one, two in zip(model.weights, before, strict=True):
+        assert np.array_equal(one.numpy(), two)
+
+
+def test_weights_that_do_not_fit(checkpoints):
+    weights = LiveWeights(tiny_model(width=7))
+    with pytest.raises(ModelError, match="has no 'layers/"):
+        weights.assign(tensors_of(checkpoints[0]).items())
+    tensors = tensors_of(checkpoints[0])
+    del tensors["layers/dense/vars/0"]
+    with pytest.raises(ModelError, match="they hold no 'layers/dense/vars/0'"):
+        LiveWeights(tiny_model()).assign(tensors.items())
+
+
+def test_the_candidates(trained_run):
+    run = ckptavg.open_run(trained_run)
+
+    def windows(**options):
+        return [(c.start, c.stop) for c in list_candidates(run, **options)]
+
+    assert windows() == [(3, 4), (2, 4), (1, 4), (0, 4)]
+    assert windows(stride=2) == [(3, 4), (1, 4), (0, 4)]
+    assert len(windows(windows="all")) == 10
+    assert windows(windows="all", stride=2) == [(1, 2), (0, 2), (3, 4), (1, 4), (0, 4)]
+    found = windows(windows="all", budget=4)
+    assert len(found) == 4
+    assert found[-1] == (0, 4)
+    assert windows(budget=1) == [(0, 4)]
+    # of one checkpoint, and of equal distances under a falling line, all recipes are the same
+    recipes = ["uniform", "ema:0.5", "linear-decay"]
+    assert [str(c.recipe) for c in list_candidates(run, recipes=recipes)] == [
+        "uniform",
+        *["uniform", "ema:0.5"] * 3,
+    ]
+    for options, error in (
+        ({"windows": "some"}, RunError),
+        ({"stride": 0}, RunError),
+        ({"budget": 0}, RunError),
+        ({"recipes": ()}, RecipeError),
+        ({"recipes": ("posthoc-ema:0.1",)}, RecipeError),
+    ):
+        with pytest.raises(error):
+            list_candidates(run, **options)
+
+
+def run_sweep(run, output=None, **options):
+    given = {"model": tiny_model(), "data": X, "eval_data": CHOOSE, "monitor": "val_loss"}
+    return sweep(run, output, **{**given, **options})
+
+
+def test_scores_are_those_of_merge_pass_and_evaluation(trained_run, tmp_path):
+    report = run_sweep(trained_run, recipes=["uniform", "ema:0.5"])
+    assert (report.tried, report.known, len(report.entries)) == (7, 0, 7)
+    losses = [entry.metrics["loss"] for entry in report.entries]
+    assert losses == sorted(losses)
+    for entry in report.entries:
+        out = tmp_path / "o.weights.h5"
+        plan = plan_merge(entry.checkpoints, out, recipe=entry.recipe, overwrite=True)
+        merge_into_model(plan, model=tiny_model(), data=X)
+        found = evaluate(out, model=evaluator(), data=CHOOSE)
+        assert entry.metrics == pytest.approx(found, rel=1e-6)
+
+
+def test_passes_of_other_kinds_have_scores_of_their_own(trained_run, tmp_path):
+    losses = [run_sweep(trained_run, budget=1).best.metrics["loss"]]
+    for options, data in (
+        ({"bn_mode": "population"}, X),
+        ({"bn_mode": "cumulative"}, X),
+        ({"mixed_precision": True}, X),
+        ({}, PreparedInputs(X, 8)),
+    ):
+        report = run_sweep(trained_run, budget=1, data=data, **options)
+        assert report.known == 0
+        out = tmp_path / "o.weights.h5"
+        plan = plan_merge(report.best.checkpoints, out, overwrite=True)
+        mode, mixed = options.get("bn_mode", "batch"), "mixed_precision" in options
+        merge_into_model(plan, model=tiny_model(), data=data, mode=mode, mixed_precision=mixed)
+        found = evaluate(out, model=evaluator(), data=CHOOSE)
+        assert report.best.metrics == pytest.approx(found, rel=1e-6)
+        losses.append(report.best.metrics["loss"])
+    assert min(np.diff(sorted(losses))) > 1e-6
+    assert run_sweep(trained_run, budget=1, data=PreparedInputs(X, 8)).known == 1
+    assert run_sweep(trained_run, budget=1, bn_mode="cumulative").known == 1
+
+
+def test_the_output_scores_what_the_leaderboard_says(trained_run, tmp_path):
+    out = tmp_path / "best.keras"
+    report = run_sweep(trained_run, out, recipes=["ema:0.5"], test_data=REPORT)
+    found = evaluate(out, model=evaluator(), data=CHOOSE)
+    assert found == pytest.approx(report.best.metrics, rel=1e-6)
+    assert report.test_metrics == pytest.approx(
+        evaluate(out, model=evaluator(), data=REPORT), rel=1e-6
+    )
+    record = Record.read(Path(f"{out}.json"))
+    assert record.batch_norm.statistics == "fresh"
+    assert [s.coefficient for s in record.sources] == list(report.best.coefficients)
+
+
+def test_a_report_without_an_output(trained_run, tmp_path):
+    first = run_sweep(trained_run, test_data=REPORT)
+    # all scores are known now, but not the statistics of the best
+    second = run_sweep(trained_run, test_data=REPORT)
+    assert (second.known, second.test_metrics) == (4, pytest.approx(first.test_metrics, rel=1e-6))
+
+
+def test_a_sweep_that_was_stopped_goes_on(trained_run, monkeypatch):
+    def stop(number):
+        stop.seen += number
+        if stop.seen == 2:
+            raise KeyboardInterrupt
+
+    stop.seen = 0
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(trained_run, progress=stop)
+    (cache,) = (trained_run / "search").iterdir()
+    with cache.open("a") as file:
+        file.write('{"key": "cut o')  # as a kill leaves it
+    evaluated = []
+    measure = judging.measure
+
+    def counted(*arguments, **options):
+        evaluated.append(1)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(judging, "measure", counted)
+    report = run_sweep(trained_run)
+    assert (report.known, len(evaluated)) == (2, 2)
+    assert run_sweep(trained_run).known == 4
+    # other data, another model, or other weights are not taken for the same
+    assert run_sweep(trained_run, eval_data=REPORT).known == 0
+    assert run_sweep(trained_run, data=X[:64]).known == 0
+    other = tiny_model()
+    other.compile("sgd", keras.losses.SparseCategoricalCrossentropy(), metrics=["accuracy"])
+    assert run_sweep(trained_run, model=other).known == 0
+    # but the same samples in another order are
+    assert run_sweep(trained_run, eval_data=(CHOOSE[0][::-1], CHOOSE[1][::-1])).known == 4
+
+
+def test_plain_means_read_each_checkpoint_once(trained_run, monkeypatch):
+    read = []
+    add = Sums.add
+
+    def counted(self, checkpoint, **options):
+        read.append(checkpoint)
+        return add(self, checkpoint, **options)
+
+    monkeypatch.setattr(sweeping.Sums, "add", counted)
+    report = run_sweep(trained_run, windows="all", max_memory=0)
+    assert (report.tried, read, report.sums_on_disk) == (10, [0, 1, 2, 3], True)
+
+
+def test_data_that_choose_must_not_report(trained_run):
+    for test_data in (CHOOSE, (X[40:], Y[40:]), [(X[47:50], Y[47:50])]):
+        with pytest.raises(DataError, match="samples of the final report are among those"):
+            run_sweep(trained_run, test_data=test_data)
+    report = run_sweep(trained_run, test_data=CHOOSE, allow_same_data=True)
+    assert report.test_metrics == pytest.approx(report.best.metrics, rel=1e-6)
+
+
+def test_data_prints():
+    import tensorflow as tf
+
+    x, y = X[:40], Y[:40]
+    whole = data_print((x, y))
+    dataset = tf.data.Dataset.from_tensor_slices((x, y))
+    order = np.random.default_rng(0).permutation(40)
+    for other in (
+        dataset.batch(7),
+        dataset.shuffle(40).batch(16),
+        [(x[:3], y[:3]), (x[3:], y[3:])],
+        (x[order], y[order]),
+    ):
+        assert data_print(other).digest == whole.digest
+    assert data_print((x, y + 1)).digest != whole.digest
+    assert data_print((x, y + 1)).shared(whole) == 40
+    assert data_print((X[30:60], Y[30:60])).shared(whole) == 10
+    assert data_print(dataset.batch(10), steps=2).shared(whole) == 20
+    words = tf.data.Dataset.from_tensor_slices((["a", "b", "c"], [0, 1, 2])).batch(2)
+    assert data_print(words).digest == data_print(words).digest
+    with pytest.raises(DataError, match="can be read only once"):
+        data_print(iter([(x, y)]))
+
+
+def test_what_a_sweep_refuses(trained_run, tmp_path):
+    for options, error, message in (
+        ({"data": None}, ModelError, "pass training data"),
+        ({"monitor": "val_f1"}, DataError, "no metric 'f1', it has: accuracy, loss"),
+        ({"monitor": "speed"}, RunError, "say which, with mode"),
+        ({"model": tiny_model(width=9)}, ModelError, "do not fit"),
+    ):
+        with pytest.raises(error, match=message):
+            run_sweep(trained_run, **options)
+    (tmp_path / "o.keras").write_text("precious")
+    with pytest.raises(ckptavg.CkptavgError, match="exists already"):
+        run_sweep(trained_run, tmp_path / "o.keras")
+
+
+def test_a_model_without_batch_norm_needs_no_data(tmp_path):
+    model = tiny_model(batch_norm=False)
+    saver = ckptavg.CheckpointSaver(tmp_path / "run", start_epoch=1)
+    model.fit(X, Y, epochs=3, callbacks=[saver], verbose=0)
+    report = run_sweep(tmp_path / "run", tmp_path / "o.weights.h5", model=model, data=None)
+    assert report.tried == 3
+
+
+SPECS = ("--model", "train.py:build_model", "--data", "train.py:bn_data")
+SPLIT = """
+def choose(): return x[:48], y[:48]
+def report(): return x[48:], y[48:]
+"""
+
+
+def test_the_sweep_command(folder):  # noqa: F811
+    with Path("train.py").open("a") as file:
+        file.write(SPLIT)
+    options = (*SPECS, "--eval-data", "train.py:choose", "--monitor", "val_accuracy")
+    status, out, err = main("sweep", "run", *options)
+    assert status == 0, err
+    assert "tried 4 candidates, chosen by accuracy on train.py:choose" in out
+    assert "pass --test-data that chose nothing" in out
+    assert "5-6" in out
+    best = ("-o", "best.keras", "--test-data", "train.py:report", "--recipes", "uniform,ema:0.5")
+    status, out, err = main("sweep", "run", *options, *best)
+    assert status == 0, err
+    assert "tried 7 candidates, 4 of them known from before" in out
+    assert "wrote best.keras and best.keras.csv" in out
+    assert "the best one on train.py:report: " in out
+    with Path("best.keras.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == list("1234567")
+    accuracies = [float(row["accuracy"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    content = json.loads(main("sweep", "run", *options, "--json")[1])
+    assert (content["tried"], content["known"], content["monitor"]) == (4, 4, "accuracy")
+    assert len(content["leaderboard"][0]["files"]) == content["leaderboard"][0]["checkpoints"]
+    # a search leaves no trace in what a merge sees
+    assert main("merge", "run", "-o", "swa.weights.h5")[0] == 0
+    assert not leftovers(folder)
+    for extra, message in (
+        (("--test-data", "train.py:choose"), "are among those that choose"),
+        (("--windows", "some"), "must be 'last' or 'all'"),
+        (("--recipes", "ema"), "needs --decay"),
+    ):
+        status, _, err = main("sweep", "run", *options, *extra)
+        assert (status, message in err) == (1, True), err
+    status, _, err = main("sweep", "run", *SPECS)
+    assert (status, "pass --eval-data SPEC" in err) == (1, True)
