@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
-from ckptavg.merging.commands import refreshing
 from ckptavg.merging.merge import MergeReport
 from ckptavg.merging.plan import MergePlan
+from ckptavg.merging.reproduce import refreshing
 from ckptavg.recipes.recipe import effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint, list_epochs
 from ckptavg.runs.describe import human_size, list_coefficients

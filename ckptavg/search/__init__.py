@@ -1,1 +1,1 @@
-"""Looking for a better average: sweeps, soups, and a look before merging."""
+"""Many averages, each evaluated in one live model: sweeps, soups, and what they share."""

@@ -16,9 +16,9 @@ from ckptavg.models.evaluation import measure
 from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.sources import Sources, resolve
-from ckptavg.scoring.data_fingerprint import data_print
-from ckptavg.scoring.judge import Judge, Statistics, check_held_out
-from ckptavg.scoring.window_sums import Sums, Tensor
+from ckptavg.search.data_fingerprint import data_print
+from ckptavg.search.judge import Judge, Statistics, check_held_out
+from ckptavg.search.window_sums import Sums, Tensor
 
 GREEDY, UNIFORM = "greedy", "uniform"
 _EMPTY, _ALONE, _SOUP, _MORE = range(4)

@@ -17,11 +17,11 @@ from ckptavg.recipes.recipe import UNIFORM, Recipe, effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite, positions
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.run import Run, open_run
-from ckptavg.scoring.data_fingerprint import data_print
-from ckptavg.scoring.judge import Judge, Statistics, check_held_out
-from ckptavg.scoring.row_store import DEFAULT_MEMORY
-from ckptavg.scoring.score_cache import SEARCH_FOLDER, ScoreCache, contents
-from ckptavg.scoring.window_sums import Sums, Tensor, weighted_mean
+from ckptavg.search.data_fingerprint import data_print
+from ckptavg.search.judge import Judge, Statistics, check_held_out
+from ckptavg.search.row_store import DEFAULT_MEMORY
+from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents
+from ckptavg.search.window_sums import Sums, Tensor, weighted_mean
 
 LAST, ALL = "last", "all"
 

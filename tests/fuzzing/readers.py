@@ -1,4 +1,4 @@
-"""Fuzzes readers, led by coverage: `python tests/fuzzing/readers.py FORMAT [SECONDS]`, from the root.
+"""Fuzzes readers, led by coverage: `python tests/fuzzing/readers.py FORMAT [SECONDS]`.
 
 It is run by hand, where atheris is installed (`pip install atheris`). FORMAT is one of those of
 `test_fuzz.py`, `record` or `state`. What it finds is raised, and left in the working directory.

@@ -16,8 +16,8 @@ from ckptavg.errors import DataError, RecipeError
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record, record_path
 from ckptavg.runs.sources import resolve
-from ckptavg.scoring.window_sums import Sums, weighted_mean
 from ckptavg.search.soup import soup
+from ckptavg.search.window_sums import Sums, weighted_mean
 from tests.cli.test_merge import folder, main  # noqa: F401
 from tests.conftest import evaluator, leftovers, randomize, read_tensors, tiny_data, tiny_model
 from tests.search.test_sweep import CHOOSE, REPORT, SPECS, SPLIT

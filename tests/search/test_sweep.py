@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from ckptavg.scoring import judge as judging
 
 import ckptavg
 from ckptavg.batch_norm.refresh import merge_into_model
@@ -15,12 +16,11 @@ from ckptavg.merging.plan import plan_merge
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record
-from ckptavg.scoring import judge as judging
-from ckptavg.scoring.data_fingerprint import data_print
-from ckptavg.scoring.live_weights import LiveWeights
-from ckptavg.scoring.window_sums import Sums, weighted_mean
 from ckptavg.search import sweep as sweeping
+from ckptavg.search.data_fingerprint import data_print
+from ckptavg.search.live_weights import LiveWeights
 from ckptavg.search.sweep import list_candidates, sweep
+from ckptavg.search.window_sums import Sums, weighted_mean
 from tests.cli.test_merge import folder, main  # noqa: F401
 from tests.conftest import (
     evaluator,

@@ -10,8 +10,8 @@ import keras
 from ckptavg.merging.plan import plan_average
 from ckptavg.recipes.recipe import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint
-from ckptavg.scoring.judge import Judge
-from ckptavg.scoring.window_sums import weighted_mean
+from ckptavg.search.judge import Judge
+from ckptavg.search.window_sums import weighted_mean
 
 
 @dataclass(frozen=True, slots=True)

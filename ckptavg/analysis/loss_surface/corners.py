@@ -18,8 +18,8 @@ from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import digest
 from ckptavg.runs.run import CHECKPOINT_FOLDER
 from ckptavg.runs.sources import Sources, stem
-from ckptavg.scoring.row_store import make_rows
-from ckptavg.scoring.window_sums import Tensor, weighted_mean
+from ckptavg.search.row_store import make_rows
+from ckptavg.search.window_sums import Tensor, weighted_mean
 
 Corner = Sources | tuple[Sources, Sequence[float] | Recipe]
 """A checkpoint, or several for their plain mean; or checkpoints with coefficients or a recipe."""

@@ -15,10 +15,10 @@ from ckptavg.errors import DataError, NonFiniteError
 from ckptavg.merging.worker import Progress
 from ckptavg.models.evaluation import measure
 from ckptavg.runs.outputs import writing
-from ckptavg.scoring.data_fingerprint import data_print
-from ckptavg.scoring.live_model import LiveModel
-from ckptavg.scoring.row_store import DEFAULT_MEMORY
-from ckptavg.scoring.score_cache import SEARCH_FOLDER, ScoreCache
+from ckptavg.search.data_fingerprint import data_print
+from ckptavg.search.live_model import LiveModel
+from ckptavg.search.row_store import DEFAULT_MEMORY
+from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache
 
 _ONLY = "eval"
 """What data are called that come without a name."""

@@ -16,7 +16,7 @@ from ckptavg.analysis.report.sections import (
     section,
 )
 from ckptavg.errors import CkptavgError, MemoryLimitError, OutputError, RunError, SpecError
-from ckptavg.merging.commands import averaging, reproduction
+from ckptavg.merging.reproduce import averaging, reproduction
 from ckptavg.merging.worker import Progress
 from ckptavg.runs.checkpoint import Checkpoint, describe_epochs
 from ckptavg.runs.history import EpochLog

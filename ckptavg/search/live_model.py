@@ -12,9 +12,9 @@ from ckptavg.errors import ModelError
 from ckptavg.models.batches import count_samples, peek
 from ckptavg.models.model import batch_norm_layers, build, mixed_float16, model_config
 from ckptavg.runs.record import digest
-from ckptavg.scoring.data_fingerprint import data_print
-from ckptavg.scoring.live_weights import LiveWeights
-from ckptavg.scoring.window_sums import Tensor
+from ckptavg.search.data_fingerprint import data_print
+from ckptavg.search.live_weights import LiveWeights
+from ckptavg.search.window_sums import Tensor
 
 _OBJECT_ID = re.compile(r'"shared_object_id": \d+')
 _NAME = re.compile(r'"([A-Za-z][A-Za-z0-9_]*?)(?:_\d+)?"')

@@ -13,9 +13,9 @@ from ckptavg.errors import DataError
 from ckptavg.models.evaluation import measure
 from ckptavg.models.model import batch_norm_layers
 from ckptavg.runs.checkpoint import metric_sign
-from ckptavg.scoring.data_fingerprint import DataPrint, data_print
-from ckptavg.scoring.live_model import LiveModel
-from ckptavg.scoring.window_sums import Tensor
+from ckptavg.search.data_fingerprint import DataPrint, data_print
+from ckptavg.search.live_model import LiveModel
+from ckptavg.search.window_sums import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from ckptavg.merging.worker import Progress
 from ckptavg.recipes.recipe import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.outputs import writing
-from ckptavg.scoring.row_store import make_rows
+from ckptavg.search.row_store import make_rows
 
 Tensor = tuple[str, np.ndarray]
 """Stored name and values."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg.merging.commands import averaging, refreshing, reproduction
+from ckptavg.merging.reproduce import averaging, refreshing, reproduction
 from ckptavg.recipes.recipe import Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from tests.cli.test_merge import _TRAIN, main

@@ -1,0 +1,1 @@
+"""The functions behind the commands: what a command takes, its function takes."""

@@ -1,1 +1,0 @@
-"""Scores of many averages in one live model."""
