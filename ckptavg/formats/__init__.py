@@ -136,7 +136,7 @@ def open_writer(
 
 def _load(name: str) -> Any:
     """A class of one of the modules beside this one."""
-    module, name = name.split(".")
+    module, name = name.rsplit(".", 1)
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
