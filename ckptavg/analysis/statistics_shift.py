@@ -9,10 +9,11 @@ import numpy as np
 
 from ckptavg.analysis.tables import frame
 from ckptavg.errors import FormatError, IntegrityError
+from ckptavg.formats.layers import moving_statistics
 from ckptavg.merging.exact_mean import PIECE
 from ckptavg.merging.lockstep import read_side_by_side
 from ckptavg.merging.plan import MergePlan, plan_average
-from ckptavg.merging.tensor_rules import PlanItem, moving_statistics
+from ckptavg.merging.tensor_rules import PlanItem
 from ckptavg.merging.worker import not_finite
 from ckptavg.recipes.recipe import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint

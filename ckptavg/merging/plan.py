@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
 from ckptavg.formats import ModelConfig, Structure, named_like, open_reader, writer_of
+from ckptavg.formats.layers import count_batch_norm
 from ckptavg.formats.tensorflow.paths import checkpoint_path, main_file
 from ckptavg.formats.tensors import BLOCK_SIZE
 from ckptavg.merging.exact_mean import PIECE
@@ -20,7 +21,6 @@ from ckptavg.merging.tensor_rules import (
     PlanItem,
     check_config_not_quantized,
     check_not_quantized,
-    count_batch_norm,
     decide,
 )
 from ckptavg.merging.weighting import weigh

@@ -26,8 +26,8 @@ from ckptavg.errors import (
     SpecError,
 )
 from ckptavg.formats import Structure, open_reader
+from ckptavg.formats.layers import layer_of, moving_statistics
 from ckptavg.formats.tensors import TensorInfo
-from ckptavg.merging.tensor_rules import layer_of, moving_statistics
 from ckptavg.recipes.recipe import Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import BatchNormRecord

@@ -7,7 +7,7 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import MismatchError, RecipeError
-from ckptavg.merging.tensor_rules import count_batch_norm, decide
+from ckptavg.merging.tensor_rules import decide
 from tests.conftest import read_tensors, tiny_data
 from tests.merging.test_merge import write_h5
 
@@ -91,21 +91,6 @@ def test_counters_come_from_the_last_checkpoint():
     tensors = {n: TensorInfo(n, (), "int64", Extent(0, 8)) for n in names}
     actions = [item.action for item in decide(Structure(tensors, {}), 3)]
     assert actions == ["last", "last", "equal"]
-
-
-@pytest.mark.parametrize(
-    ("names", "count"),
-    [
-        (["layers/batch_normalization/vars/0", "layers/batch_normalization/vars/1"], 1),
-        (["layers/batch_normalization/vars/0", "layers/batch_normalization_1/vars/0"], 2),
-        (["a/layers/batch_normalization/vars/0", "b/layers/batch_normalization/vars/0"], 2),
-        (["bn/bn/gamma:0", "bn/bn/moving_mean:0", "bn/bn/moving_variance:0"], 1),
-        (["m/layer-1/moving_variance/.ATTRIBUTES/VARIABLE_VALUE"], 1),
-        (["layers/dense/vars/0"], 0),
-    ],
-)
-def test_batch_norm_layers_are_counted_by_name(names, count):
-    assert count_batch_norm(names) == count
 
 
 def test_sums_of_task_vectors_need_no_normalization(tmp_path):

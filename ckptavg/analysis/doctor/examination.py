@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from ckptavg.formats.layers import layer_of
 from ckptavg.merging.exact_mean import PIECE
 from ckptavg.merging.lockstep import read_side_by_side
 from ckptavg.merging.plan import plan_average
-from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem, layer_of
+from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.worker import Progress
 from ckptavg.recipes.recipe import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint

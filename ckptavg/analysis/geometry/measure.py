@@ -13,11 +13,12 @@ from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.statistics_shift import statistics_in
 from ckptavg.errors import FormatError, IntegrityError, RunError, SpecError
 from ckptavg.formats import open_reader
+from ckptavg.formats.layers import layer_of
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.formats.tensors import all_finite
 from ckptavg.merging.lockstep import AHEAD, RegionRead, read_side_by_side
 from ckptavg.merging.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_limit, plan_average
-from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem, layer_of
+from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.work import count_regions
 from ckptavg.merging.worker import Progress, not_finite
 from ckptavg.recipes.recipe import UNIFORM, Recipe, check_coefficients, uniform
