@@ -1,6 +1,5 @@
-"""Fixtures that the tests share: tiny checkpoints, written by real Keras."""
+"""Fixtures that tests of several rooms share."""
 
-import functools
 import os
 import shutil
 import subprocess
@@ -14,71 +13,14 @@ import keras
 import numpy as np
 import pytest
 
-from ckptavg.formats import open_reader
+pytest.register_assert_rewrite("tests.helpers")
 
-
-def tiny_model(*, batch_norm: bool = True, width: int = 4) -> keras.Model:
-    """Two nested blocks and a head over 6 numbers, compiled with Adam."""
-    block = [keras.layers.Dense(width, activation="relu")]
-    if batch_norm:
-        block.append(keras.layers.BatchNormalization())
-    layers = [keras.Input((6,)), keras.layers.Dense(5, name="stem")]
-    if batch_norm:
-        layers.append(keras.layers.BatchNormalization(name="stem_bn"))
-    layers += [keras.Sequential(block, name="block"), keras.layers.Dense(3, name="head")]
-    model = keras.Sequential(layers, name="tiny")
-    model.compile(
-        keras.optimizers.Adam(0.01),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return model
-
-
-@functools.cache
-def evaluator() -> keras.Model:
-    """A tiny model to evaluate checkpoints in, one after the other, which Keras compiles once."""
-    return tiny_model()
-
-
-def tiny_data(samples: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(7)
-    x = rng.normal(1.5, 2.0, (samples, 6)).astype("float32")
-    return x, rng.integers(0, 3, samples)
-
-
-def randomize(model: keras.Model, seed: int) -> keras.Model:
-    """Random weights in a model; variances stay positive."""
-    rng = np.random.default_rng(seed)
-    for variable in model.weights:
-        values = rng.normal(0, 1, variable.shape)
-        variable.assign(np.abs(values) if "variance" in variable.path else values)
-    return model
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint file by stored name."""
-    found = {}
-    with open_reader(path) as reader:
-        for name, tensor in reader.structure.tensors.items():
-            buffer = bytearray(tensor.nbytes)
-            reader.read_into(tensor, 0, memoryview(buffer))
-            found[name] = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
-    return found
-
-
-def flip_bit(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Temporary files that should not be there."""
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".tmp-")]
-
+from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.record import EmaRecord, Record, now
+from tests.helpers.command_line import TRAIN
+from tests.helpers.files import write_h5
+from tests.helpers.models import randomize, tiny_data, tiny_model
+from tests.helpers.posthoc_ema import EVERY, STEPS, TRACKED, track
 
 _HOLD = """
 mount -t tmpfs -o size=4m none "$1" && mkdir "$1/rw" "$1/ro" \
@@ -150,6 +92,45 @@ def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained_run(_trained_once: Path, tmp_path: Path) -> Path:
     """A run of 6 epochs with checkpoints of epochs 3 to 6."""
     return Path(shutil.copytree(_trained_once, tmp_path / "run"))
+
+
+@pytest.fixture
+def folder(trained_run, monkeypatch) -> Path:
+    """A working folder with a run and the train.py that made it."""
+    (trained_run.parent / "train.py").write_text(TRAIN)
+    monkeypatch.chdir(trained_run.parent)
+    return trained_run.parent
+
+
+@pytest.fixture(scope="session")
+def trajectory() -> np.ndarray:
+    """Weights after each step: they fall towards a point, and walk about at random."""
+    rng = np.random.default_rng(0)
+    falling = 50 * np.exp(-np.arange(STEPS) / 300)[:, None] * rng.normal(size=32)
+    return falling + np.cumsum(rng.normal(size=(STEPS, 32)), axis=0)
+
+
+@pytest.fixture
+def tracked_run(trajectory, tmp_path) -> Path:
+    """A run that tracked two averages, as its saver is to write it."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def write(stem: str, values: np.ndarray, **facts) -> None:
+        path = folder / f"{stem}.weights.h5"
+        write_h5(path, {"layers/dense/vars/0": values.astype("float32")})
+        record = Record(path.name, path.stat().st_size, now(), {}, **facts)
+        record.write(folder / f"{stem}.json", tensor_records(path))
+
+    for epoch in (1, 2):
+        step = epoch * STEPS // 2
+        write(f"epoch-{epoch:04d}", trajectory[step - 1], epoch=epoch, step=step)
+    for sigma in TRACKED:
+        averages = track(trajectory, sigma)
+        for step in range(EVERY, STEPS + 1, EVERY):
+            name = f"ema-{sigma:.3f}-step-{step:08d}"
+            write(name, averages[step - 1], step=step, ema=EmaRecord(sigma, step))
+    return tmp_path / "run"
 
 
 @pytest.hookimpl(trylast=True)

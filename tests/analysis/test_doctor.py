@@ -12,11 +12,10 @@ from ckptavg.analysis.doctor import examination
 from ckptavg.analysis.doctor.doctor import KEEP, LEAVE_OUT, doctor, outliers
 from ckptavg.analysis.doctor.examination import examine
 from ckptavg.errors import RunError, SpecError
-from tests.cli.test_merge import folder, main  # noqa: F401
-from tests.conftest import flip_bit, read_tensors, tiny_data, tiny_model
-from tests.merging.test_merge import write_h5
-from tests.search.test_sweep import open_extent
-from tests.system.test_imports import run_blocked
+from tests.helpers.command_line import main
+from tests.helpers.files import flip_bit, open_extent, read_tensors, write_h5
+from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.processes import run_blocked
 
 NAME = "layers/dense/vars/0"
 
@@ -166,7 +165,7 @@ def test_nothing_to_examine(tmp_path):
         doctor(tmp_path / "a.weights.h5")
 
 
-def test_the_doctor_command(folder):  # noqa: F811
+def test_the_doctor_command(folder):
     status, out, err = main("doctor", "run")
     assert status == 0, err
     assert "keep 4 of 4 checkpoints" in out

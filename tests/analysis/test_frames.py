@@ -8,7 +8,7 @@ import pytest
 import ckptavg
 from ckptavg.analysis import doctor_frame, run_frame, soup_frame, sweep_frame
 from ckptavg.errors import SpecError
-from tests.conftest import tiny_data, tiny_model
+from tests.helpers.models import tiny_data, tiny_model
 
 
 def test_a_run_has_a_row_for_each_record(trained_run):

@@ -31,10 +31,9 @@ from ckptavg.formats.tensors import TensorInfo
 from ckptavg.recipes.recipe import Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import BatchNormRecord
-from tests.conftest import flip_bit, randomize, read_tensors, tiny_data, tiny_model
-from tests.merging.test_merge import write_h5
-from tests.system.test_imports import run_blocked
-from tests.system.test_memory import MiB, sparse_checkpoints
+from tests.helpers.files import MiB, flip_bit, read_tensors, sparse_checkpoints, write_h5
+from tests.helpers.models import randomize, tiny_data, tiny_model
+from tests.helpers.processes import run_blocked
 
 STATISTICS = tuple(
     f"layers/{layer}batch_normalization/vars/{number}"

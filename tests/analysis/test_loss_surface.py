@@ -19,8 +19,8 @@ from ckptavg.errors import (
     NonFiniteError,
     RecipeError,
 )
-from tests.conftest import leftovers, randomize, read_tensors, tiny_data, tiny_model
-from tests.merging.test_merge import write_h5
+from tests.helpers.files import leftovers, read_tensors, write_h5
+from tests.helpers.models import randomize, tiny_data, tiny_model
 
 X, Y = tiny_data()
 EVAL = (X[:40], Y[:40])

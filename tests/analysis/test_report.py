@@ -24,10 +24,8 @@ from ckptavg.runs.describe import human_size
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import BatchNormRecord, Record
-from tests.cli.test_merge import main
-from tests.conftest import leftovers
-from tests.merging.test_merge import write_h5
-from tests.system.test_disk import fill
+from tests.helpers.command_line import main
+from tests.helpers.files import fill, leftovers, write_h5
 
 NASTY = """<img src=x onerror="alert(1)">&amp;'$x_{\x01\u202e</pre>"""
 TAGS = {

@@ -7,7 +7,7 @@ import pytest
 from ckptavg import update_batch_norm
 from ckptavg.batch_norm import BatchNormPass
 from ckptavg.errors import DataError, ModelError
-from tests.conftest import randomize
+from tests.helpers.models import randomize
 
 
 def images(samples: int = 53) -> np.ndarray:

@@ -11,7 +11,8 @@ from ckptavg.recipes.power_ema import decay_at, gamma_of
 from ckptavg.saving.host_copy import Snapshot
 from ckptavg.saving.keras3 import Keras3
 from ckptavg.saving.schedule import Schedule
-from tests.conftest import leftovers, read_tensors, tiny_data, tiny_model
+from tests.helpers.files import leftovers, read_tensors
+from tests.helpers.models import tiny_data, tiny_model
 
 
 def small_model(**policy):

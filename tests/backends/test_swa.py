@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ckptavg import SWA, open_run
-from tests.saving.test_swa import assert_trainables_are_means, blobs, network
+from tests.helpers.saving import assert_trainables_are_means, blobs, network
 
 
 @pytest.mark.parametrize("norm", [True, False])

@@ -8,7 +8,7 @@ import tensorflow as tf
 from ckptavg import update_batch_norm
 from ckptavg.batch_norm import BatchNormPass
 from ckptavg.errors import DataError, ModelError
-from tests.conftest import randomize, tiny_data, tiny_model
+from tests.helpers.models import randomize, tiny_data, tiny_model
 
 
 def one_layer(**arguments) -> keras.Model:

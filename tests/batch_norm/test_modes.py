@@ -7,7 +7,7 @@ import pytest
 from ckptavg import update_batch_norm
 from ckptavg.batch_norm import BatchNormPass
 from ckptavg.errors import DataError, ModelError
-from tests.conftest import randomize, tiny_data, tiny_model
+from tests.helpers.models import randomize, tiny_data, tiny_model
 
 
 def normal(samples=64, features=6, mean=5.0) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The command line, in a folder with a train.py as a user has it."""
 
 import contextlib
-import io
 import json
 import os
 import pty
@@ -15,69 +14,11 @@ import keras
 import numpy as np
 import pytest
 
-from ckptavg import cli
 from ckptavg.formats import open_reader
 from ckptavg.runs.record import Record, record_path
-from tests.conftest import flip_bit, leftovers, read_tensors, tiny_data, tiny_model
-
-_TRAIN = """
-import h5py
-import keras
-import numpy as np
-
-rng = np.random.default_rng(7)
-x = rng.normal(1.5, 2.0, (96, 6)).astype("float32")
-y = rng.integers(0, 3, 96)
-
-def build_model():
-    layers = [
-        keras.Input((6,)), keras.layers.Dense(5, name="stem"),
-        keras.layers.BatchNormalization(name="stem_bn"),
-        keras.Sequential(
-            [keras.layers.Dense(4, activation="relu"), keras.layers.BatchNormalization()],
-            name="block",
-        ),
-        keras.layers.Dense(3, name="head"),
-    ]
-    model = keras.Sequential(layers, name="tiny")
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
-    return model
-
-def other_model():
-    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(9)])
-
-def bn_data(): return x
-def test_data(): return x, y
-def narrow_data(): return x[:, :4]
-"""
-
-
-def main(*arguments: object) -> tuple[int, str, str]:
-    """Runs the command line in this process: exit status, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    status = 0
-    argv, sys.argv = sys.argv, ["ckptavg", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as stop:
-        status = stop.code or 0
-    finally:
-        sys.argv = argv
-    return status, out.getvalue(), err.getvalue()
-
-
-@pytest.fixture
-def folder(trained_run, monkeypatch) -> Path:
-    """A working folder with a run and the train.py that made it."""
-    (trained_run.parent / "train.py").write_text(_TRAIN)
-    monkeypatch.chdir(trained_run.parent)
-    return trained_run.parent
-
-
-MODEL = ("--model", "train.py:build_model")
-DATA = ("--data", "train.py:bn_data")
+from tests.helpers.command_line import DATA, MODEL, main
+from tests.helpers.files import flip_bit, leftovers, read_tensors
+from tests.helpers.models import tiny_data, tiny_model
 
 
 def test_the_quick_start_in_processes_of_its_own(folder):

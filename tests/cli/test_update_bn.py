@@ -9,8 +9,9 @@ import pytest
 
 from ckptavg.analysis.doctor.doctor import doctor
 from ckptavg.runs.record import Record, record_path
-from tests.cli.test_merge import DATA, MODEL, folder, main  # noqa: F401
-from tests.conftest import read_tensors, tiny_data, tiny_model
+from tests.helpers.command_line import DATA, MODEL, main
+from tests.helpers.files import read_tensors
+from tests.helpers.models import tiny_data, tiny_model
 
 
 def statistics(path: str) -> dict[str, np.ndarray]:
@@ -18,7 +19,7 @@ def statistics(path: str) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def mean(folder) -> str:  # noqa: F811
+def mean(folder) -> str:
     assert main("merge", "run", "-o", "mean.weights.h5")[0] == 0
     (folder / "pre.py").write_text("def scale(x): return x * 4\n")
     return "mean.weights.h5"
@@ -63,7 +64,7 @@ def test_merge_takes_the_same_options(mean):
     assert (record.samples, record.batches, record.data) == (96, 14, "train.py:bn_data")
 
 
-def test_a_folder_of_images(folder):  # noqa: F811
+def test_a_folder_of_images(folder):
     pictures = np.random.default_rng(0).integers(0, 255, (5, 4, 4, 3))
     for n, picture in enumerate(pictures):
         place = folder / "images" / "ab"[n % 2]
@@ -104,7 +105,7 @@ SEARCHES = (
 )
 
 
-def test_options_of_data_need_data(folder):  # noqa: F811
+def test_options_of_data_need_data(folder):
     for option in (("--batch-size", "3"), ("--preprocess", "a.py:b"), ("--steps", "2")):
         for command in (("merge", "run", "-o", "o.weights.h5"), *SEARCHES):
             status, _, err = main(*command, *option)

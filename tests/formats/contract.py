@@ -12,7 +12,7 @@ from ckptavg.formats import CheckpointWriter, Structure, open_reader, open_write
 from ckptavg.formats.tensors import is_float
 from ckptavg.merging.exact_mean import round_once
 from ckptavg.storage.files import partial
-from tests.conftest import leftovers, read_tensors
+from tests.helpers.files import leftovers, read_tensors
 
 
 class FormatCase:

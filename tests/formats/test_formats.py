@@ -13,7 +13,8 @@ from ckptavg.formats import ModelConfig, Structure, open_reader, open_writer
 from ckptavg.formats.hdf5.keras3 import WeightsH5Reader
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.models.model import model_config
-from tests.conftest import leftovers, randomize, read_tensors, tiny_model
+from tests.helpers.files import leftovers, read_tensors
+from tests.helpers.models import randomize, tiny_model
 
 
 @pytest.fixture(params=[".weights.h5", ".keras"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ckptavg.formats.hdf5.attributes import Place, Texts
-from tests.conftest import tiny_model
+from tests.helpers.models import tiny_model
 
 ATTRIBUTES = {
     "ascii": b"plain",

@@ -1,26 +1,11 @@
 """The files of Keras 3, `.weights.h5` and `.keras`, held against the contracts."""
 
-from pathlib import Path
-
-import h5py
 import keras
 
 from ckptavg.formats import ModelConfig, open_writer
-from tests.conftest import randomize, tiny_model
 from tests.formats.contract import ReaderContract, WriterContract
-
-
-def arrays(path: Path) -> dict:
-    """What h5py finds in a `.weights.h5` file, without optimizer state."""
-    found = {}
-
-    def visit(name, entry):
-        if isinstance(entry, h5py.Dataset) and not name.startswith("optimizer"):
-            found[name] = entry[()]
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return found
+from tests.helpers.files import arrays
+from tests.helpers.models import randomize, tiny_model
 
 
 class TestWeightsH5(ReaderContract, WriterContract):

@@ -13,8 +13,9 @@ import ckptavg
 from ckptavg.errors import CkptavgError, FormatError
 from ckptavg.formats import open_reader, open_writer
 from ckptavg.formats.reader import KERAS, LEGACY
-from tests.conftest import read_tensors, tiny_model
 from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
+from tests.helpers.files import read_tensors
+from tests.helpers.models import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 

@@ -18,8 +18,9 @@ from ckptavg.formats.reader import FLAT, KERAS, LEGACY, TENSORFLOW
 from ckptavg.formats.safetensors import checkpoint as our
 from ckptavg.formats.safetensors.file import CODES
 from ckptavg.formats.tensors import Extent, TensorInfo
-from tests.conftest import randomize, read_tensors
 from tests.formats.contract import ReaderContract, WriterContract, assert_same, copy_into
+from tests.helpers.files import read_tensors
+from tests.helpers.models import randomize
 
 INDEX = ".safetensors.index.json"
 DTYPES = {code: np.dtype(dtype) for dtype, code in CODES.items()}

@@ -11,9 +11,9 @@ import ckptavg
 from ckptavg.errors import CkptavgError, FormatError
 from ckptavg.formats import open_reader, open_writer
 from ckptavg.formats.hdf5 import keras3_shards as sharded_h5
-from tests.conftest import randomize, read_tensors, tiny_model
 from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
-from tests.formats.test_keras_files import arrays
+from tests.helpers.files import arrays, read_tensors
+from tests.helpers.models import randomize, tiny_model
 
 SUFFIX = ".weights.json"
 SHARD = 150 / 1024**3

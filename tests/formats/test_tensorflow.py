@@ -4,7 +4,6 @@ from functools import cache
 from pathlib import Path
 
 import google_crc32c
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,18 +14,11 @@ from ckptavg.formats import open_reader, open_writer
 from ckptavg.formats.reader import FLAT, KERAS, TENSORFLOW, Structure
 from ckptavg.formats.tensorflow.checkpoint import TensorFlowWriter
 from ckptavg.formats.tensors import STRING, Extent, TensorInfo
-from tests.conftest import read_tensors, tiny_model
 from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
+from tests.helpers.files import read_tensors
+from tests.helpers.tensorflow_checkpoints import GRAPH, fill, keras_3_model, save
 
-GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 V1 = tf.compat.v1
-
-
-@cache
-def keras_3_model() -> keras.Model:
-    model = tiny_model()
-    model.optimizer.build(model.trainable_variables)
-    return model
 
 
 @cache
@@ -42,17 +34,6 @@ def keras_2_model(legacy: bool = False) -> tf_keras.Model:
     optimizers = tf_keras.optimizers.legacy if legacy else tf_keras.optimizers
     model.compile(optimizers.Adam(0.01), "mse")
     model.train_on_batch(np.ones((2, 6)), np.ones((2, 3)))
-    return model
-
-
-def fill(model, seed: int):
-    """Random weights in a model of either Keras, and ones in its optimizer."""
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        weight.assign(rng.normal(0, 1, weight.shape))
-    variables = model.optimizer.variables
-    for variable in variables() if callable(variables) else variables:
-        variable.assign(tf.ones(variable.shape, variable.dtype))
     return model
 
 
@@ -214,17 +195,6 @@ def test_an_optimizer_alone_is_refused(tmp_path, as_root):
     path = checkpoint.save(str(tmp_path / "c"))
     with pytest.raises(FormatError, match="holds no model"):
         open_reader(Path(path))
-
-
-def save(prefix: Path, tensors: dict[str, tf.Tensor]) -> Path:
-    names = list(tensors)
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix),
-        tensor_names=names,
-        shape_and_slices=[""] * len(names),
-        tensors=list(tensors.values()),
-    )
-    return prefix
 
 
 FLOAT_8 = [f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e4m3b11fnuz", "e5m2fnuz")]

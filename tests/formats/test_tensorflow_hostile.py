@@ -24,8 +24,8 @@ from ckptavg.formats.tensorflow.protobuf import (
     varint,
 )
 from ckptavg.formats.tensorflow.table import mask, read_table, write_table
-from tests.conftest import flip_bit
-from tests.formats.test_tensorflow import GRAPH, fill, keras_3_model, save
+from tests.helpers.files import flip_bit
+from tests.helpers.tensorflow_checkpoints import GRAPH, fill, keras_3_model, save
 
 HEADER = BundleHeader(num_shards=1).encode()
 GOOD = BundleEntry(dtype=1, shape=(2,), shard=0, offset=0, size=8, crc=mask(0))

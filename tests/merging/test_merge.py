@@ -25,28 +25,14 @@ from ckptavg.errors import (
     RunError,
 )
 from ckptavg.formats import tensors
-from ckptavg.formats.tensors import is_opaque
 from ckptavg.merging import merge as merging
 from ckptavg.merging import work as strips
 from ckptavg.merging import worker as averaging
 from ckptavg.merging.plan import plan_merge
 from ckptavg.runs.record import Record, record_path
-from tests.conftest import flip_bit, leftovers, randomize, read_tensors, tiny_model
-
-
-def wide_mean(paths, coefficients=None):
-    """The mean in extended precision, not yet rounded, with everything in memory."""
-    factors, divisor = (coefficients, 1) if coefficients else ([1] * len(paths), len(paths))
-    loaded = [read_tensors(path) for path in paths]
-    return {
-        name: sum(
-            np.longdouble(factor) * one[name].astype(np.longdouble)
-            for factor, one in zip(factors, loaded, strict=True)
-        )
-        / divisor
-        for name in loaded[0]
-        if not name.startswith("optimizer")
-    }
+from tests.helpers.files import flip_bit, leftovers, read_tensors, write_h5
+from tests.helpers.merges import wide_mean
+from tests.helpers.models import randomize, tiny_model
 
 
 def naive_mean(paths):
@@ -59,15 +45,6 @@ def assert_same(path: Path, expected) -> None:
     assert set(found) == set(expected)
     for name in expected:
         assert found[name].tobytes() == expected[name].tobytes(), name
-
-
-def write_h5(path: Path, values: dict[str, np.ndarray]) -> Path:
-    with h5py.File(path, "w") as file:
-        for name, value in values.items():
-            file[name] = value
-            if is_opaque(np.asarray(value).dtype.name):
-                file[name].attrs["dtype"] = value.dtype.name  # as Keras does
-    return path
 
 
 def test_merge_is_the_naive_mean(checkpoints, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import IntegrityError, RunError
-from tests.cli.test_merge import main
-from tests.conftest import tiny_data, tiny_model
+from tests.helpers.command_line import main
+from tests.helpers.models import tiny_data, tiny_model
 
 
 class Breaking(keras.callbacks.Callback):

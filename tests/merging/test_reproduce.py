@@ -12,16 +12,7 @@ import ckptavg
 from ckptavg.merging.reproduce import averaging, refreshing, reproduction
 from ckptavg.recipes.recipe import Recipe
 from ckptavg.runs.checkpoint import Checkpoint
-from tests.cli.test_merge import _TRAIN, main
-from tests.recipes.test_posthoc_ema import tracked_run, trajectory  # noqa: F401 (fixtures)
-
-
-@pytest.fixture
-def folder(trained_run, monkeypatch) -> Path:
-    """A working folder with a run of epochs 3 to 6 and the train.py of its model."""
-    (trained_run.parent / "train.py").write_text(_TRAIN)
-    monkeypatch.chdir(trained_run.parent)
-    return trained_run.parent
+from tests.helpers.command_line import main
 
 
 def again(output: str) -> tuple[str, ...]:
@@ -94,7 +85,7 @@ def test_a_copy_comes_after_what_it_is_a_copy_of(folder):
     )
 
 
-def test_tracked_averages_are_combined_again(tracked_run, tmp_path, monkeypatch):  # noqa: F811
+def test_tracked_averages_are_combined_again(tracked_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = Recipe("posthoc-ema", sigma_rel=0.1, at_step=2048)
     ckptavg.merge("run", "o.weights.h5", recipe=recipe)

@@ -19,8 +19,9 @@ from ckptavg.merging.engine import divide_plan
 from ckptavg.merging.journal import Journal
 from ckptavg.runs.record import Record, record_path
 from ckptavg.storage.files import partial
-from tests.conftest import flip_bit, leftovers, randomize, tiny_model
-from tests.merging.test_merge import write_h5
+from tests.helpers.files import flip_bit, leftovers, write_h5
+from tests.helpers.merges import interrupted
+from tests.helpers.models import randomize, tiny_model
 
 _SLOWLY = """
 import signal, sys, time
@@ -129,19 +130,6 @@ def test_a_terminated_merge_keeps_what_is_done_only_if_told(large, tmp_path, res
     assert (report.resumed > 0) == resume
     assert out.read_bytes() == whole
     assert not leftovers(tmp_path)
-
-
-def interrupted(paths: list[Path], out: Path, after: int = 5) -> None:
-    """Merges until the progress has been told `after` blocks of it; leaves the partial files."""
-    seen = []
-
-    def stop(nbytes):
-        seen.append(nbytes)
-        if sum(seen) > after * 3 * 2**23:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        ckptavg.merge(paths, out, resume=True, jobs=1, progress=stop)
 
 
 def test_what_is_not_as_it_was_written_is_averaged_again(large, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import ckptavg
 from ckptavg.errors import MismatchError, RecipeError
 from ckptavg.merging.tensor_rules import decide
-from tests.conftest import read_tensors, tiny_data
-from tests.merging.test_merge import write_h5
+from tests.helpers.files import read_tensors, write_h5
+from tests.helpers.models import tiny_data
 
 
 def test_integers_of_the_last_checkpoint_on_request(tmp_path):

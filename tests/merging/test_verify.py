@@ -10,8 +10,8 @@ import ckptavg
 from ckptavg.errors import FormatError, IntegrityError, RecordError, RunError
 from ckptavg.formats import open_reader
 from ckptavg.runs.record import Record, record_path
-from tests.conftest import flip_bit, randomize, read_tensors, tiny_model
-from tests.merging.test_merge import write_h5
+from tests.helpers.files import flip_bit, read_tensors, write_h5
+from tests.helpers.models import randomize, tiny_model
 
 
 def test_a_run_is_intact_and_its_average_is_reproduced(trained_run, tmp_path):
@@ -86,7 +86,7 @@ def test_a_forged_average_is_found_out(checkpoints, tmp_path):
 def test_an_average_with_fresh_statistics_is_told_apart(checkpoints, tmp_path):
     from ckptavg.batch_norm.refresh import merge_into_model
     from ckptavg.merging.plan import plan_merge
-    from tests.conftest import tiny_data
+    from tests.helpers.models import tiny_data
 
     out = tmp_path / "swa.keras"
     plan = plan_merge(checkpoints, out, live_model=True)

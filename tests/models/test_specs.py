@@ -6,7 +6,7 @@ import pytest
 
 from ckptavg.errors import ModelError, SpecError
 from ckptavg.models.specs import load_data, load_model
-from tests.conftest import tiny_model
+from tests.helpers.models import tiny_model
 
 _TRAIN = """
 import keras

@@ -10,33 +10,11 @@ import pytest
 import ckptavg
 from ckptavg.errors import CkptavgWarning, RecipeError, RunError
 from ckptavg.recipes.posthoc_ema import Snapshot, reconstruct
-from ckptavg.recipes.power_ema import decay_at, gamma_of
-from ckptavg.runs.proof import tensor_records
-from ckptavg.runs.record import EmaRecord, Record, now
-from tests.cli.test_merge import main
-from tests.conftest import randomize, read_tensors, tiny_model
-from tests.merging.test_merge import write_h5
-
-STEPS, EVERY = 4096, 64
-TRACKED = (0.05, 0.10)
-
-
-@pytest.fixture(scope="module")
-def trajectory() -> np.ndarray:
-    """Weights after each step: they fall towards a point, and walk about at random."""
-    rng = np.random.default_rng(0)
-    falling = 50 * np.exp(-np.arange(STEPS) / 300)[:, None] * rng.normal(size=32)
-    return falling + np.cumsum(rng.normal(size=(STEPS, 32)), axis=0)
-
-
-def track(trajectory: np.ndarray, sigma_rel: float) -> np.ndarray:
-    """The online average after each step, as a training would hold it, but in float64."""
-    gamma, average, found = gamma_of(sigma_rel), np.zeros(trajectory.shape[1]), []
-    for step, weights in enumerate(trajectory, 1):
-        decay = decay_at(step, gamma)
-        average = decay * average + (1 - decay) * weights
-        found.append(average)
-    return np.array(found)
+from ckptavg.runs.record import Record
+from tests.helpers.command_line import main
+from tests.helpers.files import read_tensors
+from tests.helpers.models import randomize, tiny_model
+from tests.helpers.posthoc_ema import EVERY, STEPS, TRACKED, track
 
 
 def relative_error(found, true):
@@ -98,29 +76,6 @@ def test_lengths_that_no_profile_has(sigma_rel):
 def test_a_step_before_all_snapshots():
     with pytest.raises(RecipeError, match="ask for a step from 64 on"):
         reconstruct([Snapshot(0.05, 128), Snapshot(0.05, 64)], Snapshot(0.1, 63))
-
-
-@pytest.fixture
-def tracked_run(trajectory, tmp_path) -> Path:
-    """A run that tracked two averages, as its saver is to write it."""
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-
-    def write(stem: str, values: np.ndarray, **facts) -> None:
-        path = folder / f"{stem}.weights.h5"
-        write_h5(path, {"layers/dense/vars/0": values.astype("float32")})
-        record = Record(path.name, path.stat().st_size, now(), {}, **facts)
-        record.write(folder / f"{stem}.json", tensor_records(path))
-
-    for epoch in (1, 2):
-        step = epoch * STEPS // 2
-        write(f"epoch-{epoch:04d}", trajectory[step - 1], epoch=epoch, step=step)
-    for sigma in TRACKED:
-        averages = track(trajectory, sigma)
-        for step in range(EVERY, STEPS + 1, EVERY):
-            name = f"ema-{sigma:.3f}-step-{step:08d}"
-            write(name, averages[step - 1], step=step, ema=EmaRecord(sigma, step))
-    return tmp_path / "run"
 
 
 def test_an_average_of_any_length_from_a_run(trajectory, tracked_run, tmp_path):

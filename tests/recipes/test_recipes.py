@@ -14,10 +14,10 @@ from ckptavg.recipes import recipe as recipes
 from ckptavg.recipes.power_ema import decay_at, gamma_of, overlap, sigma_of
 from ckptavg.recipes.recipe import BY_POSITION, EMA, POWER_EMA, SUMMARIES, Recipe
 from ckptavg.runs.describe import list_coefficients
-from tests.cli.test_merge import main
-from tests.conftest import read_tensors
-from tests.merging.test_merge import wide_mean
-from tests.system.test_imports import run_blocked
+from tests.helpers.command_line import main
+from tests.helpers.files import read_tensors
+from tests.helpers.merges import wide_mean
+from tests.helpers.processes import run_blocked
 
 EVEN = [100.0, 200.0, 300.0, 400.0, 500.0]
 UNEVEN = [100.0, 150.0, 400.0, 410.0, 500.0]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import ckptavg
 from ckptavg.errors import RunError
 from ckptavg.recipes.swad import Swad
-from tests.cli.test_merge import main
+from tests.helpers.command_line import main
 
 
 def algorithm_1(losses, n_s, n_e, r):

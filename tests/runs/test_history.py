@@ -10,8 +10,8 @@ import pytest
 from ckptavg import CheckpointSaver, EpochLog, open_run
 from ckptavg.errors import RecordError, SaverError
 from ckptavg.runs.history import HISTORY_FILE
-from tests.conftest import leftovers, tiny_data, tiny_model
-from tests.system.test_disk import fill
+from tests.helpers.files import fill, leftovers
+from tests.helpers.models import tiny_data, tiny_model
 
 EPOCHS = 5
 

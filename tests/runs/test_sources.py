@@ -10,7 +10,8 @@ from ckptavg.errors import RunError
 from ckptavg.runs.checkpoint import select
 from ckptavg.runs.numbering import epochs_in, natural_key
 from ckptavg.runs.sources import resolve
-from tests.conftest import randomize, read_tensors, tiny_data, tiny_model
+from tests.helpers.files import read_tensors
+from tests.helpers.models import randomize, tiny_data, tiny_model
 
 
 @pytest.mark.parametrize(

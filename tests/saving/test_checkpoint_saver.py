@@ -13,22 +13,9 @@ from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import SaverError
 from ckptavg.runs.proof import tensor_records
 from ckptavg.saving.schedule import Schedule
-from tests.conftest import leftovers, tiny_data, tiny_model
-
-
-def fit(model, directory, epochs=6, callbacks=(), initial_epoch=0, **arguments):
-    x, y = tiny_data()
-    saver = CheckpointSaver(directory, **arguments)
-    history = model.fit(
-        x,
-        y,
-        epochs=epochs,
-        initial_epoch=initial_epoch,
-        batch_size=16,
-        verbose=0,
-        callbacks=[saver, *callbacks],
-    )
-    return history.history
+from tests.helpers.files import leftovers
+from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.saving import fit
 
 
 def test_a_run_holds_checkpoints_records_and_configuration(trained_run):

@@ -13,7 +13,7 @@ import pytest
 
 from ckptavg import open_run
 from ckptavg.recipes.power_ema import decay_at, gamma_of
-from tests.conftest import leftovers, read_tensors
+from tests.helpers.files import leftovers, read_tensors
 
 SLOW = pytest.mark.slow
 

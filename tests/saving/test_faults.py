@@ -18,8 +18,7 @@ import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import SaverError
 from ckptavg.runs.proof import tensor_records
-from tests.conftest import leftovers, read_tensors
-from tests.system.test_disk import fill
+from tests.helpers.files import fill, leftovers, read_tensors
 
 savers = []
 """The saver of the present training."""

@@ -16,7 +16,8 @@ from ckptavg.errors import IntegrityError, ModelError, SaverError
 from ckptavg.formats import open_reader
 from ckptavg.saving.keras2 import Keras2
 from ckptavg.saving.schedule import Schedule
-from tests.conftest import flip_bit, leftovers, read_tensors, tiny_data
+from tests.helpers.files import flip_bit, leftovers, read_tensors
+from tests.helpers.models import tiny_data
 
 CheckpointSaver = ckptavg.tf_keras.CheckpointSaver
 Adam = tf_keras.optimizers.legacy.Adam  # whose steps trace in half the time

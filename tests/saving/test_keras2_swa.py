@@ -8,7 +8,7 @@ tf_keras = pytest.importorskip("tf_keras")
 from ckptavg import open_run, update_batch_norm  # noqa: E402
 from ckptavg.errors import DataError, ModelError  # noqa: E402
 from ckptavg.tf_keras import SWA  # noqa: E402
-from tests.saving.test_swa import assert_trainables_are_means, blobs  # noqa: E402
+from tests.helpers.saving import assert_trainables_are_means, blobs  # noqa: E402
 
 LAYERS = tf_keras.layers
 

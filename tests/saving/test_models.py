@@ -7,7 +7,9 @@ from keras import layers
 
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.runs.proof import tensor_records
-from tests.conftest import read_tensors, tiny_data, tiny_model
+from tests.helpers.files import read_tensors
+from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.saving import late
 
 pytestmark = pytest.mark.filterwarnings("ignore:`build..` was called on layer")
 
@@ -121,28 +123,6 @@ def tied():
     model = Tied()
     model.build((None, 6))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return model
-
-
-class Late(keras.Model):
-    """Builds its layers when it is called, one of them only in the second epoch."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = layers.Dense(3)
-        self.late = layers.Dense(3, kernel_initializer="zeros")
-        self.extended = False
-
-    def call(self, inputs):
-        outputs = self.head(inputs)
-        return outputs + self.late(inputs) if self.extended else outputs
-
-
-def late():
-    model = Late()
-    model.compile(
-        keras.optimizers.SGD(), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
     return model
 
 

@@ -8,8 +8,9 @@ import pytest
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import SaverError
-from tests.conftest import read_tensors, tiny_data, tiny_model
-from tests.saving.test_checkpoint_saver import fit
+from tests.helpers.files import read_tensors
+from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.saving import fit
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import Record
 from ckptavg.saving.options import Options
 from ckptavg.saving.run_writer import RunWriter
-from tests.conftest import leftovers
+from tests.helpers.files import leftovers
 
 EPOCHS, BATCHES = 6, 5
 X, Y = np.random.default_rng(3).normal(size=(2, 10, 4)).astype("float32")

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 import os
 import subprocess
 import sys
@@ -16,27 +15,9 @@ import pytest
 import ckptavg
 from ckptavg import SWA, open_run
 from ckptavg.errors import DataError, SaverError
+from tests.helpers.saving import assert_trainables_are_means, blobs, network
 
 LAYERS = keras.layers
-
-
-def blobs(samples=96, features=2, classes=3):
-    """Data like those of scikit-learn's make_blobs, which keras-swa's examples use."""
-    rng = np.random.default_rng(2)
-    centers = rng.uniform(-10, 10, (classes, features))
-    labels = rng.integers(classes, size=samples)
-    return (centers[labels] + rng.normal(size=(samples, features)) * 2).astype("float32"), labels
-
-
-def network(*, norm=True, constraint=None, policy=None):
-    return keras.Sequential(
-        [
-            keras.Input((2,)),
-            LAYERS.Dense(8, activation="relu", kernel_constraint=constraint, dtype=policy),
-            *([keras.Sequential([LAYERS.BatchNormalization(dtype=policy)])] if norm else []),
-            LAYERS.Dense(3, activation="softmax", dtype="float32"),
-        ]
-    )
 
 
 def train(swa, model, optimizer="sgd", epochs=6, callbacks=(), compiling=None, **fitting):
@@ -44,38 +25,6 @@ def train(swa, model, optimizer="sgd", epochs=6, callbacks=(), compiling=None, *
     x, y = blobs()
     fitting = {"shuffle": False, "batch_size": 32, "verbose": 0} | fitting
     return model.fit(x, y, epochs=epochs, callbacks=[swa, *callbacks], **fitting).history
-
-
-def exact_means(run):
-    """The mean of each stored tensor, by exact sums, rounded once."""
-    import h5py
-
-    found = {}
-    for checkpoint in open_run(run).checkpoints:
-        with h5py.File(checkpoint.path) as file:
-            file.visititems(
-                lambda name, item: (
-                    found.setdefault(name, []).append(item[()]) if hasattr(item, "dtype") else None
-                )
-            )
-    return {
-        name: np.reshape(
-            [
-                math.fsum(map(float, v)) / len(values)
-                for v in zip(*map(np.ravel, values), strict=True)
-            ],
-            values[0].shape,
-        ).astype(values[0].dtype)
-        for name, values in found.items()
-    }
-
-
-def assert_trainables_are_means(model, run):
-    means = exact_means(run)
-    stored = sorted(means)
-    expected = sorted(means[name].tobytes() for name in stored)
-    for variable in model.trainable_variables:
-        assert keras.ops.convert_to_numpy(variable).tobytes() in expected, variable.path
 
 
 def assert_statistics_are_those_of(model, x):
@@ -343,7 +292,8 @@ cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from ckptavg import SWA
-from tests.saving.test_swa import *
+from tests.helpers.saving import assert_trainables_are_means, blobs, network
+from tests.saving.test_swa import assert_statistics_are_those_of
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
 with strategy.scope():

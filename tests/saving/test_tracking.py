@@ -19,9 +19,9 @@ from ckptavg.formats import open_reader
 from ckptavg.recipes.power_ema import decay_at, decay_over, gamma_of
 from ckptavg.recipes.recipe import Recipe
 from ckptavg.saving.note_schedule import LEAST_NOTES, NoteSchedule
-from tests.conftest import flip_bit, leftovers, read_tensors, tiny_model
-from tests.saving.test_models import late
-from tests.system.test_disk import fill
+from tests.helpers.files import fill, flip_bit, leftovers, read_tensors
+from tests.helpers.models import tiny_model
+from tests.helpers.saving import late
 
 SIGMAS = (0.05, 0.10)
 EPOCHS, STEPS = 8, 64

@@ -18,9 +18,10 @@ from ckptavg.runs.record import Record, record_path
 from ckptavg.runs.sources import resolve
 from ckptavg.search.soup import soup
 from ckptavg.search.window_sums import Sums, weighted_mean
-from tests.cli.test_merge import folder, main  # noqa: F401
-from tests.conftest import evaluator, leftovers, randomize, read_tensors, tiny_data, tiny_model
-from tests.search.test_sweep import CHOOSE, REPORT, SPECS, SPLIT
+from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT
+from tests.helpers.command_line import main
+from tests.helpers.files import leftovers, read_tensors
+from tests.helpers.models import evaluator, randomize, tiny_data, tiny_model
 
 X, Y = tiny_data()
 
@@ -129,7 +130,7 @@ def test_what_a_soup_refuses(checkpoints, tmp_path):
     assert not leftovers(tmp_path)
 
 
-def test_the_soup_command(folder):  # noqa: F811
+def test_the_soup_command(folder):
     with Path("train.py").open("a") as file:
         file.write(SPLIT)
     paths = sorted(Path("run/checkpoints").glob("*.weights.h5"))

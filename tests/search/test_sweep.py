@@ -7,7 +7,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from ckptavg.scoring import judge as judging
 
 import ckptavg
 from ckptavg.batch_norm.refresh import merge_into_model
@@ -16,26 +15,16 @@ from ckptavg.merging.plan import plan_merge
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record
+from ckptavg.search import judge as judging
 from ckptavg.search import sweep as sweeping
 from ckptavg.search.data_fingerprint import data_print
 from ckptavg.search.live_weights import LiveWeights
 from ckptavg.search.sweep import list_candidates, sweep
 from ckptavg.search.window_sums import Sums, weighted_mean
-from tests.cli.test_merge import folder, main  # noqa: F401
-from tests.conftest import (
-    evaluator,
-    flip_bit,
-    leftovers,
-    randomize,
-    read_tensors,
-    tiny_data,
-    tiny_model,
-)
-from tests.merging.test_merge import write_h5
-
-X, Y = tiny_data()
-CHOOSE = (X[:48], Y[:48])
-REPORT = (X[48:], Y[48:])
+from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT, X, Y
+from tests.helpers.command_line import main
+from tests.helpers.files import flip_bit, leftovers, open_extent, read_tensors, write_h5
+from tests.helpers.models import evaluator, randomize, tiny_model
 
 
 def tensors_of(path):
@@ -107,20 +96,6 @@ def test_a_sum_reads_one_checkpoint_and_proves_it(trained_run, tmp_path):
     sums = Sums(run.checkpoints, rows=5, folder=tmp_path, max_memory=10**9)
     with pytest.raises(IntegrityError, match=r"epoch-0004.* is damaged"):
         sums.add(1, to=0, into=1)
-
-
-def open_extent(path):
-    import contextlib
-
-    from ckptavg.formats import open_reader
-
-    @contextlib.contextmanager
-    def offset():
-        with open_reader(path) as reader:
-            first = next(iter(reader.structure.tensors.values())).extent.offset
-        yield first
-
-    return offset()
 
 
 def test_weights_set_in_place_are_those_that_keras_loads(checkpoints):
@@ -347,14 +322,7 @@ def test_a_model_without_batch_norm_needs_no_data(tmp_path):
     assert report.tried == 3
 
 
-SPECS = ("--model", "train.py:build_model", "--data", "train.py:bn_data")
-SPLIT = """
-def choose(): return x[:48], y[:48]
-def report(): return x[48:], y[48:]
-"""
-
-
-def test_the_sweep_command(folder):  # noqa: F811
+def test_the_sweep_command(folder):
     with Path("train.py").open("a") as file:
         file.write(SPLIT)
     options = (*SPECS, "--eval-data", "train.py:choose", "--monitor", "val_accuracy")

@@ -25,9 +25,9 @@ from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import Record, now, record_path, versions
 from ckptavg.runs.sources import resolve
 from ckptavg.storage.files import partial
-from tests.conftest import flip_bit, leftovers, randomize, read_tensors, tiny_data, tiny_model
-from tests.merging.test_merge import write_h5
-from tests.merging.test_resume import interrupted
+from tests.helpers.files import flip_bit, leftovers, read_tensors, write_h5
+from tests.helpers.merges import interrupted
+from tests.helpers.models import randomize, tiny_data, tiny_model
 
 
 def sharded(folder: Path, name: str, value: float, shards: int = 2) -> Path:
@@ -250,7 +250,7 @@ def test_texts_in_chunks_that_do_not_fit_into_blocks(tmp_path):
 def test_brackets_in_names(tmp_path, capsys):
     path = tmp_path / "b.safetensors"
     safetensors.numpy.save_file({"x[/foo]": np.ones(2, "float32")}, path)
-    from tests.cli.test_merge import main
+    from tests.helpers.command_line import main
 
     for arguments in (("inspect", path), ("merge", path, "-o", tmp_path / "o", "--dry-run")):
         status, out, err = main(*arguments)

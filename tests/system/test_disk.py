@@ -18,25 +18,12 @@ from ckptavg.errors import IntegrityError, OutputError, ResourceError
 from ckptavg.formats import ModelConfig
 from ckptavg.merging import merge as merging
 from ckptavg.merging.plan import plan_merge
-from tests.conftest import randomize, read_tensors, tiny_model
-from tests.merging.test_merge import write_h5
+from tests.helpers.files import fill, read_tensors, write_h5
+from tests.helpers.models import randomize, tiny_model
 
 PAGE = 4096
 
 _ANYBODY = ["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
-
-
-def free(folder: Path) -> int:
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
-
-
-def fill(folder: Path, leave: int = 0) -> Path:
-    """Takes all of the disk but some pages."""
-    ballast = folder.parent / "ballast"
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, free(folder) - leave))
-    return ballast
 
 
 @pytest.fixture

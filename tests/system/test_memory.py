@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ckptavg.formats.hdf5.preallocate import lay_out
-from ckptavg.formats.tensors import Extent, TensorInfo
-from tests.merging.test_merge import write_h5
-
-MiB = 1024**2
+from tests.helpers.files import MiB, sparse_checkpoints, write_h5
 
 
 def peak_of_merge(folder: Path, *arguments: object) -> tuple[int, int, str]:
@@ -55,19 +51,6 @@ def test_memory_limit_of_the_whole_process_is_obeyed(tmp_path, dtype):
     )
     assert status == 0, stderr
     assert peak <= limit
-
-
-def sparse_checkpoints(folder: Path, count: int, nbytes: int) -> list[Path]:
-    """Checkpoints of one float32 tensor and some small ones, of zeros that take no disk."""
-    shapes = {"layers/big/vars/0": (nbytes // 4,)} | {
-        f"layers/d{n}/vars/0": (9,) for n in range(99)
-    }
-    tensors = {n: TensorInfo(n, shape, "float32", Extent(0, 0)) for n, shape in shapes.items()}
-    folder.mkdir()
-    paths = [folder / f"{number}.weights.h5" for number in range(count)]
-    for path in paths:
-        lay_out(path, tensors, {})
-    return paths
 
 
 def peak_by_default(folder: Path, count: int, nbytes: int) -> int:

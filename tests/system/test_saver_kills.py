@@ -16,7 +16,7 @@ import ckptavg
 from ckptavg import open_run
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.run import record_files
-from tests.conftest import leftovers, read_tensors
+from tests.helpers.files import leftovers, read_tensors
 
 # Processes are forked from one that has imported everything and computed nothing. In each of them
 # all weights have the number of the epoch for their value when it is saved.
