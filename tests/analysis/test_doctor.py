@@ -4,13 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg.analysis.doctor import examination
 from ckptavg.analysis.doctor.doctor import KEEP, LEAVE_OUT, doctor, outliers
-from ckptavg.analysis.doctor.examination import examine
+from ckptavg.analysis.geometry import measure
 from ckptavg.errors import RunError, SpecError
 from tests.helpers.command_line import main
 from tests.helpers.files import flip_bit, open_extent, read_tensors, write_h5
@@ -18,6 +18,12 @@ from tests.helpers.models import tiny_data, tiny_model
 from tests.helpers.processes import run_blocked
 
 NAME = "layers/dense/vars/0"
+MODEL_WEIGHTS = {
+    f"layers/{layer}batch_normalization/vars/{n}"
+    for layer in ("", "sequential/layers/")
+    for n in (0, 1)
+}
+"""Scales and offsets of the tiny model's BatchNorm layers; its other weights are Dense layers'."""
 
 
 def write(path, values, **further):
@@ -36,30 +42,69 @@ def walk(tmp_path) -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize("piece", [7, 10**6])
-def test_the_measures_are_those_of_numpy(checkpoints, monkeypatch, piece):
-    monkeypatch.setattr(examination, "PIECE", piece)
-    found = examine([ckptavg.Checkpoint.open(p) for p in checkpoints])
+@pytest.mark.parametrize("fewest", [7, 10**6])
+def test_the_measures_are_those_of_numpy(checkpoints, monkeypatch, fewest):
+    monkeypatch.setattr(measure, "_PIECES", 0)
+    monkeypatch.setattr(measure, "_FEWEST", fewest)
+    found = doctor(checkpoints).diagnoses
     tensors = [
-        {n: v for n, v in read_tensors(p).items() if not n.startswith("optimizer")}
+        {n: v for n, v in read_tensors(p).items() if n in MODEL_WEIGHTS or "dense" in n}
         for p in checkpoints
     ]
+    assert all(len(each) == 10 for each in tensors)
     flat = np.array([np.concatenate([v.ravel() for v in t.values()]) for t in tensors], "f8")
     mean = flat.mean(axis=0)
-    np.testing.assert_allclose(found.norms, np.linalg.norm(flat, axis=1))
-    np.testing.assert_allclose(np.sqrt(found.to_mean), np.linalg.norm(flat - mean, axis=1))
-    steps = np.linalg.norm(np.diff(flat, axis=0), axis=1)
-    np.testing.assert_allclose(np.sqrt(found.steps), [0.0, *steps])
-    cosines = flat @ mean / np.linalg.norm(flat, axis=1) / np.linalg.norm(mean)
-    np.testing.assert_allclose(found.cosines, cosines)
-    layer = found.layers.index("layers/dense")
-    part = np.array(
-        [np.concatenate([t[f"layers/dense/vars/{k}"].ravel() for k in (0, 1)]) for t in tensors],
-        "f8",
-    )
-    centre = part.mean(axis=0)
-    cosines = part @ centre / np.linalg.norm(part, axis=1) / np.linalg.norm(centre)
-    np.testing.assert_allclose(found.layer_cosines[layer], cosines)
+    for name, expected in (
+        ("norm", np.linalg.norm(flat, axis=1)),
+        ("to_mean", np.linalg.norm(flat - mean, axis=1)),
+        ("step", [np.nan, *np.linalg.norm(np.diff(flat, axis=0), axis=1)]),
+        ("cosine", flat @ mean / np.linalg.norm(flat, axis=1) / np.linalg.norm(mean)),
+    ):
+        values = [np.nan if d is None else d for d in (getattr(d, name) for d in found)]
+        np.testing.assert_allclose(values, expected)
+    layers = {name.rpartition("/vars/")[0] for name in tensors[0]}
+    cosines = {}
+    for layer in layers:
+        part = np.array(
+            [
+                np.concatenate([v.ravel() for n, v in t.items() if n.startswith(f"{layer}/vars")])
+                for t in tensors
+            ],
+            "f8",
+        )
+        centre = part.mean(axis=0)
+        norms = np.linalg.norm(part, axis=1) * np.linalg.norm(centre)
+        cosines[layer] = part @ centre / norms
+    for number, diagnosis in enumerate(found):
+        worst = min(layers, key=lambda layer: cosines[layer][number])
+        assert diagnosis.worst_layer == worst
+        assert diagnosis.worst_cosine == pytest.approx(cosines[worst][number])
+
+
+def test_others_are_held_against_the_mean_of_those_that_are_sound(walk):
+    sound = np.array([read_tensors(path)[NAME] for path in walk[1:]], "f8")
+    write(walk[0], np.full(500, np.inf))
+    found = doctor(walk).diagnoses[1:]
+    distances = np.linalg.norm(sound - sound.mean(axis=0), axis=1)
+    np.testing.assert_allclose([d.to_mean for d in found], distances)
+
+
+def test_statistics_are_no_weights_but_may_be_broken(checkpoints):
+    with h5py.File(checkpoints[1], "r+") as file:
+        file["layers/batch_normalization/vars/3"][0] = np.nan
+    found = doctor(checkpoints).diagnoses
+    assert [bool(d.reasons) for d in found] == [False, True, False, False, False]
+    assert "NaN or infinity in 'layers/batch_normalization/vars/3'" in found[1].reasons[0]
+
+
+def test_numbers_whose_squares_are_infinite_break_one_checkpoint(tmp_path):
+    paths = [
+        write_h5(tmp_path / f"{n}.weights.h5", {NAME: np.array([1.0, value])})
+        for n, value in enumerate((2.0, 1e200, 3.0))
+    ]
+    found = doctor(paths).diagnoses
+    assert [bool(d.reasons) for d in found] == [False, True, False]
+    assert found[2].norm == pytest.approx(np.sqrt(10))
 
 
 def test_healthy_checkpoints_are_kept(walk, trained_run):

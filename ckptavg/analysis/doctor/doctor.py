@@ -1,13 +1,15 @@
 """The doctor: which checkpoints do not belong into an average, and why."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckptavg.analysis.doctor.examination import Examination, examine
+from ckptavg.analysis.geometry.geometry import Geometry
+from ckptavg.analysis.geometry.measure import Survey, survey
 from ckptavg.errors import CkptavgError, RunError, SpecError
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
@@ -31,6 +33,8 @@ _BARRIER = 0.1
 """How much worse than both its neighbours a midpoint may be, as a share of the worse one."""
 _UNRELATED = 0.5
 """Cosine to the mean below which checkpoints have little in common."""
+_MEAN = "\0mean"
+"""Label of the mean of sound checkpoints; no file, and so no checkpoint, can be called so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +136,8 @@ def doctor(
     readable = [n for n, found in diagnoses.items() if not found.reasons]
     if not readable:
         raise RunError(f"no checkpoint can be read: {diagnoses[0].reasons[0]}")
-    examination = examine([checkpoints[n] for n in readable], progress)
-    judged = _judge([checkpoints[n] for n in readable], examination)
+    judged = _judge(survey([checkpoints[n] for n in readable], progress))
     diagnoses.update(zip(readable, judged, strict=True))
-    warnings = _general(examination)
     good = [n for n, found in diagnoses.items() if not found.reasons]
     if model is not None and len(good) > 1:
         from ckptavg.analysis.doctor.midpoints import measure_midpoints
@@ -151,10 +153,10 @@ def doctor(
         )
         found = _with_barriers([diagnoses[n] for n in good], measured.losses, measured.midpoints)
         diagnoses.update(zip(good, found, strict=True))
-    return DoctorReport(tuple(diagnoses.values()), tuple(warnings))
+    return DoctorReport(tuple(diagnoses.values()), _general(judged))
 
 
-def outliers(values: Sequence[float], floor: float) -> np.ndarray:
+def outliers(values: Sequence[float] | np.ndarray, floor: float) -> np.ndarray:
     """How many robust standard deviations each value is from the median; 0 for few values.
 
     One is at least `floor` times the median.
@@ -175,28 +177,25 @@ def _unreadable(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
         pass
     else:
         return [()] * len(checkpoints)
-    found: list[SourcePlan | str] = []
+    sources: dict[int, SourcePlan] = {}
+    reasons: list[tuple[str, ...]] = []
     for number, checkpoint in enumerate(checkpoints):
         same = next((c for c in checkpoints[:number] if _is_same_file(c, checkpoint)), None)
         try:
             (source,) = plan_sources([checkpoint], [1.0])
-            found.append(source if same is None else f"is the same file as {same.path}")
-        except CkptavgError as error:
-            found.append(str(error))
-    sources = [source for source in found if isinstance(source, SourcePlan)]
-    if sources:
-        usual = Counter(map(_tensors, sources)).most_common(1)[0][0]
-        model = next(source for source in sources if _tensors(source) == usual)
-    reasons = []
-    for source in found:
-        if isinstance(source, str):
-            reasons.append((source,))
-            continue
-        try:
-            check_same_model(model, source)
-            reasons.append(())
         except CkptavgError as error:
             reasons.append((str(error),))
+            continue
+        reasons.append(() if same is None else (f"is the same file as {same.path}",))
+        if same is None:
+            sources[number] = source
+    usual = Counter(map(_tensors, sources.values())).most_common(1)
+    model = next((s for s in sources.values() if _tensors(s) == usual[0][0]), None)
+    for number, source in sources.items():
+        try:
+            check_same_model(model or source, source)
+        except CkptavgError as error:
+            reasons[number] = (str(error),)
     return reasons
 
 
@@ -212,14 +211,23 @@ def _is_same_file(one: Checkpoint, other: Checkpoint) -> bool:
         return False
 
 
-def _judge(checkpoints: Sequence[Checkpoint], found: Examination) -> list[Diagnosis]:
-    sound = [a is None and b is None for a, b in zip(found.not_finite, found.damaged, strict=True)]
-    norms, distances = found.norms, np.sqrt(found.to_mean)
+def _judge(found: Survey) -> list[Diagnosis]:
+    """What a survey says of each checkpoint, held against the mean of those that are sound."""
+    geometry = found.geometry
+    sound = np.array(
+        [a is None and b is None for a, b in zip(found.not_finite, found.damaged, strict=True)]
+    )
+    counted = sound if sound.any() else np.ones(len(sound), bool)
+    mean = {_MEAN: (counted / counted.sum()).tolist()}
+    distances = geometry.distances(averages=mean).values[:-1, -1]
+    cosines = _to_mean(geometry, None, mean)
+    by_layer = np.array([_to_mean(geometry, layer, mean) for layer in geometry.layers])
+    norms, steps = geometry.norms().values, geometry.step_sizes().values
     by_norm = _among(sound, norms, _NORM_FLOOR)
     by_distance = _among(sound, distances, _DISTANCE_FLOOR)
-    by_layer, first = found.layer_cosines, {}
+    first: dict[bytes, Path] = {}
     judged = []
-    for n, checkpoint in enumerate(checkpoints):
+    for n, checkpoint in enumerate(geometry.checkpoints):
         reasons = []
         if found.damaged[n] is not None:
             reasons.append(f"is damaged: '{found.damaged[n]}' is not what was saved")
@@ -240,30 +248,40 @@ def _judge(checkpoints: Sequence[Checkpoint], found: Examination) -> list[Diagno
                 checkpoint,
                 tuple(reasons),
                 norm=float(norms[n]),
-                cosine=float(found.cosines[n]),
-                worst_layer=found.layers[worst],
+                cosine=float(cosines[n]),
+                worst_layer=geometry.layers[worst],
                 worst_cosine=float(by_layer[worst, n]),
                 to_mean=float(distances[n]),
-                step=float(np.sqrt(found.steps[n])) if n else None,
+                step=float(steps[n]) if n else None,
             )
         )
     return judged
 
 
-def _among(sound: Sequence[bool], values: np.ndarray, floor: float) -> np.ndarray:
-    """Outliers among sound checkpoints; others count for nothing."""
+def _to_mean(
+    geometry: Geometry, layer: str | None, mean: Mapping[str, Sequence[float]]
+) -> np.ndarray:
+    """Cosines of the checkpoints to the mean; 1 where one of both is 0, which has no direction."""
+    found = geometry.cosines(layer, mean).values[:-1, -1]
+    return np.where(np.isnan(found), 1.0, found)
+
+
+def _among(sound: np.ndarray, values: np.ndarray, floor: float) -> np.ndarray:
+    """Outliers among sound checkpoints; the others count as usual."""
     result = np.zeros(len(values))
     result[sound] = outliers(values[sound], floor)
     return result
 
 
-def _general(found: Examination) -> list[str]:
-    if len(found.cosines) > 1 and np.median(found.cosines) < _UNRELATED:
-        return [
-            f"the checkpoints have little in common (cosine to the mean "
-            f"{np.median(found.cosines):.2f}): they are not of one training, or it moved far"
-        ]
-    return []
+def _general(judged: Sequence[Diagnosis]) -> tuple[str, ...]:
+    """Warnings that concern all checkpoints."""
+    cosine = float(np.median([d.cosine for d in judged if d.cosine is not None]))
+    if len(judged) < 2 or cosine >= _UNRELATED:
+        return ()
+    return (
+        f"the checkpoints have little in common (cosine to the mean {cosine:.2f}): they come from "
+        "different trainings, or from one that moved far",
+    )
 
 
 def _with_barriers(

@@ -1,41 +1,38 @@
 """One pass over checkpoints that measures where they lie to each other, in fixed memory."""
 
+import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import xxhash
+from threadpoolctl import threadpool_limits
 
 from ckptavg.analysis.geometry.geometry import Geometry
+from ckptavg.analysis.geometry.points import Average, coefficients_of, labels_of
 from ckptavg.analysis.statistics_shift import statistics_in
-from ckptavg.errors import FormatError, IntegrityError, RunError, SpecError
-from ckptavg.formats import open_reader
+from ckptavg.errors import FormatError, IntegrityError, SpecError
 from ckptavg.formats.layers import layer_of
-from ckptavg.formats.tensorflow.paths import main_file
-from ckptavg.formats.tensors import all_finite
 from ckptavg.merging.lockstep import AHEAD, RegionRead, read_side_by_side
 from ckptavg.merging.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_limit, plan_average
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.work import count_regions
 from ckptavg.merging.worker import Progress, not_finite
-from ckptavg.recipes.recipe import UNIFORM, Recipe, check_coefficients, uniform
+from ckptavg.recipes.recipe import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint, positions_in
-from ckptavg.runs.sources import Sources, resolve, stem
-
-Average = Sequence[float] | Recipe | str | Path | Checkpoint
-"""Coefficients, a recipe for them, or a file whose record says what it is the average of."""
+from ckptavg.runs.sources import Sources, resolve
 
 _PIECES = 4 * 1024 * 1024
 """Bytes of the float64 pieces of all checkpoints that a thread holds side by side."""
 _FEWEST = 1024
 """Values of a piece below which reading costs more than it saves memory."""
-_ROWS = 32
-"""Rows of a matrix product, whose columns are then still long enough."""
-_SMALL = 2**18
-"""Multiplications of a product that OpenBLAS makes in one thread."""
+_TOO_LARGE = 1e150
+"""Magnitude from which squares, or sums of them over a model, exceed float64."""
 _THREAD = 2 * 1024 * 1024
 """What a thread takes beside its piece: BLAS' own buffers, and the thread itself."""
 
@@ -87,149 +84,161 @@ def measure_geometry(
         >>> geometry.distances().to_frame().loc["SWA"]
     """
     checkpoints = resolve(sources)
-    count = len(checkpoints)
     vectors = {name: coefficients_of(a, checkpoints) for name, a in (averages or {}).items()}
-    plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(count))
-    items, left_out = _weights(plan, leave_out)
-    _check_records(plan, items)
-    parameters: dict[str, int] = defaultdict(int)
-    for item in items:
-        size = item.tensor.nbytes // item.tensor.numpy_dtype.itemsize
-        parameters[layer_of(item.tensor.name)] += size
-    layers = tuple(parameters)
-    numbers = {name: number for number, name in enumerate(layers)}
-    piece, jobs = _fit_memory(plan, items, len(layers), max_memory)
-    gram = np.zeros((len(layers), count, count))
-    along = np.zeros((len(layers), count))
-    mean_squares = np.zeros(len(layers))
-    for found in read_side_by_side(
-        plan, items, _measure, piece=piece, jobs=jobs, progress=progress
-    ):
-        found.check_intact(plan.sources)
+    plan = _plan(checkpoints)
+    weights, left_out = _weights(plan, leave_out)
+    _check_records(plan, weights)
+
+    def check(found: RegionRead[_Products]) -> None:
+        found.check_intact(plan.sources)  # first, because damage may look like NaN
         _check_finite(plan, found)
-        number = numbers[layer_of(found.item.tensor.name)]
-        gram[number] += found.measured.gram
-        along[number] += found.measured.along
-        mean_squares[number] += found.measured.mean_square
-    places, unit = positions_in(checkpoints)
-    return Geometry(
-        checkpoints=checkpoints,
-        labels=labels_of(checkpoints),
-        positions=places,
-        position_unit=unit,
-        layers=layers,
-        parameters=tuple(parameters.values()),
-        gram=gram,
-        along=along,
-        mean_squares=mean_squares,
-        averages=vectors,
-        left_out=left_out,
-    )
+
+    geometry = _measure(plan, checkpoints, weights, weights, check, max_memory, progress)
+    return replace(geometry, averages=vectors, left_out=left_out)
 
 
-def coefficients_of(average: Average, checkpoints: Sequence[Checkpoint]) -> tuple[float, ...]:
-    """The coefficients of an average of checkpoints, by which it is a point among them.
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Where checkpoints lie, and what is wrong with each of them.
+
+    Attributes:
+        geometry: of all of them; values that cannot be measured count as 0.
+        damaged: for each checkpoint the first tensor whose bytes differ from the record, if any.
+        not_finite: for each checkpoint the first tensor with NaN, infinity or numbers whose squares
+            overflow, if any.
+        contents: for each checkpoint a digest of all its tensors.
+    """
+
+    geometry: Geometry
+    damaged: tuple[str | None, ...]
+    not_finite: tuple[str | None, ...]
+    contents: tuple[bytes, ...]
+
+
+def survey(checkpoints: Sequence[Checkpoint], progress: Progress | None = None) -> Survey:
+    """Measures checkpoints as `measure_geometry` does, and notes damage instead of refusing it.
+
+    Unlike there, all tensors are read: integers and moving statistics may be damaged, too.
 
     Args:
-        average: coefficients, a recipe, or a file that was merged from some of the checkpoints.
-        checkpoints: in their order.
+        checkpoints: of one model.
+        progress: called with numbers of bytes as they have been read.
 
     Raises:
-        RunError: the file does not say of what it is the average, or of others than these.
-        RecipeError: the coefficients, or those of the recipe, are not those of an average.
+        CkptavgError: as `measure_geometry` does, except for damage and values that are not finite.
     """
-    if isinstance(average, Recipe):
-        return average.coefficients(positions_in(checkpoints)[0])
-    if isinstance(average, str | Path):
-        average = Checkpoint.open(average)
-    if not isinstance(average, Checkpoint):
-        return check_coefficients(average, len(checkpoints))
-    record = average.record
-    if record is None or not record.sources:
-        raise RunError(
-            f"{average.path} has no record of what it is the average of: give its coefficients, "
-            "or name it among the checkpoints"
-        )
-    places = {_place(checkpoint.path): n for n, checkpoint in enumerate(checkpoints)}
-    coefficients = [0.0] * len(checkpoints)
-    for source in record.sources:
-        if source.coefficient == 0.0:
-            continue
-        path = record.path.parent / source.path
-        if _place(path) not in places:
-            raise RunError(
-                f"{average.path} is an average of {path}, too, which is not among the checkpoints: "
-                "name all that it was made of"
-            )
-        coefficients[places[_place(path)]] += source.coefficient
-    return check_coefficients(coefficients, len(checkpoints))
+    plan = _plan(checkpoints)
+    weights, left_out = _weights(plan, ())
+    damaged: list[str | None] = [None] * len(checkpoints)
+    not_finite: list[str | None] = [None] * len(checkpoints)
+    contents = [xxhash.xxh3_128() for _ in checkpoints]
 
+    def note(found: RegionRead[_Products]) -> None:
+        name = found.item.tensor.name
+        for number in found.damaged:
+            damaged[number] = damaged[number] or name
+        for number in found.measured.unmeasured if found.measured is not None else ():
+            not_finite[number] = not_finite[number] or name
+        for hasher, digest in zip(contents, found.digests, strict=True):
+            hasher.update(digest)
 
-def labels_of(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """Short names of checkpoints, no two alike: epochs where known, names of files, or paths."""
-    stems = [stem(checkpoint.path) for checkpoint in checkpoints]
-    epochs = [
-        name if checkpoint.epoch is None else str(checkpoint.epoch)
-        for name, checkpoint in zip(stems, checkpoints, strict=True)
-    ]
-    paths = [str(checkpoint.path) for checkpoint in checkpoints]
-    names = [checkpoint.path.name for checkpoint in checkpoints]
-    unique = (each for each in (epochs, stems, names) if len(set(each)) == len(each))
-    return tuple(next(unique, paths))
+    items = [item for item in plan.items if item.action != DROP]
+    geometry = _measure(plan, checkpoints, weights, items, note, None, progress)
+    return Survey(
+        replace(geometry, left_out=left_out),
+        tuple(damaged),
+        tuple(not_finite),
+        tuple(hasher.digest() for hasher in contents),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Products:
-    """Inner products of deviations from the mean, and with it."""
+    """Inner products of a region's deviations from the mean, and with the mean.
+
+    Attributes:
+        unmeasured: by the number of the checkpoint, the largest magnitude among values that were
+            taken as 0, because they or their squares are not finite; NaN if any of them is NaN.
+    """
 
     gram: np.ndarray
     along: np.ndarray
     mean_square: float
-
-    @property
-    def finite(self) -> bool:
-        return bool(np.isfinite(np.trace(self.gram) + self.mean_square))
+    unmeasured: Mapping[int, float]
 
 
-def _measure(_: PlanItem, pieces: Iterator[np.ndarray]) -> _Products:
-    gram, along, mean_square = 0.0, 0.0, 0.0
+def _measure(
+    plan: MergePlan,
+    checkpoints: Sequence[Checkpoint],
+    weights: Sequence[PlanItem],
+    items: Sequence[PlanItem],
+    check: Callable[[RegionRead[_Products]], None],
+    max_memory: int | None,
+    progress: Progress | None,
+) -> Geometry:
+    """Reads items once, has every region checked, and measures those that are weights."""
+    count = len(checkpoints)
+    parameters: dict[str, int] = defaultdict(int)
+    for item in weights:
+        size = item.tensor.nbytes // item.tensor.numpy_dtype.itemsize
+        parameters[layer_of(item.tensor.name)] += size
+    numbers = {name: number for number, name in enumerate(parameters)}
+    counted = {item.tensor.name for item in weights}
+    gram = np.zeros((len(parameters), count, count))
+    along = np.zeros((len(parameters), count))
+    mean_squares = np.zeros(len(parameters))
+    piece, jobs = _fit_memory(plan, items, len(parameters), max_memory)
+    # BLAS' own threads wait for each other in a busy loop: beside ours, or beside other programs,
+    # they take many times as long as the products.
+    # See docs/decisions/0069-blas-is-limited-to-one-thread.md
+    with threadpool_limits(1, "blas"):
+        for found in read_side_by_side(
+            plan, items, partial(_products, count), piece=piece, jobs=jobs, progress=progress
+        ):
+            check(found)
+            name = found.item.tensor.name
+            if found.measured is not None and name in counted:
+                number = numbers[layer_of(name)]
+                gram[number] += found.measured.gram
+                along[number] += found.measured.along
+                mean_squares[number] += found.measured.mean_square
+    places, unit = positions_in(checkpoints)
+    return Geometry(
+        checkpoints=tuple(checkpoints),
+        labels=labels_of(checkpoints),
+        positions=places,
+        position_unit=unit,
+        layers=tuple(parameters),
+        parameters=tuple(parameters.values()),
+        gram=gram,
+        along=along,
+        mean_squares=mean_squares,
+    )
+
+
+def _products(count: int, _: PlanItem, pieces: Iterator[np.ndarray]) -> _Products:
+    gram, along, mean_square = np.zeros((count, count)), np.zeros(count), 0.0
+    unmeasured: dict[int, float] = {}
     for values in pieces:
+        # One sum of squares for each checkpoint shows NaN, infinity and overflow alike.
+        squares = np.einsum("kn,kn->k", values, values)
+        for number in np.flatnonzero(~np.isfinite(squares)).tolist():
+            sizes = np.abs(values[number])
+            # np.maximum hands NaN on, which max() would lose.
+            unmeasured[number] = float(np.maximum(sizes.max(), unmeasured.get(number, 0.0)))
+            values[number, ~(sizes < _TOO_LARGE)] = 0.0
+        # Deviations, because the distance of neighbours as a difference of the squares of weights
+        # would lose half of its digits.
         mean = values.mean(axis=0)
         values -= mean
-        gram += inner_products(values)
-        # einsum, because BLAS would start threads of its own for as little as this.
-        along += np.einsum("kn,n->k", values, mean)
-        mean_square += np.einsum("n,n->", mean, mean)
-    return _Products(gram, along, float(mean_square))
+        gram += values @ values.T
+        along += values @ mean
+        mean_square += float(mean @ mean)
+    return _Products(gram, along, mean_square, unmeasured)
 
 
-def inner_products(values: np.ndarray) -> np.ndarray:
-    """`values @ values.T`, from products so small that BLAS makes each in the thread it is called.
-
-    Its own threads wait for each other in a loop that keeps cores busy: beside ours, or beside
-    other programs, they take many times as long as the products.
-
-    Args:
-        values: (rows, columns) float64.
-    """
-    rows = len(values)
-    found = np.empty((rows, rows))
-    for i in range(0, rows, _ROWS):
-        for j in range(0, i + 1, _ROWS):
-            one, other = values[i : i + _ROWS], values[j : j + _ROWS]
-            found[i : i + _ROWS, j : j + _ROWS] = product = _small_products(one, other)
-            found[j : j + _ROWS, i : i + _ROWS] = product.T
-    return found
-
-
-def _small_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`one @ other.T`, summed over ranges of columns."""
-    step = _SMALL // (len(one) * len(other))
-    count = one.shape[1] // step
-    left = one[:, : count * step].reshape(len(one), count, step).transpose(1, 0, 2)
-    right = other[:, : count * step].reshape(len(other), count, step).transpose(1, 2, 0)
-    rest = one[:, count * step :] @ other[:, count * step :].T
-    return np.matmul(left, right).sum(axis=0) + rest
+def _plan(checkpoints: Sequence[Checkpoint]) -> MergePlan:
+    return plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(len(checkpoints)))
 
 
 def _weights(
@@ -285,21 +294,13 @@ def _check_records(plan: MergePlan, items: Sequence[PlanItem]) -> None:
 
 def _check_finite(plan: MergePlan, found: RegionRead[_Products]) -> None:
     """Refuses NaN, infinity, and numbers too large to be squared."""
-    if found.measured.finite:
+    if found.measured is None or not found.measured.unmeasured:
         return
-    tensor, region = found.item.tensor, found.region
-    for source in plan.sources:
-        data = bytearray(region.nbytes)
-        with open_reader(source.path, source.structure) as reader:
-            stored = source.structure.tensors[tensor.name]
-            reader.read_into(stored, region.start, memoryview(data))
-        values = np.frombuffer(data, tensor.numpy_dtype)
-        if not all_finite(values):
-            raise not_finite(source.path, tensor.name, values.astype(np.float64))
+    number, size = min(found.measured.unmeasured.items())
+    name = found.item.tensor.name
+    if not math.isfinite(size):
+        raise not_finite(plan.sources[number].path, name, np.array(size))
     raise IntegrityError(
-        f"'{tensor.name}' holds numbers whose squares are beyond float64: leave the tensor out"
+        f"'{name}' in {plan.sources[number].path} holds numbers whose squares exceed float64: "
+        "leave the tensor out"
     )
-
-
-def _place(path: Path) -> Path:
-    return main_file(path).resolve()
