@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.model_config import ModelConfig
-from ckptavg.formats.reader import LEGACY, TENSORFLOW, CheckpointReader, Layout, Stamp, Structure
+from ckptavg.formats.reader import LEGACY, TENSORFLOW, CheckpointReader, Layout, Structure
 from ckptavg.formats.tensorflow.paths import INDEX_SUFFIX, has_index
 from ckptavg.formats.tensorflow.state_file import STATE_FILE, read_state
 from ckptavg.formats.writer import CheckpointWriter
@@ -45,7 +45,6 @@ __all__ = [
     "CheckpointWriter",
     "Layout",
     "ModelConfig",
-    "Stamp",
     "Structure",
     "check_keras_output",
     "named_like",

@@ -1,25 +1,20 @@
 """What every checkpoint format provides: a reader of regions of tensors."""
 
-import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from ckptavg.errors import FormatError, IntegrityError
 from ckptavg.formats.tensors import Extent, TensorInfo
+from ckptavg.storage.open_file import OpenFile, Range, Stamp, gaps_between
 
 Attributes = Mapping[str, object]
 
 KERAS, LEGACY, TENSORFLOW, FLAT = "keras", "legacy", "tensorflow", "flat"
 """Ways of naming tensors: `layers/dense/vars/0` of Keras 3; `dense/dense/kernel:0` with lists of
 names, of Keras 2; TensorFlow's object paths or variable names; any names, as in safetensors."""
-
-Stamp = tuple[int, ...]
-"""Device, inode, size and both times of change of a file: equal stamps mean an unchanged file."""
 
 _OUTSIDE_LIMIT = 16 * 1024 * 1024
 
@@ -70,7 +65,7 @@ class Layout:
 
     structure: Structure
     sizes: tuple[int, ...]
-    gaps: tuple[Sequence[Extent], ...]
+    gaps: tuple[Sequence[Range], ...]
     outside: tuple[bytes, ...]
 
 
@@ -105,11 +100,11 @@ class CheckpointReader(ABC):
         """
         self.path = path
         self.files = ()
-        self._descriptors: list[int] = []
+        self._opened: list[OpenFile] = []
         try:
             self._open([self._main_file()])
             self._open(self._further_files())
-            self.stamps = tuple(_stamp(descriptor) for descriptor in self._descriptors)
+            self.stamps = tuple(file.stamp for file in self._opened)
             if structure is None and like is not None and self._resembles(like):
                 structure = like.structure
             self.structure = self._read_structure() if structure is None else structure
@@ -152,40 +147,30 @@ class CheckpointReader(ABC):
         if tensor.extent is None:
             self._decode(tensor, start, buffer)
             return
-        descriptor = self._descriptors[tensor.extent.file]
-        offset = tensor.extent.offset + start
-        filled = 0
-        while filled < len(buffer):
-            try:
-                count = os.preadv(descriptor, [buffer[filled:]], offset + filled)
-            except OSError as error:
-                raise IntegrityError(
-                    f"cannot read '{tensor.name}' in {self.path}: {error.strerror}"
-                ) from error
-            if count == 0:
-                raise IntegrityError(
-                    f"{self.path} ends in the middle of '{tensor.name}': "
-                    "it was truncated while it was read"
-                )
-            filled += count
+        file = self._opened[tensor.extent.file]
+        try:
+            count = file.read_into(tensor.extent.offset + start, buffer)
+        except OSError as error:
+            raise IntegrityError(
+                f"cannot read '{tensor.name}' in {self.path}: {error.strerror}"
+            ) from error
+        if count < len(buffer):
+            raise IntegrityError(
+                f"{self.path} ends in the middle of '{tensor.name}': "
+                "it was truncated while it was read"
+            )
 
     def expect(self, extent: Extent) -> None:
         """Lets the system read bytes ahead that will be asked for soon."""
-        with suppress(OSError):  # it is a hint, which not every file system takes
-            os.posix_fadvise(
-                self._descriptors[extent.file], extent.offset, extent.nbytes, os.POSIX_FADV_WILLNEED
-            )
+        self._opened[extent.file].will_need(extent.offset, extent.nbytes)
 
     def layout(self) -> Layout | None:
         """What a checkpoint that resembles this one is recognized by; None where it is large."""
         stored = sum(t.extent.nbytes for t in self.structure.tensors.values() if t.extent)
         if self.size - stored > _OUTSIDE_LIMIT:
             return None
-        extents = [t.extent for t in self.structure.tensors.values() if t.extent]
-        gaps = tuple(
-            gaps_between([extent for extent in extents if extent.file == number], size)
-            for number, size in enumerate(self._sizes)
-        )
+        extents = (t.extent for t in self.structure.tensors.values() if t.extent)
+        gaps = gaps_by_file(extents, self._sizes)
         return Layout(self.structure, self._sizes, gaps, self._read_gaps(gaps))
 
     def check_unchanged(self, stamps: Sequence[Stamp]) -> None:
@@ -194,16 +179,15 @@ class CheckpointReader(ABC):
         Raises:
             IntegrityError: one was changed, replaced or removed since.
         """
-        found = tuple(_stamp(descriptor) for descriptor in self._descriptors)
-        if found != tuple(stamps):
+        if tuple(file.stamp for file in self._opened) != tuple(stamps):
             raise IntegrityError(f"{self.path} was changed while it was read: average it again")
-        for file, stamp in zip(self.files, found, strict=True):
-            if not _is_named(file, stamp):
-                raise IntegrityError(f"{file} was changed while it was read: average it again")
+        for file in self._opened:
+            if not file.is_in_place():
+                raise IntegrityError(f"{file.path} was changed while it was read: average it again")
 
     def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        while self._opened:
+            self._opened.pop().close()
 
     def __enter__(self) -> Self:
         return self
@@ -213,20 +197,15 @@ class CheckpointReader(ABC):
 
     @property
     def _sizes(self) -> tuple[int, ...]:
-        return tuple(stamp[2] for stamp in self.stamps)
+        return tuple(stamp.size for stamp in self.stamps)
 
     def _open(self, files: Iterable[Path]) -> None:
         for file in files:
             try:
-                # Without O_NONBLOCK a named pipe would be waited for, for ever.
-                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            except (OSError, ValueError) as error:  # a name may hold a null byte
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise FormatError(f"cannot open {file}: {reason}") from error
-            self._descriptors.append(descriptor)
+                self._opened.append(OpenFile(file))
+            except OSError as error:
+                raise FormatError(f"cannot open {file}: {error.strerror}") from error
             self.files = (*self.files, file)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FormatError(f"cannot open {file}: it is not a file")
 
     def _read_file(self, file: int, limit: int) -> bytes:
         """The whole of a small file, such as an index.
@@ -234,34 +213,27 @@ class CheckpointReader(ABC):
         Raises:
             FormatError: it is larger than `limit` bytes.
         """
-        size = os.fstat(self._descriptors[file]).st_size
+        size = self._opened[file].size
         if size > limit:
             raise FormatError(
                 f"refusing {self.files[file]}: it has {size:,} bytes, more than the {limit:,} "
                 "that such a file may have"
             )
-        return os.pread(self._descriptors[file], size, 0)
+        return self._opened[file].read(0, size)
 
     def _resembles(self, like: Layout) -> bool:
         return self._sizes == like.sizes and self._read_gaps(like.gaps) == like.outside
 
-    def _read_gaps(self, gaps: Iterable[Sequence[Extent]]) -> tuple[bytes, ...]:
-        return tuple(map(read_extents, self._descriptors, gaps))
+    def _read_gaps(self, gaps: Iterable[Sequence[Range]]) -> tuple[bytes, ...]:
+        return tuple(map(OpenFile.read_ranges, self._opened, gaps))
 
 
-def gaps_between(extents: Iterable[Extent], size: int) -> list[Extent]:
-    """What lies in none of a file's extents, in order."""
-    gaps, position = [], 0
-    for extent in (*sorted(extents, key=lambda extent: extent.offset), Extent(size, 0)):
-        if extent.offset > position:
-            gaps.append(Extent(position, extent.offset - position))
-        position = max(position, extent.offset + extent.nbytes)
-    return gaps
-
-
-def read_extents(descriptor: int, extents: Iterable[Extent]) -> bytes:
-    """The bytes of extents of a file, joined."""
-    return b"".join(os.pread(descriptor, extent.nbytes, extent.offset) for extent in extents)
+def gaps_by_file(extents: Iterable[Extent], sizes: Sequence[int]) -> tuple[list[Range], ...]:
+    """For each file of a checkpoint, the ranges of bytes that belong to no tensor."""
+    ranges: list[list[Range]] = [[] for _ in sizes]
+    for extent in extents:
+        ranges[extent.file].append(Range(extent.offset, extent.nbytes))
+    return tuple(map(gaps_between, ranges, sizes))
 
 
 def check_disjoint(path: Path, tensors: Iterable[TensorInfo], sizes: Sequence[int]) -> None:
@@ -281,17 +253,3 @@ def check_disjoint(path: Path, tensors: Iterable[TensorInfo], sizes: Sequence[in
             raise FormatError(
                 f"refusing {path}: '{tensor.name}' reaches beyond the end of the file"
             )
-
-
-def _stamp(descriptor: int) -> Stamp:
-    status = os.fstat(descriptor)
-    times = status.st_mtime_ns, status.st_ctime_ns  # the second one cannot be set back
-    return status.st_dev, status.st_ino, status.st_size, *times
-
-
-def _is_named(file: Path, stamp: Stamp) -> bool:
-    try:
-        status = file.stat()
-    except OSError:
-        return False
-    return (status.st_dev, status.st_ino) == stamp[:2]

@@ -1,17 +1,16 @@
 """What every format that can be written provides: a writer that commits or leaves nothing."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
 from ckptavg.errors import OutputError
-from ckptavg.formats.reader import Structure, gaps_between, read_extents
+from ckptavg.formats.reader import Structure, gaps_by_file
 from ckptavg.formats.tensors import Extent
 from ckptavg.storage.files import commit, partial
+from ckptavg.storage.open_file import OpenFile
 
 
 class CheckpointWriter(ABC):
@@ -49,7 +48,7 @@ class CheckpointWriter(ABC):
         self.resumed = self.keep_partial = False
         self._targets = self._data_files(path, structure)
         self._partial = [partial(target) for target in self._targets]
-        self._descriptors: list[int] = []
+        self._opened: list[OpenFile] = []
         self._moves: list[tuple[Path, Path]] = []
         try:
             self._begin(resume and all(file.is_file() for file in self._partial))
@@ -86,27 +85,17 @@ class CheckpointWriter(ABC):
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Writes bytes of the tensor `name`, from its byte `start` on."""
         extent = self._extents[name]
-        written = 0
-        while written < len(data):
-            written += os.pwrite(
-                self._descriptors[extent.file], data[written:], extent.offset + start + written
-            )
+        self._opened[extent.file].write(extent.offset + start, data)
 
     def read(self, name: str, start: int, nbytes: int) -> bytes:
         """Bytes of the tensor `name` as they were written; fewer if the file ends before."""
         extent = self._extents[name]
-        return os.pread(self._descriptors[extent.file], nbytes, extent.offset + start)
+        return self._opened[extent.file].read(extent.offset + start, nbytes)
 
     def settle(self, name: str, start: int, nbytes: int) -> None:
         """Lets the system begin to write bytes to the disk, so that `commit()` need not wait."""
         extent = self._extents[name]
-        with suppress(OSError):  # it is a hint
-            os.posix_fadvise(
-                self._descriptors[extent.file],
-                extent.offset + start,
-                nbytes,
-                os.POSIX_FADV_DONTNEED,  # which starts writing, and waits for nothing
-            )
+        self._opened[extent.file].begin_writeback(extent.offset + start, nbytes)
 
     def finish(self) -> int:
         """Completes all files under their partial names; returns their size in bytes."""
@@ -149,8 +138,7 @@ class CheckpointWriter(ABC):
 
     def discard(self) -> None:
         """Removes everything that was not committed."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        self._close()
         if not self.keep_partial:
             outputs = map(partial, self.output_files(self.path, self.structure))
             for file in (*outputs, *(now for now, _ in self._moves)):
@@ -174,29 +162,33 @@ class CheckpointWriter(ABC):
             file.unlink(missing_ok=True)
         try:
             self._extents = self._lay_out(fresh)
-            self._open_partial()
+            self._reopen()
             if resume and self._outside(fresh) == self._outside(self._partial):
                 self.resumed = True
             elif resume:
                 for new, old in zip(fresh, self._partial, strict=True):
                     new.replace(old)
-                self._open_partial()
+                self._reopen()
         finally:
             if resume:
                 for file in fresh:
                     file.unlink(missing_ok=True)
 
-    def _open_partial(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptors = [os.open(file, flags) for file in self._partial]
+    def _reopen(self) -> None:
+        self._close()
+        self._opened = [OpenFile(file, writable=True) for file in self._partial]
 
-    def _outside(self, files: Sequence[Path]) -> list[tuple[int, bytes]]:
-        found = []
-        for number, file in enumerate(files):
-            size = file.stat().st_size
-            gaps = gaps_between((e for e in self._extents.values() if e.file == number), size)
-            with file.open("rb") as opened:
-                found.append((size, read_extents(opened.fileno(), gaps)))
-        return found
+    def _close(self) -> None:
+        while self._opened:
+            self._opened.pop().close()
+
+    def _outside(self, paths: Sequence[Path]) -> list[tuple[int, bytes]]:
+        """Size of each file, and its bytes that belong to no tensor."""
+        files = [OpenFile(path) for path in paths]
+        try:
+            sizes = [file.size for file in files]
+            gaps = gaps_by_file(self._extents.values(), sizes)
+            return list(zip(sizes, map(OpenFile.read_ranges, files, gaps), strict=True))
+        finally:
+            for file in files:
+                file.close()

@@ -1,9 +1,7 @@
 """What a merge has done already, noted on disk for a later one to go on with."""
 
-import fcntl
 import json
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -11,6 +9,7 @@ from typing import Self
 from ckptavg.errors import OutputError
 from ckptavg.runs.record import digest
 from ckptavg.storage.files import partial
+from ckptavg.storage.lock import open_locked
 
 _FORMAT = "ckptavg-journal 1"
 
@@ -96,30 +95,13 @@ class Journal:
 
 
 def _open_locked(path: Path, output: Path) -> int:
-    while True:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            descriptor = os.open(path, flags, 0o666)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}. Remove it") from error
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            os.close(descriptor)
-            raise OutputError(f"{path} is in the way, and is no file of ckptavg: remove it")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise OutputError(
-                f"another merge is writing {output} now: wait for it, or name another output"
-            ) from error
-        if _is_still(path, descriptor):
-            return descriptor
-        os.close(descriptor)  # the former owner removed it meanwhile
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        return open_locked(path)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"another merge is writing {output} now: wait for it, or name another output"
+        ) from error
+    except FileExistsError as error:
+        raise OutputError(f"{path} is in the way and is not a journal: remove it") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}. Remove it") from error

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptavg.errors import IntegrityError, MismatchError
-from ckptavg.formats import CheckpointReader, Stamp, Structure, open_reader
+from ckptavg.formats import CheckpointReader, Structure, open_reader
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import Proof
 from ckptavg.runs.record import Record
+from ckptavg.storage.open_file import Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class SourcePlan:
     @property
     def size(self) -> int:
         """Of its files, in bytes."""
-        return sum(stamp[2] for stamp in self.stamps)
+        return sum(stamp.size for stamp in self.stamps)
 
 
 def plan_sources(

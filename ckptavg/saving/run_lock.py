@@ -1,7 +1,5 @@
 """The lock of a run's directory: one training at a time writes into it."""
 
-import errno
-import fcntl
 import os
 import socket
 import threading
@@ -11,11 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from ckptavg.errors import SaverError
+from ckptavg.storage.lock import ProcessLock
 
 LOCK_FILE = ".lock"
-
-_UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems say that have no locks."""
 
 
 class RunLock:
@@ -54,17 +50,15 @@ class RunLock:
                 )
             former._finish()
             former.release()
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor: int | None = os.open(path, flags, 0o666)
+        self._lock = ProcessLock(path)
         try:
-            self._lock()
+            self.renew()
         except BaseException:
-            os.close(self._descriptor)
+            self._lock.release()
             raise
-        self._key = _identity(path)
+        self._key = self._lock.identity
         self._held[self._key] = self
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._lock.write_note(f"process {os.getpid()} on {socket.gethostname()}")
 
     def renew(self) -> None:
         """Takes the lock again if it went: another part of the process may have read its file.
@@ -72,31 +66,25 @@ class RunLock:
         Raises:
             SaverError: another training has taken it meanwhile.
         """
-        self._lock()
+        try:
+            locked = self._lock.acquire()
+        except BlockingIOError as error:
+            raise SaverError(
+                f"another training ({self._lock.read_note() or 'of an unknown process'}) writes to "
+                f"{self._directory} now: wait for it, end it, or name another directory"
+            ) from error
+        if not locked:
+            warnings.warn(
+                f"the file system of {self._directory} has no locks: make sure that no other "
+                "training writes there",
+                stacklevel=2,
+            )
 
     def release(self) -> None:
         """Gives the lock up; nothing happens if that was done before."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._lock.release()
+        if self._held.get(self._key) is self:
             del self._held[self._key]
-
-    def _lock(self) -> None:
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _UNKNOWN:
-                warnings.warn(
-                    f"the file system of {self._directory} has no locks: make sure that no other "
-                    "training writes there",
-                    stacklevel=2,
-                )
-                return
-            owner = os.pread(self._descriptor, 200, 0).decode("utf-8", "replace")
-            raise SaverError(
-                f"another training ({owner or 'of an unknown process'}) writes to "
-                f"{self._directory} now: wait for it, end it, or name another directory"
-            ) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -1,1 +1,4 @@
-"""Bytes at a place: files that appear whole or not at all."""
+"""Bytes at a place: whole-file writes, positioned reads and writes, locks.
+
+Nothing here knows what the bytes mean.
+"""

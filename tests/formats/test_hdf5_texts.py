@@ -1,12 +1,14 @@
 """Attributes found in the bytes of a file, held against h5py, and against damage HDF5 trusts."""
 
 import struct
+from contextlib import closing
 
 import h5py
 import numpy as np
 import pytest
 
 from ckptavg.formats.hdf5.attributes import Place, Texts
+from ckptavg.storage.open_file import OpenFile
 from tests.helpers.models import tiny_model
 
 ATTRIBUTES = {
@@ -42,8 +44,8 @@ EXPECTED = {
 def texts(path):
     """The attributes of every folder and tensor of a file."""
     found = {}
-    with h5py.File(path) as file, path.open("rb") as opened:
-        reader = Texts(opened.fileno(), Place(0, 0, path.stat().st_size))
+    with h5py.File(path) as file, closing(OpenFile(path)) as opened:
+        reader = Texts(opened, Place(0, 0, opened.size))
 
         def visit(name, entry):
             found[name] = dict(reader.of(h5py.h5o.get_info(entry.id).addr))
@@ -121,8 +123,8 @@ def test_headers_that_share_their_messages_cannot_fill_the_memory(tmp_path):
     with h5py.File(path, "w") as file:
         file.attrs["names"] = np.array([b"x" * 50_000])
         address = h5py.h5o.get_info(file.id).addr
-    with path.open("rb") as file:
-        reader = Texts(file.fileno(), Place(0, 0, path.stat().st_size))
+    with closing(OpenFile(path)) as opened:
+        reader = Texts(opened, Place(0, 0, opened.size))
         assert reader.of(address)["names"] == (b"x" * 50_000,)
         with pytest.raises(ValueError, match="more bytes than it has"):
             reader.of(address)

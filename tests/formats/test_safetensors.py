@@ -324,7 +324,7 @@ def test_what_is_no_file_is_refused(tmp_path, kind):
     for suffix in (".safetensors", INDEX):
         path = tmp_path / f"x{suffix}"
         path.mkdir() if kind == "folder" else os.mkfifo(path)
-        with pytest.raises(FormatError, match="is not a file"):
+        with pytest.raises(FormatError, match="not a regular file"):
             open_reader(path)
 
 

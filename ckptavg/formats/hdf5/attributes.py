@@ -6,10 +6,11 @@ specification 3.0: object headers, IV.A; attribute messages, IV.A.2.m; the globa
 """
 
 import math
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+from ckptavg.storage.open_file import OpenFile
 
 Text = str | bytes | tuple[bytes, ...]
 """A text in UTF-8; one in ASCII; a list of names."""
@@ -59,8 +60,8 @@ class Place:
 class Texts:
     """Reads attributes of one file: no more bytes, all in all, than the file has."""
 
-    def __init__(self, descriptor: int, place: Place) -> None:
-        self._descriptor = descriptor
+    def __init__(self, file: OpenFile, place: Place) -> None:
+        self._file = file
         self._place = place
         self._left = min(place.size, _TOTAL_LIMIT)
         self._heaps: dict[int, dict[int, bytes]] = {}
@@ -157,7 +158,7 @@ class Texts:
         self._left -= max(length, 1)
         if self._left < 0 or length < 0 or address + length > self._place.size:
             raise ValueError("its attributes take more bytes than it has")
-        return os.pread(self._descriptor, length, self._place.base + address)
+        return self._file.read(self._place.base + address, length)
 
 
 def _parts(message: bytes) -> tuple[str, bytes, bytes, bytes]:

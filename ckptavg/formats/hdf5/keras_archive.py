@@ -1,6 +1,5 @@
 """Keras 3 `.keras` files without Keras: an uncompressed zip of configuration and weights."""
 
-import os
 import shutil
 import struct
 import zipfile
@@ -41,7 +40,7 @@ class KerasArchiveReader(WeightsH5Reader):
                     raise FormatError(
                         f"refusing {self.path}: its {_WEIGHTS} is compressed or encrypted"
                     )
-            header = os.pread(self._descriptors[0], _LOCAL_HEADER.size, member.header_offset)
+            header = self._opened[0].read(member.header_offset, _LOCAL_HEADER.size)
             signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         except FormatError:
             raise

@@ -14,6 +14,7 @@ from ckptavg.errors import FormatError, IntegrityError, first_line
 from ckptavg.formats.hdf5.attributes import Place, Texts
 from ckptavg.formats.reader import Attributes, CheckpointReader, Layout, Structure
 from ckptavg.formats.tensors import Extent, TensorInfo, is_opaque
+from ckptavg.storage.open_file import OpenFile
 
 DTYPE_ATTRIBUTE = "dtype"
 """Keras stores what HDF5 has no type for, such as bfloat16, as opaque bytes with this attribute."""
@@ -44,7 +45,7 @@ class Hdf5Reader(CheckpointReader):
 
     def _tree(self, place: Place) -> h5py.File:
         """An HDF5 file of the checkpoint, opened by h5py; the caller closes it."""
-        tree = h5py.File(Window(self._descriptors[place.file], place.base, place.size), "r")
+        tree = h5py.File(Window(self._opened[place.file], place.base, place.size), "r")
         limit_cache(tree)
         return tree
 
@@ -63,7 +64,7 @@ class Hdf5Reader(CheckpointReader):
         path = self.files[place.file]
         try:
             with self._tree(place) as tree:
-                texts = Texts(self._descriptors[place.file], place)
+                texts = Texts(self._opened[place.file], place)
                 return self._interpret(_Walk(path, place, texts).structure(tree))
         except FormatError:
             raise
@@ -119,8 +120,8 @@ def limit_cache(tree: h5py.File) -> None:
 class Window:
     """A part of an open file, as a file for h5py."""
 
-    def __init__(self, descriptor: int, base: int, size: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, file: OpenFile, base: int, size: int) -> None:
+        self._file = file
         self._base = base
         self._size = size
         self._position = 0
@@ -137,7 +138,7 @@ class Window:
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._size - self._position)
         count = left if size < 0 else min(size, left)
-        data = os.pread(self._descriptor, count, self._base + self._position)
+        data = self._file.read(self._base + self._position, count)
         self._position += len(data)
         return data
 
@@ -145,7 +146,7 @@ class Window:
         # HDF5 asks four times for each tensor.
         if self._position + len(buffer) > self._size:
             buffer = memoryview(buffer)[: max(0, self._size - self._position)]
-        count = os.preadv(self._descriptor, [buffer], self._base + self._position)
+        count = self._file.read_into(self._base + self._position, buffer)
         self._position += count
         return count
 

@@ -42,7 +42,7 @@ class SafetensorsReader(CheckpointReader):
     """Reads a `.safetensors` file."""
 
     def _read_structure(self) -> Structure:
-        tensors, texts = read_header(self.path, self._descriptors[0], self._sizes[0], 0)
+        tensors, texts = read_header(self._opened[0], self._sizes[0], 0)
         return _structure(self.path, tensors, texts)
 
 
@@ -67,9 +67,9 @@ class ShardedSafetensorsReader(CheckpointReader):
     def _read_structure(self) -> Structure:
         tensors: list[TensorInfo] = []
         texts: list[dict[str, str]] = []
-        for number, file in list(enumerate(self.files))[1:]:
-            found, said = read_header(file, self._descriptors[number], self._sizes[number], number)
-            self._check_listed(file, found)
+        for number, file in list(enumerate(self._opened))[1:]:
+            found, said = read_header(file, self._sizes[number], number)
+            self._check_listed(file.path, found)
             tensors += found
             texts.append(said)
         if len(tensors) < len(self._shard_of):

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.strict_json import parse_object
 from ckptavg.formats.tensors import Extent, TensorInfo
+from ckptavg.storage.open_file import OpenFile
 
 SUFFIX = ".safetensors"
 TEXTS = "__metadata__"
@@ -49,14 +49,11 @@ _ELEMENTS_LIMIT = 2**63
 """Beyond these no array can be made of a tensor, not even of an empty one."""
 
 
-def read_header(
-    path: Path, descriptor: int, size: int, file: int
-) -> tuple[list[TensorInfo], dict[str, str]]:
+def read_header(opened: OpenFile, size: int, file: int) -> tuple[list[TensorInfo], dict[str, str]]:
     """The tensors of one file and its texts.
 
     Args:
-        path: the file, for messages.
-        descriptor: the file, opened.
+        opened: the file.
         size: its size in bytes.
         file: its number among those of its checkpoint.
 
@@ -67,7 +64,8 @@ def read_header(
         FormatError: the header is damaged, or the tensors do not fill the file one after another,
             which is the format's rule: no gap, no overlap, nothing behind the last one.
     """
-    prefix = os.pread(descriptor, _PREFIX, 0)
+    path = opened.path
+    prefix = opened.read(0, _PREFIX)
     length = int.from_bytes(prefix, "little")
     base = _PREFIX + length
     if len(prefix) < _PREFIX or base > size:
@@ -80,7 +78,7 @@ def read_header(
             f"refusing {path}: its header has {length:,} bytes, more than the {HEADER_LIMIT:,} "
             "that the format allows"
         )
-    header = parse_object(path, "header", os.pread(descriptor, length, _PREFIX))
+    header = parse_object(path, "header", opened.read(_PREFIX, length))
     texts = header.pop(TEXTS, {})
     if not is_texts(texts):
         raise FormatError(f"refusing {path}: its {TEXTS} is not an object of texts")

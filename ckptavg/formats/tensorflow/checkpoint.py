@@ -1,7 +1,6 @@
 """TensorFlow checkpoints without TensorFlow: an index, and shards of plain bytes."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -278,7 +277,7 @@ class TensorFlowWriter(CheckpointWriter):
         )
 
     def _bytes(self, extent: Extent, start: int, nbytes: int) -> bytes:
-        return os.pread(self._descriptors[extent.file], nbytes, extent.offset + start)
+        return self._opened[extent.file].read(extent.offset + start, nbytes)
 
 
 def _header(table: Iterator[tuple[bytes, bytes]]) -> BundleHeader:
