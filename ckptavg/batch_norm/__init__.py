@@ -1,7 +1,8 @@
-"""BatchNorm statistics of a model, re-estimated from data."""
+"""BatchNorm statistics of a model, re-estimated from data.
 
-from ckptavg.batch_norm.batch_norm_pass import BatchNormPass
-from ckptavg.batch_norm.report import BatchNormReport, Shift
-from ckptavg.batch_norm.update import update_batch_norm
+Names are imported when they are first used, so that `BatchNormOptions` needs no Keras.
+"""
 
-__all__ = ["BatchNormPass", "BatchNormReport", "Shift", "update_batch_norm"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

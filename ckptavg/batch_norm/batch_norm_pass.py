@@ -8,13 +8,14 @@ import keras
 from ckptavg.batch_norm.backends import make_step
 from ckptavg.batch_norm.gathering import Gathering
 from ckptavg.batch_norm.observer import Observer
+from ckptavg.batch_norm.options import BATCH, CUMULATIVE
 from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batch_norm.statistics import Merge, averaged, pooled
 from ckptavg.batch_norm.targets import Targets
 from ckptavg.errors import ModelError
 from ckptavg.models.batches import Progress, input_batches
 
-_MERGES: dict[str, Merge] = {"batch": pooled, "cumulative": averaged}
+_MERGES: dict[str, Merge] = {BATCH: pooled, CUMULATIVE: averaged}
 
 
 class BatchNormPass:
@@ -26,7 +27,8 @@ class BatchNormPass:
 
     Args:
         model: a built Keras model on the TensorFlow, JAX or torch backend.
-        mode: `batch` or `cumulative`, see `update_batch_norm`.
+        bn_mode: `batch` or `cumulative`, see `update_batch_norm`.
+        mode: former name of `bn_mode`; takes precedence if given.
 
     Raises:
         ModelError: the mode is unknown, or the backend or a layer cannot be used.
@@ -38,13 +40,15 @@ class BatchNormPass:
         ...     report = bn.finish()
     """
 
-    def __init__(self, model: keras.Model, *, mode: str = "batch") -> None:
-        if mode not in _MERGES:
+    def __init__(
+        self, model: keras.Model, *, bn_mode: str = BATCH, mode: str | None = None
+    ) -> None:
+        self._mode = bn_mode if mode is None else mode
+        if self._mode not in _MERGES:
             raise ModelError(
-                f"mode is {mode!r}, but must be batch or cumulative; or population where the data "
-                "can be read several times, in update_batch_norm"
+                f"bn_mode is {self._mode!r:.40}, but must be 'batch' or 'cumulative'; 'population' "
+                "reads the data several times: use update_batch_norm"
             )
-        self._mode = mode
         self._targets = Targets.of(model)
         self._observer = Observer(self._targets.layers)
         self._step = make_step(model, self._observer)

@@ -105,7 +105,7 @@ class Gathering:
             path = self._layers[int(numbers[count < 2][0])].path
             raise DataError(
                 f"batch {index} of the data has fewer than two values of each channel for the "
-                f"layer '{path}': the unbiased variance of mode='cumulative' needs more"
+                f"layer '{path}': the unbiased variance of bn_mode='cumulative' needs more"
             )
 
     def _hidden(self, number: int | None) -> ModelError:

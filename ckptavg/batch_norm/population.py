@@ -9,6 +9,7 @@ import numpy as np
 from ckptavg.batch_norm.backends import make_step
 from ckptavg.batch_norm.gathering import Gathering
 from ckptavg.batch_norm.observer import Observer
+from ckptavg.batch_norm.options import POPULATION
 from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batch_norm.statistics import Statistics
 from ckptavg.batch_norm.targets import Targets
@@ -43,7 +44,7 @@ def update_population(
     """
     targets = Targets.of(model)
     if not targets.layers:
-        return targets.write({}, samples=0, batches=0, mode="population")
+        return targets.write({}, samples=0, batches=0, mode=POPULATION)
     observer = Observer(targets.layers)
     with observer.attached():
         first = _gathered(Gathering(make_step(model, observer), targets.layers), read, progress)
@@ -56,7 +57,7 @@ def update_population(
             if gathering.samples != first.samples:
                 raise DataError(
                     f"the data gave {first.samples:,} samples at first and {gathering.samples:,} "
-                    "later: mode='population' reads them several times"
+                    "later: bn_mode='population' reads them several times"
                 )
             # Layers that run in inference mode even in training keep what they have.
             new = {n: s for n, s in gathering.statistics().items() if n in found}
@@ -73,7 +74,7 @@ def update_population(
             f"statistics did not settle: the last pass moved one by {moved:.1e} deviations"
         )
     return targets.write(
-        found, samples=first.samples, batches=first.batches, mode="population", doubts=doubts
+        found, samples=first.samples, batches=first.batches, mode=POPULATION, doubts=doubts
     )
 
 

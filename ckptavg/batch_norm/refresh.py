@@ -8,7 +8,9 @@ from typing import Any
 
 import keras
 
-from ckptavg.batch_norm import BatchNormReport, update_batch_norm
+from ckptavg.batch_norm.options import BATCH, BatchNormOptions
+from ckptavg.batch_norm.report import BatchNormReport
+from ckptavg.batch_norm.update import run_pass
 from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.merge import MergeReport, run_plan
@@ -16,6 +18,7 @@ from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.worker import Progress as BytesProgress
 from ckptavg.models.batches import Progress as BatchProgress
 from ckptavg.models.model import build, load_weights, save_model
+from ckptavg.models.specs import spec_name
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import (
@@ -29,6 +32,9 @@ from ckptavg.runs.record import (
     versions,
 )
 from ckptavg.storage.files import commit, partial, temporary_sibling
+
+Refresh = Callable[[keras.Model], BatchNormReport]
+"""Sets the BatchNorm statistics of a model, and reports how they were found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +58,52 @@ def refresh_batch_norm(
     checkpoint: str | Path,
     output: str | Path,
     *,
-    model: keras.Model,
+    model: keras.Model | str | Path,
     data: Any,
     data_name: str | None = None,
     steps: int | None = None,
-    mode: str = "batch",
+    batch_size: int | None = None,
+    preprocess: Callable[[Any], Any] | str | None = None,
+    bn_mode: str = BATCH,
     mixed_precision: bool = False,
+    device: str = "auto",
+    distribute: str | None = None,
     overwrite: bool = False,
     progress: BatchProgress | None = None,
+    mode: str | None = None,
 ) -> RefreshReport:
     """Loads a checkpoint into a model, re-estimates its BatchNorm statistics, saves it.
 
     Args:
         checkpoint: a `.weights.h5` or `.keras` file.
         output: a `.weights.h5` or `.keras` file; it appears whole or not at all.
-        model: the model the checkpoint belongs to; it keeps the new weights.
+        model: the model that the checkpoint belongs to, or its SPEC; a live model keeps the new
+            weights.
         data: as in `update_batch_norm`.
-        data_name: what the record is to call the data.
-        steps: number of batches to see; all by default.
-        mode: as in `update_batch_norm`.
+        data_name: what the record calls the data; by default their SPEC, if they have one.
+        steps: number of batches to use; all by default.
+        batch_size: as in `update_batch_norm`.
+        preprocess: as in `update_batch_norm`.
+        bn_mode: as in `update_batch_norm`.
         mixed_precision: as in `update_batch_norm`.
+        device: `auto`, `cpu`, `gpu` or `gpu:N`.
+        distribute: `mirrored` divides batches among all GPUs (TensorFlow); the model must then be
+            given by a SPEC.
         overwrite: whether to replace an existing output.
-        progress: called with the numbers of new batches and samples as they have been seen.
+        progress: called after each batch with the number of new batches (1) and of new samples.
+        mode: former name of `bn_mode`; takes precedence if given.
+
+    Returns:
+        The new file, its record, and what the pass did.
 
     Raises:
         CkptavgError: as `update_batch_norm` does, or the checkpoint does not fit the model, or the
             output exists.
+
+    Example:
+        >>> ckptavg.refresh_batch_norm(
+        ...     "swa.weights.h5", "swa-bn.weights.h5", model="train.py:build", data="train.py:data"
+        ... )
     """
     checkpoint, output = Path(checkpoint), Path(output)
     check_keras_output(output)
@@ -85,52 +111,113 @@ def refresh_batch_norm(
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
     former = find_record(checkpoint)
-    data = build(model, data)
-    load_weights(model, checkpoint)
-    report = update_batch_norm(
-        model, data, steps=steps, mode=mode, mixed_precision=mixed_precision, progress=progress
+    options = BatchNormOptions(
+        steps=steps,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        bn_mode=bn_mode if mode is None else mode,
+        mixed_precision=mixed_precision,
+        device=device,
+        distribute=distribute,
     )
-    former = _moved(former, checkpoint.parent, output.parent) if former else None
-    state = _state(report, data_name, former.batch_norm if former else None)
-    record = _save(model, output, former, state, tensor_records(checkpoint), overwrite)
+    with options.opened(model, data) as (live, inputs):
+        inputs = build(live, inputs)
+        load_weights(live, checkpoint)
+        report = run_pass(live, inputs, options, progress)
+        former = _moved(former, checkpoint.parent, output.parent) if former else None
+        name = spec_name(data) if data_name is None else data_name
+        state = _state(report, name, former.batch_norm if former else None)
+        record = _save(live, output, former, state, tensor_records(checkpoint), overwrite)
     return RefreshReport(output, record, report)
 
 
 def merge_into_model(
     plan: MergePlan,
     *,
-    model: keras.Model,
+    model: keras.Model | str | Path,
     data: Any = None,
     data_name: str | None = None,
     steps: int | None = None,
-    mode: str = "batch",
+    batch_size: int | None = None,
+    preprocess: Callable[[Any], Any] | str | None = None,
+    bn_mode: str = BATCH,
     mixed_precision: bool = False,
+    device: str = "auto",
+    distribute: str | None = None,
     resume: bool = False,
     bytes_progress: BytesProgress | None = None,
     batch_progress: BatchProgress | None = None,
-    refresh: Callable[[keras.Model], BatchNormReport] | None = None,
+    refresh: Refresh | None = None,
+    mode: str | None = None,
 ) -> RefreshReport:
     """Merges, loads the mean into a model, runs the BatchNorm pass, saves: all of it or nothing.
 
     Args:
-        plan: of the merge whose output is wanted, made by `plan_merge(..., live_model=True)`.
-        model: the model the checkpoints belong to; it keeps the new weights.
-        data: as in `update_batch_norm`; without, statistics stay the stale mean.
-        data_name: what the record is to call the data.
-        steps: number of batches to see; all by default.
-        mode: as in `update_batch_norm`.
+        plan: the merge whose output is wanted, from `plan_merge(..., live_model=True)`.
+        model: the model that the checkpoints belong to, or its SPEC; a live model keeps the new
+            weights.
+        data: as in `update_batch_norm`; without data, statistics stay the stale mean.
+        data_name: what the record calls the data; by default their SPEC, if they have one.
+        steps: number of batches to use; all by default.
+        batch_size: as in `update_batch_norm`.
+        preprocess: as in `update_batch_norm`.
+        bn_mode: as in `update_batch_norm`.
         mixed_precision: as in `update_batch_norm`.
-        resume: as in `merge`, for the part that merges.
+        device: as in `refresh_batch_norm`.
+        distribute: as in `refresh_batch_norm`.
+        resume: as in `merge`.
         bytes_progress: called with numbers of bytes as the merge has read them.
-        batch_progress: called with numbers of batches and samples as the pass has seen them.
-        refresh: gives the model statistics that an earlier pass over data has found for the very
-            same weights, in place of another pass.
+        batch_progress: called after each batch with the number of new batches (1) and of new
+            samples.
+        refresh: sets the statistics that an earlier pass found for the very same weights, instead
+            of another pass.
+        mode: former name of `bn_mode`; takes precedence if given.
+
+    Returns:
+        The new file, its record, what the pass did, and what the merge did.
 
     Raises:
         CkptavgError: as `merge` and `refresh_batch_norm` do.
     """
     check_keras_output(plan.output)
-    data = build(model, data)
+    options = BatchNormOptions(
+        steps=steps,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        bn_mode=bn_mode if mode is None else mode,
+        mixed_precision=mixed_precision,
+        device=device,
+        distribute=distribute,
+    )
+    options.check_data(data)
+    with options.opened(model, data) as (live, inputs):
+        return merge_live(
+            plan,
+            live,
+            inputs,
+            options,
+            data_name=spec_name(data) if data_name is None else data_name,
+            resume=resume,
+            bytes_progress=bytes_progress,
+            batch_progress=batch_progress,
+            refresh=refresh,
+        )
+
+
+def merge_live(
+    plan: MergePlan,
+    model: keras.Model,
+    inputs: Any,
+    options: BatchNormOptions,
+    *,
+    data_name: str | None = None,
+    resume: bool = False,
+    bytes_progress: BytesProgress | None = None,
+    batch_progress: BatchProgress | None = None,
+    refresh: Refresh | None = None,
+) -> RefreshReport:
+    """`merge_into_model` for what `options.opened` gave: a live model and prepared inputs."""
+    inputs = build(model, inputs)
     # The mean goes to a file first, so that it takes the merge's own path, proofs included.
     mean = partial(plan.output.with_name(f"{plan.output.name}.mean.weights.h5"))
     try:
@@ -143,16 +230,9 @@ def merge_into_model(
         report, state = None, merged.record.batch_norm
         if refresh is not None:
             report = refresh(model)
-            state = _state(report, data_name, state)
-        elif data is not None:
-            report = update_batch_norm(
-                model,
-                data,
-                steps=steps,
-                mode=mode,
-                mixed_precision=mixed_precision,
-                progress=batch_progress,
-            )
+        elif inputs is not None:
+            report = run_pass(model, inputs, options, batch_progress)
+        if report is not None:
             state = _state(report, data_name, state)
         before = tensor_records(mean)
         record = _save(model, plan.output, merged.record, state, before, plan.overwrite)

@@ -84,13 +84,13 @@ def doctor(
     else:
         spec = model_spec(model, checkpoints[0].path)
         with options.session(spec, data) as (live, loaded, bar):
-            from ckptavg.models.specs import load_data
+            from ckptavg.models.specs import as_data
 
             report = examine(
                 checkpoints,
                 model=live,
                 data=loaded,
-                eval_data=load_data(eval_data),
+                eval_data=as_data(eval_data),
                 **options.of_each_pass,
                 progress=bar("reading", size),
             )

@@ -46,9 +46,9 @@ def evaluate(
     with keras_session(), progress_bars() as bar:
         from ckptavg.models.batches import count_batches
         from ckptavg.models.evaluation import evaluate as evaluate_checkpoint
-        from ckptavg.models.specs import load_data, load_model
+        from ckptavg.models.specs import as_data, load_model
 
-        live, loaded = load_model(spec), load_data(data)
+        live, loaded = load_model(spec), as_data(data)
         progress = bar("evaluating", count_batches(loaded, None))
         metrics = evaluate_checkpoint(checkpoint, model=live, data=loaded, progress=progress)
     if json:

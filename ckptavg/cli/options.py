@@ -108,11 +108,11 @@ class PassOptions:
         """A Keras session with the model and the data of two SPECs, and bars for progress."""
         with keras_session(), progress_bars() as bar:
             from ckptavg.models.devices import computing_on
-            from ckptavg.models.specs import load_inputs, load_model
+            from ckptavg.models.specs import as_inputs, load_model
 
             with computing_on(self.device, self.distribute):
                 live = load_model(model)
-                loaded = data and load_inputs(
+                loaded = data and as_inputs(
                     data, model=live, batch_size=self.batch_size, preprocess=self.preprocess
                 )
                 yield live, loaded, bar

@@ -82,7 +82,7 @@ def soup(
     checkpoints = resolve(sources)
     spec = model_spec(model, checkpoints[0].path)
     with options.session(spec, data) as (live, loaded, bar):
-        from ckptavg.models.specs import load_data
+        from ckptavg.models.specs import as_data
         from ckptavg.search.soup import soup as make_soup
 
         count = 2 * len(checkpoints) - 1 if method == "greedy" else 1
@@ -92,8 +92,8 @@ def soup(
             method=method,
             model=live,
             data=loaded,
-            eval_data=load_data(eval_data),
-            test_data=None if test_data is None else load_data(test_data),
+            eval_data=as_data(eval_data),
+            test_data=None if test_data is None else as_data(test_data),
             monitor=monitor,
             mode=mode,
             **options.of_each_pass,

@@ -106,7 +106,7 @@ def sweep(
     spec = model_spec(model, opened.checkpoints[-1].path)
     memory = parse_size(max_memory)
     with options.session(spec, data) as (live, loaded, bar):
-        from ckptavg.models.specs import load_data
+        from ckptavg.models.specs import as_data
         from ckptavg.search.sweep import list_candidates
         from ckptavg.search.sweep import sweep as run_sweep
 
@@ -118,8 +118,8 @@ def sweep(
             output,
             model=live,
             data=loaded,
-            eval_data=load_data(eval_data),
-            test_data=None if test_data is None else load_data(test_data),
+            eval_data=as_data(eval_data),
+            test_data=None if test_data is None else as_data(test_data),
             monitor=monitor,
             mode=mode,
             **limits,

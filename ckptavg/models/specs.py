@@ -1,12 +1,13 @@
-"""SPECs: how a command line names a model or data.
+"""Models and data, given as live objects or as SPECs.
 
 A SPEC is `file.py:callable` or `package.module:callable`; the callable takes no arguments. A model
-may also be a `.keras` file or the `model.json` of a run; data may also be an `.npz` file with an
-array `x`, and `y` for what needs targets; inputs alone also a folder.
+SPEC may also be a `.keras` file or the `model.json` of a run. A data SPEC may also be an `.npz`
+file with an array `x`, and `y` where targets are needed; for a BatchNorm pass also a folder.
 """
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 import warnings
@@ -18,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.errors import CkptavgError, SpecError, first_line
+from ckptavg.errors import CkptavgError, ModelError, SpecError, first_line
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.data_folders import open_folder
 from ckptavg.models.model import from_config
@@ -63,56 +64,99 @@ def load_model(spec: str | Path | None) -> keras.Model:
     return model
 
 
-def load_data(spec: str | Path) -> Any:
-    """The data that a SPEC names.
+def is_spec(value: object) -> bool:
+    """Whether a model or data are named by a SPEC, rather than given as a live object."""
+    return isinstance(value, str | os.PathLike)
+
+
+def spec_name(value: object) -> str | None:
+    """The SPEC as text; None for a live object, which has no name."""
+    return str(value) if is_spec(value) else None
+
+
+def as_model(model: Any) -> keras.Model:
+    """The model itself, or the one that a SPEC names.
 
     Args:
-        spec: `file.py:callable`, `package.module:callable`, or an `.npz` file with `x` (and `y`).
+        model: a live model, or a SPEC as in `load_model`.
 
     Raises:
-        SpecError: some part of the SPEC leads nowhere; the message says which.
+        ModelError: it is a live object of another kind.
+        SpecError: the SPEC leads nowhere; the message says which part.
     """
-    path = Path(spec)
-    if path.suffix == ".npz":
-        return _load_arrays(path)
-    data = _call(str(spec), "data", f"{_FORMS}, a folder, or an .npz file")
-    if data is None:
-        raise SpecError(
-            f"{spec} gave None, but must give data: a tf.data.Dataset, arrays, a "
-            "keras.utils.PyDataset or an iterable of batches"
+    if model is None or is_spec(model):
+        return load_model(model)
+    if not isinstance(model, keras.Model):
+        raise ModelError(
+            f"the model is a {type(model).__module__}.{type(model).__qualname__}, but must be a "
+            "keras.Model of Keras 3, or a SPEC that names one: for tf_keras, ckptavg.tf_keras.SWA "
+            "re-estimates statistics at the end of fit"
         )
-    return data
+    return model
 
 
-def load_inputs(
-    spec: str | Path,
+def as_data(data: Any, *, model: keras.Model | None = None) -> Any:
+    """The data themselves, or those that a SPEC names.
+
+    Args:
+        data: live data, as in `update_batch_norm` and `evaluate`, or a SPEC: `file.py:callable`,
+            `package.module:callable`, or an `.npz` file with `x` (and `y`). None stays None.
+        model: the model that the data are for. A dictionary `{"x": ..., "y": ...}` stands for
+            `(x, y)` unless the model has inputs of these names.
+
+    Raises:
+        SpecError: the SPEC leads nowhere; the message says which part.
+    """
+    if is_spec(data):
+        path = Path(data)
+        if path.suffix == ".npz":
+            return _load_arrays(path)
+        spec, data = str(data), _call(str(data), "data", f"{_FORMS}, a folder, or an .npz file")
+        if data is None:
+            raise SpecError(
+                f"{spec} gave None, but must give data: a tf.data.Dataset, arrays, a "
+                "keras.utils.PyDataset or an iterable of batches"
+            )
+    return _by_position(data, model)
+
+
+def as_inputs(
+    data: Any,
     *,
     model: keras.Model | None = None,
     batch_size: int | None = None,
-    preprocess: str | None = None,
+    preprocess: Callable[[Any], Any] | str | None = None,
 ) -> Any:
-    """The inputs, for a BatchNorm pass, that a SPEC names.
+    """The inputs of a BatchNorm pass, from live data or a SPEC.
 
     Args:
-        spec: as in `load_data`; or a folder of images, by class or not, or one that
-            `tf.data.Dataset.save` wrote.
-        model: that the inputs are for; images need it.
-        batch_size: samples in a batch, of arrays, images or a `tf.data.Dataset`.
-        preprocess: `file.py:callable` or `package.module:callable`; the callable is given the
-            inputs of a batch and returns what the model takes.
+        data: as in `as_data`; a SPEC may also be a folder of images (in class subfolders or not),
+            or a folder written by `tf.data.Dataset.save`. None stays None.
+        model: the model that the inputs are for; needed for images.
+        batch_size: samples per batch of arrays, images or a `tf.data.Dataset`.
+        preprocess: function applied to the inputs of each batch, or the SPEC of one.
 
     Raises:
-        SpecError: some part of a SPEC leads nowhere; the message says which.
-        DataError: the batch size does not suit the data.
+        SpecError: a SPEC leads nowhere; the message says which part.
+        DataError: these data cannot be cut into batches of another size.
     """
-    path = Path(spec)
-    data = open_folder(path, model, batch_size) if path.is_dir() else load_data(spec)
-    if batch_size is None and preprocess is None:
+    if is_spec(data) and (path := Path(data)).is_dir():
+        data = open_folder(path, model, batch_size)
+    else:
+        data = as_data(data, model=model)
+    if data is None or (batch_size is None and preprocess is None):
         return data
-    function = None
-    if preprocess is not None:
-        function = _callable(preprocess, "preprocess", _FORMS)
-    return PreparedInputs(data, batch_size, function)
+    if isinstance(preprocess, str):
+        preprocess = _callable(preprocess, "preprocess", _FORMS)
+    return PreparedInputs(data, batch_size, preprocess)
+
+
+def _by_position(data: Any, model: keras.Model | None) -> Any:
+    """`(x, y)` or `(x, y, sample_weight)` for a dictionary of these names; other data unchanged."""
+    if not isinstance(data, dict) or not {"x", "y"} <= data.keys() <= {"x", "y", "sample_weight"}:
+        return data
+    inputs = {tensor.name for tensor in getattr(model, "inputs", None) or ()}
+    return data if data.keys() <= inputs else keras.utils.pack_x_y_sample_weight(**data)
 
 
 def _callable(spec: str, what: str, forms: str) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.batch_norm import BatchNormReport
+from ckptavg.batch_norm import BatchNormOptions, BatchNormReport
 from ckptavg.errors import DataError
 from ckptavg.models.evaluation import measure
 from ckptavg.models.model import batch_norm_layers
@@ -73,9 +73,7 @@ class Judge:
         eval_data: Any,
         monitor: str,
         mode: str = "auto",
-        steps: int | None = None,
-        bn_mode: str = "batch",
-        mixed_precision: bool = False,
+        options: BatchNormOptions,
     ) -> None:
         """Reads the data once, for their fingerprints.
 
@@ -85,9 +83,7 @@ class Judge:
             eval_data: `(x, y)` that choose.
             monitor: metric that chooses, with or without `val_` before it.
             mode: `min`, `max` or `auto`: by its name.
-            steps: number of batches of `data` to see; all by default.
-            bn_mode: the `mode` of `update_batch_norm`.
-            mixed_precision: as in `update_batch_norm`; evaluations are not meant.
+            options: how passes run; evaluations are not affected.
 
         Raises:
             DataError: data can be read only once.
@@ -99,14 +95,7 @@ class Judge:
         self._sign = metric_sign(monitor, mode)
         self._eval_data = eval_data
         self._print = data_print(eval_data)
-        self._live = LiveModel(
-            model,
-            data=data,
-            eval_data=eval_data,
-            steps=steps,
-            bn_mode=bn_mode,
-            mixed_precision=mixed_precision,
-        )
+        self._live = LiveModel(model, data=data, eval_data=eval_data, options=options)
 
     @property
     def data_print(self) -> DataPrint:

@@ -7,7 +7,9 @@ from typing import Any
 
 import keras
 
-from ckptavg.batch_norm import BatchNormPass, BatchNormReport, update_batch_norm
+from ckptavg.batch_norm import BatchNormOptions, BatchNormPass, BatchNormReport
+from ckptavg.batch_norm.options import POPULATION
+from ckptavg.batch_norm.update import run_pass
 from ckptavg.errors import ModelError
 from ckptavg.models.batches import count_samples, peek
 from ckptavg.models.model import batch_norm_layers, build, mixed_float16, model_config
@@ -36,9 +38,7 @@ class LiveModel:
         *,
         data: Any,
         eval_data: Any,
-        steps: int | None = None,
-        bn_mode: str = "batch",
-        mixed_precision: bool = False,
+        options: BatchNormOptions,
     ) -> None:
         """Builds the model if need be, and reads `data` once, for their fingerprint.
 
@@ -46,9 +46,7 @@ class LiveModel:
             model: a compiled model.
             data: training inputs for BatchNorm passes; None for a model without BatchNorm.
             eval_data: `(x, y)` that the model can be built by.
-            steps: number of batches of `data` to see; all by default.
-            bn_mode: the `mode` of `update_batch_norm`.
-            mixed_precision: as in `update_batch_norm`; evaluations are not meant.
+            options: how passes run; evaluations are not affected.
 
         Raises:
             DataError: data can be read only once.
@@ -57,15 +55,15 @@ class LiveModel:
         """
         self.model = model
         self._data = data
-        self._options = {"steps": steps, "mode": bn_mode, "mixed_precision": mixed_precision}
+        self._options = options
         self._data_digest, batch = None, None
         if data is not None:
-            self._data_digest = data_print(data, steps=steps).digest
+            self._data_digest = data_print(data, steps=options.steps).digest
             batch = count_samples(peek(data)[0])
         # A layer sees its own batch upstream, and of that a replica sees its share.
         strategy = getattr(model, "distribute_strategy", None)
         replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-        self._how = [*self._options.values(), batch, replicas]
+        self._how = [options.steps, options.bn_mode, options.mixed_precision, batch, replicas]
         build(model, eval_data)
         self._weights = LiveWeights(model)
         self._model_digest = _model_digest(model)
@@ -74,8 +72,8 @@ class LiveModel:
                 f"the model '{model.name}' has BatchNorm layers, whose averaged statistics are "
                 "wrong for averaged weights: pass training data to re-estimate them (--data)"
             )
-        keeps_step = data is not None and bn_mode != "population"
-        self._pass = BatchNormPass(model, mode=bn_mode) if keeps_step else None
+        keeps_step = data is not None and options.bn_mode != POPULATION
+        self._pass = BatchNormPass(model, bn_mode=options.bn_mode) if keeps_step else None
 
     @property
     def fingerprint(self) -> list[str | int | None]:
@@ -108,10 +106,9 @@ class LiveModel:
         if not refresh or self._data is None:
             return None
         if self._pass is None:
-            return update_batch_norm(self.model, self._data, **self._options)
-        mixed = self._options["mixed_precision"]
-        with mixed_float16(self.model) if mixed else nullcontext():
-            return self._pass.run(self._data, steps=self._options["steps"])
+            return run_pass(self.model, self._data, self._options)
+        with mixed_float16(self.model) if self._options.mixed_precision else nullcontext():
+            return self._pass.run(self._data, steps=self._options.steps)
 
 
 def _model_digest(model: keras.Model) -> str:

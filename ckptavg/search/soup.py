@@ -7,12 +7,14 @@ from typing import Any
 
 import keras
 
-from ckptavg.batch_norm.refresh import merge_into_model
+from ckptavg.batch_norm import BatchNormOptions
+from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.errors import RecipeError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.plan import plan_merge
 from ckptavg.merging.worker import Progress
 from ckptavg.models.evaluation import measure
+from ckptavg.models.specs import as_data, as_inputs, as_model, spec_name
 from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.sources import Sources, resolve
@@ -68,7 +70,7 @@ def soup(
     output: str | Path,
     *,
     method: str = GREEDY,
-    model: keras.Model,
+    model: keras.Model | str | Path,
     data: Any = None,
     eval_data: Any,
     monitor: str,
@@ -93,7 +95,7 @@ def soup(
         sources: checkpoints, as in `merge`.
         output: a `.weights.h5` or `.keras` file.
         method: `greedy` or `uniform`.
-        model: a compiled model; it keeps the weights of the soup.
+        model: a compiled model, or its SPEC; it keeps the weights of the soup.
         data: training inputs for the BatchNorm passes of soups. Single checkpoints are evaluated
             with the statistics that they were saved with.
         eval_data: `(x, y)` that choose.
@@ -117,15 +119,18 @@ def soup(
     checkpoints, output = leave_out_non_finite(resolve(sources))[0], Path(output)
     check_keras_output(output)
     check_output(output, overwrite)
+    options = BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
+    data_name = spec_name(data) if data_name is None else data_name
+    model = as_model(model)
+    data = as_inputs(data, model=model)
+    eval_data, test_data = (as_data(part, model=model) for part in (eval_data, test_data))
     judge = Judge(
         model,
         data=data,
         eval_data=eval_data,
         monitor=monitor,
         mode=mode,
-        steps=steps,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
+        options=options,
     )
     if test_data is not None and not allow_same_data:
         check_held_out(judge.data_print, data_print(test_data))
@@ -140,9 +145,11 @@ def soup(
         overwrite=overwrite,
         live_model=True,
     )
-    merge_into_model(
+    merge_live(
         plan,
-        model=model,
+        model,
+        None,
+        options,
         data_name=data_name,
         refresh=pot.statistics and pot.statistics.give,
     )

@@ -7,12 +7,14 @@ from typing import Any
 
 import keras
 
-from ckptavg.batch_norm.refresh import merge_into_model
+from ckptavg.batch_norm import BatchNormOptions
+from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.errors import RecipeError, RunError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.plan import plan_merge
 from ckptavg.merging.worker import Progress
 from ckptavg.models.evaluation import measure
+from ckptavg.models.specs import as_data, as_inputs, as_model, spec_name
 from ckptavg.recipes.recipe import UNIFORM, Recipe, effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite, positions
 from ckptavg.runs.outputs import check_output
@@ -99,7 +101,7 @@ def sweep(
     run: Run | str | Path,
     output: str | Path | None = None,
     *,
-    model: keras.Model,
+    model: keras.Model | str | Path,
     data: Any = None,
     eval_data: Any,
     monitor: str,
@@ -128,8 +130,8 @@ def sweep(
     Args:
         run: a run or its directory.
         output: a `.weights.h5` or `.keras` file for the best average; none by default.
-        model: a compiled model; it keeps the weights of the best average if that is written, else
-            those of the last one evaluated.
+        model: a compiled model, or its SPEC; it keeps the weights of the best average if that is
+            written, otherwise those of the last one evaluated.
         data: training inputs for the BatchNorm passes, as in `update_batch_norm`.
         eval_data: `(x, y)` that choose; they are read for every candidate.
         monitor: metric that chooses, such as `val_accuracy`.
@@ -165,15 +167,18 @@ def sweep(
     candidates = list_candidates(
         run, windows=windows, stride=stride, recipes=recipes, budget=budget
     )
+    options = BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
+    data_name = spec_name(data) if data_name is None else data_name
+    model = as_model(model)
+    data = as_inputs(data, model=model)
+    eval_data, test_data = (as_data(part, model=model) for part in (eval_data, test_data))
     judge = Judge(
         model,
         data=data,
         eval_data=eval_data,
         monitor=monitor,
         mode=mode,
-        steps=steps,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
+        options=options,
     )
     if test_data is not None and not allow_same_data:
         check_held_out(judge.data_print, data_print(test_data))
@@ -208,14 +213,12 @@ def sweep(
             overwrite=overwrite,
             live_model=True,
         )
-        merge_into_model(
+        merge_live(
             plan,
-            model=model,
-            data=data,
+            model,
+            data,
+            options,
             data_name=data_name,
-            steps=steps,
-            mode=bn_mode,
-            mixed_precision=mixed_precision,
             refresh=leading.statistics and leading.statistics.give,
         )
     ranked = sorted(candidates, key=lambda c: leading.order(c, scores[c]))

@@ -364,7 +364,7 @@ def test_other_errors_are_no_points(checkpoints, tmp_path):
         ({"data": None}, ModelError, "pass training data"),
         ({"data": X[:, :3]}, DataError, "rejects batch 0"),
         ({"eval_data": (X[:, :3], Y)}, DataError, "cannot be evaluated"),
-        ({"eval_data": {}}, DataError, "name no data"),
+        ({"eval_data": {}}, DataError, "eval_data is empty"),
         ({"eval_data": iter([EVAL])}, DataError, "can be read only once"),
         ({"model": tiny_model(width=9)}, ModelError, "do not fit"),
         ({"points": []}, RecipeError, "must be a row of finite numbers"),

@@ -76,7 +76,7 @@ def test_population_statistics_do_not_depend_on_batches_at_any_depth():
     weights = []
     for data in (resplit(x, SPLITS[1]), resplit(x[::-1], SPLITS[2])):
         model = deep(depth=6, dropout=0.5)
-        report = update_batch_norm(model, data, mode="population")
+        report = update_batch_norm(model, data, bn_mode="population")
         assert report.warnings[1:] == ()  # but few samples
         weights.append(model.get_weights())
     for one, two in zip(*weights, strict=True):
@@ -85,7 +85,7 @@ def test_population_statistics_do_not_depend_on_batches_at_any_depth():
 
 def test_population_statistics_are_those_that_the_model_meets_in_inference_mode():
     model, x = deep(), images()
-    update_batch_norm(model, x, mode="population")
+    update_batch_norm(model, x, bn_mode="population")
     for before, layer in zip(model.layers, model.layers[1:], strict=False):
         if isinstance(layer, keras.layers.BatchNormalization):
             met = keras.Model(model.inputs[0], before.output)(x, training=False)
@@ -124,7 +124,7 @@ def torch_oracle(model: keras.Model, batches: list[np.ndarray]) -> list[np.ndarr
 def test_cumulative_statistics_are_those_of_pytorch():
     model, batches = deep(), resplit(images(), SPLITS[1])
     expected = torch_oracle(model, batches)
-    update_batch_norm(model, batches, mode="cumulative")
+    update_batch_norm(model, batches, bn_mode="cumulative")
     found = [w for layer in model.layers if layer.weights[2:] for w in layer.get_weights()[2:]]
     assert len(found) == len(expected) == 8
     for one, two in zip(found, expected, strict=True):
@@ -150,7 +150,7 @@ def test_nothing_but_statistics_changes(mode):
     model = rich_model()
     before = state(model)
     x = np.random.default_rng(0).normal(2, 1, (48, 6)).astype("float32")
-    report = update_batch_norm(model, x, mode=mode)
+    report = update_batch_norm(model, x, bn_mode=mode)
     assert changed(before, state(model)) == {"shared/moving_mean", "shared/moving_variance"}
     assert (report.layers, report.frozen) == (("shared",), ("frozen",))
     model.fit(np.ones((8, 6)), np.ones((8, 3)), verbose=0)  # compiled state still works
@@ -184,11 +184,13 @@ def test_an_exception_in_the_midst_leaves_the_model_as_it_was(mode):
             return broken()
 
     with pytest.raises(DataError, match="batch 1 of the data cannot be read"):
-        update_batch_norm(model, Data(), mode=mode)
+        update_batch_norm(model, Data(), bn_mode=mode)
     with pytest.raises(DataError, match="batch 1 of the data holds NaN"):
-        update_batch_norm(model, [np.ones((8, 6), "f4"), np.full((8, 6), np.nan, "f4")], mode=mode)
+        update_batch_norm(
+            model, [np.ones((8, 6), "f4"), np.full((8, 6), np.nan, "f4")], bn_mode=mode
+        )
     with pytest.raises(DataError, match="the model rejects batch 0"):
-        update_batch_norm(model, np.ones((8, 7), "f4"), mode=mode)
+        update_batch_norm(model, np.ones((8, 7), "f4"), bn_mode=mode)
     assert not changed(before, state(model))
     assert all("call" not in vars(layer) for layer in model.layers)
 
@@ -201,7 +203,7 @@ def test_infinite_inputs_that_a_layer_hides_are_found(mode, hiding):
     x = images()
     x[40, 1, 1, 2] = -np.inf
     with pytest.raises(DataError, match="batch 1 of the data holds NaN or infinity"):
-        update_batch_norm(model, resplit(x, [32, 21]), mode=mode)
+        update_batch_norm(model, resplit(x, [32, 21]), bn_mode=mode)
     assert not changed(before, state(model))
 
 
@@ -223,7 +225,7 @@ def test_masks_shared_layers_and_time_steps():
     model = keras.Model(inputs, [norm(x), keras.layers.TimeDistributed(steps)(inputs)])
     data = np.random.default_rng(0).normal(5, 1, (30, 4, 3)).astype("float32")
     data[::2, 2:] = 0.0
-    update_batch_norm(model, [data[:7], data[7:]], mode="population")
+    update_batch_norm(model, [data[:7], data[7:]], bn_mode="population")
     mean, variance = steps.get_weights()[2:]
     np.testing.assert_allclose(mean, np.float64(data).mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(variance, np.float64(data).var((0, 1)), rtol=1e-6)

@@ -258,7 +258,6 @@ def with_nan():
         (lambda: np.array([["a"] * 6]), "the model rejects batch 0"),
         (lambda: (np.zeros((8, 6)), np.zeros(7)), "differ in length"),
         (lambda: 42, "data are of type int"),
-        (lambda: "train.npz", "data are of type str"),
         (lambda: [1.0, 2.0], "a single value"),
         (
             lambda: tf.data.Dataset.from_tensors(np.zeros((8, 6), "f4")).repeat(),

@@ -61,7 +61,7 @@ np.testing.assert_allclose(mirrored.layers[0].moving_mean.numpy(), mean, rtol=1e
     "population statistics": """
 with strategy.scope():
     mirrored = model()
-update_batch_norm(mirrored, [x[:30], x[30:]], mode="population")
+update_batch_norm(mirrored, [x[:30], x[30:]], bn_mode="population")
 np.testing.assert_allclose(mirrored.layers[0].moving_mean.numpy(), mean, rtol=1e-6)
 np.testing.assert_allclose(mirrored.layers[0].moving_variance.numpy(), variance, rtol=1e-6)
 """,

@@ -80,7 +80,7 @@ def test_cumulative_is_the_plain_mean_of_batches(renorm):
     x = normal(50)
     batches = [x[:32], x[32:]]
     model = single(renorm=renorm)
-    update_batch_norm(model, batches, mode="cumulative")
+    update_batch_norm(model, batches, bn_mode="cumulative")
     mean = np.mean([b.astype("f8").mean(0) for b in batches], axis=0)
     variance = np.mean([b.astype("f8").var(0, ddof=1) for b in batches], axis=0)
     np.testing.assert_allclose(model.layers[0].moving_mean, mean, rtol=1e-6)
@@ -89,12 +89,12 @@ def test_cumulative_is_the_plain_mean_of_batches(renorm):
 
 def test_cumulative_needs_two_values():
     with pytest.raises(DataError, match="batch 1 of the data has fewer than two values"):
-        update_batch_norm(single(), [normal(4), normal(1)], mode="cumulative")
+        update_batch_norm(single(), [normal(4), normal(1)], bn_mode="cumulative")
 
 
 def test_population_reads_the_data_again():
     with pytest.raises(DataError, match="a generator can be read only once"):
-        update_batch_norm(single(), (normal() for _ in range(2)), mode="population")
+        update_batch_norm(single(), (normal() for _ in range(2)), bn_mode="population")
 
     class Once:
         def __init__(self):
@@ -104,12 +104,12 @@ def test_population_reads_the_data_again():
             return self._batches
 
     with pytest.raises(DataError, match="64 samples at first and 0 later"):
-        update_batch_norm(single(), Once(), mode="population")
+        update_batch_norm(single(), Once(), bn_mode="population")
 
 
 def test_unknown_modes_are_refused():
-    with pytest.raises(ModelError, match="mode is 'exact', but must be"):
-        update_batch_norm(single(), normal(), mode="exact")
+    with pytest.raises(ModelError, match="bn_mode is 'exact', but must be"):
+        update_batch_norm(single(), normal(), bn_mode="exact")
 
 
 def test_what_does_not_fit_float16_is_not_written():

@@ -161,7 +161,7 @@ def _errors(quick: bool) -> str:
     row("keras.ops.moments of all data at once", *keras.ops.moments(x, (0, 1, 2)))
     for mode in ("batch", "population", "cumulative"):
         model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.BatchNormalization()])
-        update_batch_norm(model, batches, mode=mode)
+        update_batch_norm(model, batches, bn_mode=mode)
         row(f"pass, mode {mode}", *model.layers[0].weights[2:])
     try:
         row("torch.optim.swa_utils.update_bn", *_torch(batches))

@@ -85,7 +85,7 @@ def test_a_folder_of_images(folder):
         (("--batch-size", "0"), "the batch size is 0"),
         (("--bn-mode", "exact"), "mode is 'exact'"),
         (("--device", "gpu:77"), "finds"),
-        (("--distribute", "tpu"), "must be mirrored"),
+        (("--distribute", "tpu"), "must be 'mirrored'"),
         (("--preprocess", "pre.py:gone"), "there is no 'gone' in the file, it has: scale"),
     ],
 )

@@ -8,7 +8,7 @@ import tensorflow as tf
 from ckptavg import update_batch_norm
 from ckptavg.errors import DataError, SpecError
 from ckptavg.models.batches import PreparedInputs, count_batches
-from ckptavg.models.specs import load_inputs
+from ckptavg.models.specs import as_inputs
 
 
 def image_model() -> keras.Model:
@@ -31,7 +31,7 @@ def images(tmp_path):
 def test_images_by_class_are_resized_and_all_seen(images):
     folder, colours = images
     model = image_model()
-    data = load_inputs(folder, model=model, batch_size=3)
+    data = as_inputs(folder, model=model, batch_size=3)
     report = update_batch_norm(model, data)
     assert (report.samples, report.batches) == (7, 3)
     mean, variance = (np.float64(v) for v in model.layers[0].weights[2:])
@@ -44,24 +44,24 @@ def test_preprocess_gets_the_inputs_of_every_batch(images, tmp_path):
     (tmp_path / "pre.py").write_text("def halve(x): return x / 2\ndef bad(x): return x / 0 + {}\n")
     model = image_model()
     spec = f"{tmp_path}/pre.py:halve"
-    update_batch_norm(model, load_inputs(folder, model=model, preprocess=spec), mode="population")
+    update_batch_norm(model, as_inputs(folder, model=model, preprocess=spec), bn_mode="population")
     mean = model.layers[0].moving_mean
     np.testing.assert_allclose(mean, colours.mean(0) / 2, rtol=1e-6)
     with pytest.raises(DataError, match="batch 0 of the data cannot be read"):
         update_batch_norm(
-            model, load_inputs(folder, model=model, preprocess=f"{tmp_path}/pre.py:bad")
+            model, as_inputs(folder, model=model, preprocess=f"{tmp_path}/pre.py:bad")
         )
 
 
 def test_a_model_that_says_no_size_cannot_take_images(images):
     model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.BatchNormalization()])
     with pytest.raises(SpecError, match="need a model with one input of fixed height, width"):
-        load_inputs(images[0], model=model)
+        as_inputs(images[0], model=model)
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path):
     with pytest.raises(SpecError, match="holds neither images"):
-        load_inputs(tmp_path, model=image_model())
+        as_inputs(tmp_path, model=image_model())
 
 
 @pytest.mark.parametrize("saved_in_batches", [False, True])
@@ -71,7 +71,7 @@ def test_saved_data_sets(tmp_path, saved_in_batches):
     (data.batch(8) if saved_in_batches else data).save(str(tmp_path / "saved"))
     for batch_size, batches in ((None, 7 if saved_in_batches else 2), (20, 3)):
         model = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization()])
-        loaded = load_inputs(tmp_path / "saved", model=model, batch_size=batch_size)
+        loaded = as_inputs(tmp_path / "saved", model=model, batch_size=batch_size)
         report = update_batch_norm(model, loaded)
         assert (report.samples, report.batches) == (50, batches)
         np.testing.assert_allclose(model.layers[0].moving_mean, x.mean(0), rtol=1e-5)
@@ -90,7 +90,7 @@ def test_records_through_a_callable(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     model = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization()])
-    assert update_batch_norm(model, load_inputs("records.py:data")).samples == 10
+    assert update_batch_norm(model, as_inputs("records.py:data")).samples == 10
     np.testing.assert_allclose(model.layers[0].moving_mean, x.mean(0), rtol=1e-5)
 
 

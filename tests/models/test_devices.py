@@ -19,10 +19,10 @@ def test_devices(device):
 @pytest.mark.parametrize(
     ("device", "distribute", "message"),
     [
-        ("tpu", None, "must be auto, cpu, gpu or gpu:N"),
-        ("gpu:x", None, "must be auto, cpu, gpu or gpu:N"),
+        ("tpu", None, "must be 'auto', 'cpu', 'gpu' or 'gpu:N'"),
+        ("gpu:x", None, "must be 'auto', 'cpu', 'gpu' or 'gpu:N'"),
         ("gpu:99", None, "tensorflow finds .* GPU here"),
-        ("cpu", "sharded", "must be mirrored"),
+        ("cpu", "sharded", "must be 'mirrored'"),
         ("gpu:0", "mirrored", "uses all devices"),
     ],
 )

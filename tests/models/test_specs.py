@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from ckptavg import evaluate, refresh_batch_norm, update_batch_norm
 from ckptavg.errors import ModelError, SpecError
-from ckptavg.models.specs import load_data, load_model
-from tests.helpers.models import tiny_model
+from ckptavg.models.specs import as_data, as_model, load_model
+from tests.helpers.models import randomize, tiny_data, tiny_model
 
 _TRAIN = """
 import keras
@@ -35,6 +36,9 @@ class Leaving:
         raise SystemExit(3)
 
 constant = 5
+
+def named():
+    return {"x": helper.numbers(), "y": helper.numbers()[:, 0]}
 """
 
 
@@ -57,7 +61,7 @@ def train(tmp_path, monkeypatch):
 )
 def test_models(train, spec):
     assert load_model(spec).output_shape == (None, 3)
-    assert load_data(spec.replace("build_model", "data"))[0].shape == (4, 6)
+    assert as_data(spec.replace("build_model", "data"))[0].shape == (4, 6)
 
 
 def test_a_file_is_imported_once(train):
@@ -66,8 +70,8 @@ def test_a_file_is_imported_once(train):
         "with pathlib.Path('count').open('a') as f: f.write('x')\n"
         "def data(): return [1]\n"
     )
-    load_data("counted.py:data")
-    load_data("./counted.py:data")
+    as_data("counted.py:data")
+    as_data("./counted.py:data")
     assert (train / "count").read_text() == "x"
 
 
@@ -121,8 +125,8 @@ def test_arrays_in_a_file(tmp_path):
     np.savez(tmp_path / "other.npz", images=x)
     np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
     (tmp_path / "text.npz").write_text("no arrays")
-    assert [part.shape for part in load_data(tmp_path / "xy.npz")] == [(4, 6), (4,)]
-    assert load_data(tmp_path / "x.npz").shape == (4, 6)
+    assert [part.shape for part in as_data(tmp_path / "xy.npz")] == [(4, 6), (4,)]
+    assert as_data(tmp_path / "x.npz").shape == (4, 6)
     for name, message in (
         ("other.npz", "must hold an array 'x', but holds images"),
         ("pickled.npz", "cannot read"),
@@ -130,13 +134,70 @@ def test_arrays_in_a_file(tmp_path):
         ("gone.npz", "there is no data file"),
     ):
         with pytest.raises(SpecError, match=message):
-            load_data(tmp_path / name)
+            as_data(tmp_path / name)
 
 
 def test_data_that_is_nothing(train):
     with pytest.raises(SpecError, match="gave None, but must give data"):
-        load_data("train.py:nothing")
+        as_data("train.py:nothing")
 
 
 def test_a_model_of_keras_only(train):
     assert isinstance(load_model("train.py:build_model"), keras.Model)
+
+
+def test_live_objects_and_specs_are_taken_alike(train):
+    x, y = np.ones((4, 6)), np.arange(4)
+    model = load_model("train.py:build_model")
+    assert as_model(model) is model
+    assert as_model("train.py:build_model").output_shape == model.output_shape
+    model.save(train / "m.keras")
+    assert as_model(train / "m.keras").built
+    assert as_data(x) is x
+    assert as_data(None) is None
+    for named in ({"x": x, "y": y}, "train.py:named"):
+        assert [part.shape for part in as_data(named)] == [(4, 6), (4,)]
+    assert len(as_data({"x": x, "y": y, "sample_weight": y})) == 3
+    with pytest.raises(ModelError, match=r"the model is a builtins\.dict, but must be a keras\.M"):
+        as_model({})
+
+
+def test_inputs_named_x_and_y_are_inputs():
+    inputs = {name: keras.Input((3,), name=name) for name in ("x", "y")}
+    model = keras.Model(inputs, keras.layers.Add()(list(inputs.values())))
+    data = {"x": np.ones((4, 3)), "y": np.ones((4, 3))}
+    assert as_data(data, model=model) is data
+    other = {"a": np.ones((4, 3)), "y": np.ones((4, 3))}
+    assert as_data(other) is other
+
+
+def test_evaluation_and_refreshing_by_specs_alone(train):
+    model = randomize(tiny_model(), 3)
+    x, y = tiny_data()
+    model.save(train / "m.keras")
+    model.save_weights(train / "a.weights.h5")
+    np.savez(train / "xy.npz", x=x, y=y)
+    live = evaluate(train / "a.weights.h5", model=model, data={"x": x, "y": y})
+    assert evaluate(train / "a.weights.h5", model="m.keras", data="xy.npz") == live
+    (train / "pre.py").write_text("def same(inputs): return inputs\n")
+    by_spec, by_object = (
+        refresh_batch_norm(
+            "a.weights.h5",
+            f"{name}.weights.h5",
+            model=given,
+            data=data,
+            batch_size=48,
+            preprocess=preprocess,
+            device="cpu",
+        )
+        for name, given, data, preprocess in (
+            ("spec", "m.keras", "xy.npz", "pre.py:same"),
+            ("object", model, (x, y), lambda inputs: inputs),
+        )
+    )
+    moved = [[shift.mean for shift in r.batch_norm.shifts] for r in (by_spec, by_object)]
+    assert moved[0] == moved[1]
+    assert by_spec.batch_norm.batches == by_object.batch_norm.batches == 2
+    assert (by_spec.record.batch_norm.data, by_object.record.batch_norm.data) == ("xy.npz", None)
+    with pytest.raises(SpecError, match=r"there is no data file gone\.npz"):
+        update_batch_norm(model, "gone.npz")

@@ -107,4 +107,4 @@ def test_an_error_in_the_pass_leaves_the_former_weights(tmp_path):
 @pytest.mark.parametrize("mode", ["batch", "population"])
 def test_the_pass_of_keras_3_refuses_the_model_and_says_what_to_do(mode):
     with pytest.raises(ModelError, match=r"a keras.Model of Keras 3.*ckptavg.tf_keras.SWA"):
-        update_batch_norm(network(), blobs()[0], mode=mode)
+        update_batch_norm(network(), blobs()[0], bn_mode=mode)

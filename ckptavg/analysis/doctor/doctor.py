@@ -10,6 +10,7 @@ import numpy as np
 
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.geometry.measure import Survey, survey
+from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.errors import CkptavgError, RunError, SpecError
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
@@ -92,7 +93,7 @@ class DoctorReport:
 def doctor(
     sources: Sources,
     *,
-    model: "keras.Model | None" = None,
+    model: "keras.Model | str | Path | None" = None,
     data: Any = None,
     eval_data: Any = None,
     steps: int | None = None,
@@ -112,7 +113,7 @@ def doctor(
 
     Args:
         sources: checkpoints, as in `merge`, in the order of training.
-        model: a compiled model; it keeps the weights of the last midpoint.
+        model: a compiled model, or its SPEC; it keeps the weights of the last midpoint.
         data: training inputs for BatchNorm passes, as in `update_batch_norm`.
         eval_data: `(x, y)`.
         steps: number of batches of `data` to see in each pass; all by default.
@@ -141,15 +142,15 @@ def doctor(
     good = [n for n, found in diagnoses.items() if not found.reasons]
     if model is not None and len(good) > 1:
         from ckptavg.analysis.doctor.midpoints import measure_midpoints
+        from ckptavg.models.specs import as_data, as_inputs, as_model
 
+        model = as_model(model)
         measured = measure_midpoints(
             [checkpoints[n] for n in good],
             model,
-            data=data,
-            eval_data=eval_data,
-            steps=steps,
-            bn_mode=bn_mode,
-            mixed_precision=mixed_precision,
+            data=as_inputs(data, model=model),
+            eval_data=as_data(eval_data, model=model),
+            options=BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision),
         )
         found = _with_barriers([diagnoses[n] for n in good], measured.losses, measured.midpoints)
         diagnoses.update(zip(good, found, strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.merging.plan import plan_average
 from ckptavg.recipes.recipe import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint
@@ -28,20 +29,10 @@ def measure_midpoints(
     *,
     data: Any,
     eval_data: Any,
-    steps: int | None = None,
-    bn_mode: str = "batch",
-    mixed_precision: bool = False,
+    options: BatchNormOptions,
 ) -> Midpoints:
     """Evaluates checkpoints and midpoints alike, each after a BatchNorm pass if there are data."""
-    judge = Judge(
-        model,
-        data=data,
-        eval_data=eval_data,
-        monitor="loss",
-        steps=steps,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
-    )
+    judge = Judge(model, data=data, eval_data=eval_data, monitor="loss", options=options)
     count = len(checkpoints)
     plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(count))
 

@@ -11,6 +11,7 @@ import numpy as np
 from ckptavg.analysis.loss_surface.corners import Corner
 from ckptavg.analysis.loss_surface.points import open_points
 from ckptavg.analysis.loss_surface.results import LossLine, LossPlane
+from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.errors import RecipeError
 from ckptavg.merging.worker import Progress
 
@@ -26,7 +27,7 @@ def loss_line(
     start: Corner,
     end: Corner,
     *,
-    model: keras.Model,
+    model: keras.Model | str | Path,
     data: Any = None,
     eval_data: Any,
     points: Sequence[float] = POSITIONS,
@@ -50,7 +51,7 @@ def loss_line(
         start: a checkpoint, or several for their plain mean, as in `merge`; or a tuple of
             checkpoints and their coefficients, or of checkpoints and a `Recipe`.
         end: likewise, of the same model.
-        model: a compiled model; it gets the weights and statistics back that it has.
+        model: a compiled model, or its SPEC; it gets the weights and statistics back that it has.
         data: training inputs for the BatchNorm passes, as in `update_batch_norm`; they may be left
             out for a model without BatchNorm.
         eval_data: `(x, y)` to evaluate on, as in `evaluate`; or several such by name.
@@ -86,9 +87,7 @@ def loss_line(
         model=model,
         data=data,
         eval_data=eval_data,
-        steps=steps,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
+        options=BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision),
         labels=labels,
         cache=cache,
         max_memory=max_memory,
@@ -108,7 +107,7 @@ def loss_plane(
     first: Corner,
     second: Corner,
     *,
-    model: keras.Model,
+    model: keras.Model | str | Path,
     data: Any = None,
     eval_data: Any,
     points: int = 21,
@@ -142,7 +141,7 @@ def loss_plane(
             checkpoints and their coefficients, or of checkpoints and a `Recipe`.
         first: likewise, of the same model; the x axis goes through it.
         second: likewise.
-        model: a compiled model; it gets the weights and statistics back that it has.
+        model: a compiled model, or its SPEC; it gets the weights and statistics back that it has.
         data: training inputs for the BatchNorm passes, as in `update_batch_norm`; they may be left
             out for a model without BatchNorm.
         eval_data: `(x, y)` to evaluate on, as in `evaluate`; or several such by name.
@@ -187,9 +186,7 @@ def loss_plane(
         model=model,
         data=data,
         eval_data=eval_data,
-        steps=steps,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
+        options=BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision),
         labels=labels,
         cache=cache,
         max_memory=max_memory,

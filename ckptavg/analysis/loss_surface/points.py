@@ -11,9 +11,11 @@ import numpy as np
 
 from ckptavg.analysis.loss_surface.corners import Corner, Corners, Vector, plan_corners
 from ckptavg.analysis.loss_surface.results import Metrics
+from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.errors import DataError, NonFiniteError
 from ckptavg.merging.worker import Progress
 from ckptavg.models.evaluation import measure
+from ckptavg.models.specs import as_data, as_inputs, as_model
 from ckptavg.runs.outputs import writing
 from ckptavg.search.data_fingerprint import data_print
 from ckptavg.search.live_model import LiveModel
@@ -108,12 +110,10 @@ class Points:
 def open_points(
     corners: Sequence[Corner],
     *,
-    model: keras.Model,
+    model: keras.Model | str | Path,
     data: Any,
     eval_data: Any,
-    steps: int | None,
-    bn_mode: str,
-    mixed_precision: bool,
+    options: BatchNormOptions,
     labels: Sequence[str] | None,
     cache: str | Path | None,
     max_memory: int | None,
@@ -122,9 +122,13 @@ def open_points(
 
     The model gets the weights and statistics back, at the exit, that it has.
     """
-    eval_data = dict(eval_data) if isinstance(eval_data, Mapping) else {_ONLY: eval_data}
+    model = as_model(model)
+    data = as_inputs(data, model=model)
+    eval_data = as_data(eval_data, model=model)
+    named = eval_data if isinstance(eval_data, Mapping) else {_ONLY: eval_data}
+    eval_data = {name: as_data(entry, model=model) for name, entry in named.items()}
     if not eval_data:
-        raise DataError("eval_data name no data: pass (x, y), or several such by name")
+        raise DataError("eval_data is empty: pass (x, y), or several of them in a dictionary")
     plan = plan_corners(corners, labels)
     folder = None if cache is None else Path(cache)
     if folder is None and plan.run_folder is not None:
@@ -136,9 +140,7 @@ def open_points(
         model,
         data=data,
         eval_data=next(iter(eval_data.values())),
-        steps=steps,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
+        options=options,
     )
     opened = plan.read(
         folder=folder or Path(tempfile.gettempdir()),
