@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ckptavg.merging.verify import Verification, verify
     from ckptavg.models.evaluation import evaluate
     from ckptavg.models.specs import load_model
-    from ckptavg.recipes.recipe import Recipe
+    from ckptavg.recipes import Recipe
     from ckptavg.recipes.swad import Swad
     from ckptavg.runs.checkpoint import Checkpoint
     from ckptavg.runs.history import EpochLog
@@ -49,7 +49,7 @@ _HOMES = {
     "EpochLog": "runs.history",
     "MergePlan": "merging.plan",
     "MergeReport": "merging.merge",
-    "Recipe": "recipes.recipe",
+    "Recipe": "recipes",
     "Record": "runs.record",
     "RefreshReport": "batch_norm.refresh",
     "Run": "runs.run",

@@ -15,7 +15,7 @@ from ckptavg.merging.lockstep import read_side_by_side
 from ckptavg.merging.plan import MergePlan, plan_average
 from ckptavg.merging.tensor_rules import PlanItem
 from ckptavg.merging.worker import not_finite
-from ckptavg.recipes.recipe import UNIFORM, uniform
+from ckptavg.recipes import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 
 if TYPE_CHECKING:

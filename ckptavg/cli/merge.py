@@ -39,7 +39,7 @@ from ckptavg.cli.printing import (
 from ckptavg.errors import MemoryLimitError, RecipeError, ResourceError, SpecError
 from ckptavg.merging.merge import run_plan
 from ckptavg.merging.plan import MergePlan, plan_merge
-from ckptavg.recipes.recipe import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe
+from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.checkpoint import select
 from ckptavg.runs.sources import resolve

@@ -11,7 +11,7 @@ import typer
 from ckptavg.merging.merge import MergeReport
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.reproduce import refreshing
-from ckptavg.recipes.recipe import effective_sample_size
+from ckptavg.recipes import effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint, list_epochs
 from ckptavg.runs.describe import human_size, list_coefficients
 from ckptavg.runs.record import BatchNormRecord

@@ -8,7 +8,7 @@ import typer
 from ckptavg.cli.merge_report import print_left_out, print_recipe
 from ckptavg.cli.printing import new_table, print_table, resident
 from ckptavg.merging.plan import MergePlan
-from ckptavg.recipes.recipe import effective_sample_size
+from ckptavg.recipes import effective_sample_size
 from ckptavg.runs.describe import human_size
 
 _ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}

@@ -9,11 +9,8 @@ import typer
 
 from ckptavg.cli.printing import Json, new_table, print_json, print_table
 from ckptavg.errors import OutputError, SpecError
-from ckptavg.recipes.recipe import (
-    BY_POSITION,
-    EMA,
-    POWER_EMA,
-    SUMMARIES,
+from ckptavg.recipes import (
+    RECIPES,
     Recipe,
     effective_sample_size,
 )
@@ -51,11 +48,13 @@ def recipes(
     places, unit = tuple(map(float, range(1, count + 1))), "checkpoint"
     if sources:
         places, unit = positions_in(resolve(sources))
-    options = {EMA: {"decay": decay}, POWER_EMA: {"sigma_rel": sigma_rel}}
-    found = {
-        str(recipe): recipe.coefficients(places)
-        for recipe in (Recipe(name, **options.get(name, {})) for name in BY_POSITION)
-    }
+    given = {"decay": decay, "sigma_rel": sigma_rel}
+    found = {}
+    for name, definition in RECIPES.items():
+        if definition.over == "positions":
+            own = {p.name: given.get(p.name, p.example) for p in definition.parameters}
+            recipe = Recipe(name, **own)
+            found[str(recipe)] = recipe.coefficients(places)
     if plot is not None:
         _draw(plot, places, unit, found)
     if json:
@@ -66,12 +65,12 @@ def recipes(
     table.add_column("coefficients, oldest first", no_wrap=True)
     table.add_column("effective", justify="right", no_wrap=True)
     table.add_column("what it does", overflow="fold")
-    for name, summary in SUMMARIES.items():
+    for name, definition in RECIPES.items():
         given = next((text for text in found if text.partition(":")[0] == name), None)
         bars, size = "", ""
         if given is not None:
             bars, size = draw_bars(found[given]), f"{effective_sample_size(found[given]):.3g}"
-        table.add_row(given or name, bars, size, summary)
+        table.add_row(given or name, bars, size, definition.summary)
     print_table(table)
     if plot is not None:
         typer.echo(f"\nwrote {plot}")

@@ -17,7 +17,7 @@ from ckptavg.merging.journal import Journal
 from ckptavg.merging.plan import MergePlan, plan_merge
 from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import GroupDigests, Progress
-from ckptavg.recipes.recipe import UNIFORM, Recipe
+from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.runs.outputs import check_output, writing
 from ckptavg.runs.record import Record, SourceRecord, commit_with_record, now, record_path, versions
 from ckptavg.runs.sources import Sources

@@ -25,7 +25,7 @@ from ckptavg.merging.tensor_rules import (
 )
 from ckptavg.merging.weighting import weigh
 from ckptavg.merging.work import count_regions
-from ckptavg.recipes.recipe import UNIFORM, Recipe
+from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.json_values import DIGEST_SIZE
 from ckptavg.runs.outputs import check_output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptavg.errors import CkptavgError, CkptavgWarning
 from ckptavg.merging.weighting import weigh
-from ckptavg.recipes.recipe import COEFFICIENTS, UNIFORM, Recipe, check_coefficients, uniform
+from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients, uniform
 from ckptavg.runs.checkpoint import Checkpoint, list_epochs
 from ckptavg.runs.record import BatchNormRecord
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
@@ -112,9 +112,9 @@ def _recipe(recipe: Recipe) -> list[str]:
     if recipe.name == UNIFORM:
         return []
     words = ["--recipe", recipe.name]
-    for option in ("decay", "sigma_rel", "at_step"):
-        value = getattr(recipe, option)
-        words += [] if value is None else [f"--{option.replace('_', '-')}", repr(value)]
+    for parameter in recipe.definition.parameters:
+        value = getattr(recipe, parameter.name)
+        words += [] if value is None else [parameter.option, repr(value)]
     return words
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptavg.errors import CkptavgWarning, RecipeError
-from ckptavg.recipes.posthoc_ema import Snapshot, reconstruct
-from ckptavg.recipes.recipe import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe, check_coefficients
+from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients
+from ckptavg.recipes.posthoc_ema import Reconstruction, TrackedAverage
 from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite, positions
 from ckptavg.runs.sources import Sources, resolve, resolve_averages
 
@@ -53,8 +53,8 @@ def weigh(
             if coefficients is not None
             else "the recipe coefficients needs coefficients (--coefficients)"
         )
-    if recipe.name == POSTHOC_EMA:
-        return _reconstruct(resolve_averages(sources), recipe)
+    if recipe.definition.over == "tracked averages":
+        return _combine(resolve_averages(sources), recipe)
     checkpoints, left_out = resolve(sources), ()
     if coefficients is not None:
         found = check_coefficients(coefficients, len(checkpoints), normalize=normalize)
@@ -65,22 +65,18 @@ def weigh(
     return Weighted(checkpoints, found, str(recipe), left_out)
 
 
-def _reconstruct(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
+def _combine(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
     """The tracked averages that make up another one."""
     averages, left_out = leave_out_non_finite(averages)
-    tracked = [Snapshot(a.record.ema.sigma_rel, a.record.ema.step) for a in averages]
-    last = max(snapshot.step for snapshot in tracked)
-    step = last if recipe.at_step is None else recipe.at_step
-    if step > last:
-        raise RecipeError(f"averages were tracked up to step {last}, but step {step} is asked for")
-    found = reconstruct(tracked, Snapshot(recipe.sigma_rel, step))
+    tracked = [TrackedAverage(a.record.ema.sigma_rel, a.record.ema.step) for a in averages]
+    found: Reconstruction = recipe.definition.function(tracked, **dict(recipe.parameters))
     if found.error > _TOLERANCE:
-        sigmas = ", ".join(f"{s:g}" for s in sorted({snapshot.sigma_rel for snapshot in tracked}))
+        sigmas = ", ".join(f"{s:g}" for s in sorted({average.sigma_rel for average in tracked}))
         warnings.warn(
             f"the tracked averages (sigma_rel {sigmas}, {len(tracked)} files) cannot represent "
-            f"sigma_rel {recipe.sigma_rel:g} at step {step} well: the profile is off by "
-            f"{found.error:.1%}. Ask for a length nearer to the tracked ones, or for the step of a "
-            "file",
+            f"sigma_rel {found.target.sigma_rel:g} at step {found.target.step} well: the profile "
+            f"is off by {found.error:.1%}. Choose a width nearer to the tracked ones, or the step "
+            "of a file",
             CkptavgWarning,
             stacklevel=2,
         )

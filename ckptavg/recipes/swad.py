@@ -13,12 +13,12 @@ class Swad:
 
     Attributes:
         n_converge: the window begins with a loss that the next n_converge - 1 do not improve on.
-        n_tolerance: it ends before n_tolerance losses in a row that are all too high.
-        tolerance_ratio: how much above the mean of the first n_converge losses is too high: 0.3 is
-            the paper's r = 1.3.
+        n_tolerance: it ends before the first n_tolerance consecutive losses above the tolerance.
+        tolerance_ratio: the tolerance is this fraction above the mean of the first n_converge
+            losses: 0.3 is the paper's r = 1.3.
 
     Raises:
-        RunError: a number cannot be.
+        RunError: a number is out of range.
 
     Example:
         >>> Swad(n_converge=2, n_tolerance=2).window([3.0, 1.0, 1.1, 1.2, 2.0, 2.0])
@@ -46,22 +46,23 @@ class Swad:
             RunError: the loss has not converged.
         """
         values = [math.inf if math.isnan(loss) else loss for loss in losses]
-        start = limit = None
-        for end in range(1, len(values) + 1):
-            if start is None:
-                recent = values[max(0, end - self.n_converge) : end]
-                converged = math.isfinite(recent[0]) and recent[0] == min(recent)
-                if len(recent) == self.n_converge and converged:
-                    start = end - self.n_converge
-                    limit = (1 + self.tolerance_ratio) * math.fsum(recent) / self.n_converge
-                continue
-            last = end - self.n_tolerance
-            if last > start and min(values[last:end]) > limit:
+        start = self._start(values)
+        converged = values[start : start + self.n_converge]
+        limit = (1 + self.tolerance_ratio) * math.fsum(converged) / self.n_converge
+        # The window is at least one checkpoint long, and cannot end before it has converged.
+        first = max(start + 1, start + self.n_converge + 1 - self.n_tolerance)
+        for last in range(first, len(values) - self.n_tolerance + 1):
+            if min(values[last : last + self.n_tolerance]) > limit:
                 return start, last
-        if start is None:
-            raise RunError(
-                f"the loss has not converged: no checkpoint of {len(values)} was followed by "
-                f"{self.n_converge - 1} that are not better. Choose by --last, or lower "
-                "--n-converge"
-            )
         return start, len(values)
+
+    def _start(self, losses: Sequence[float]) -> int:
+        """The first loss that is finite and that the next n_converge - 1 do not improve on."""
+        for start in range(len(losses) - self.n_converge + 1):
+            recent = losses[start : start + self.n_converge]
+            if math.isfinite(recent[0]) and recent[0] == min(recent):
+                return start
+        raise RunError(
+            f"the loss has not converged: none of {len(losses)} checkpoints was followed by "
+            f"{self.n_converge - 1} that are not better. Choose by --last, or lower --n-converge"
+        )

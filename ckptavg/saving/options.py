@@ -5,7 +5,7 @@ from numbers import Integral
 from typing import Any
 
 from ckptavg.errors import RecipeError, RunError, SaverError
-from ckptavg.recipes.power_ema import gamma_of
+from ckptavg.recipes.power_profiles import gamma_of
 from ckptavg.runs.checkpoint import metric_sign
 
 EXISTING = ("error", "resume", "overwrite")

@@ -15,7 +15,7 @@ import numpy as np
 from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.formats import Structure
 from ckptavg.models.placement import Placement
-from ckptavg.recipes.power_ema import decay_over, gamma_of
+from ckptavg.recipes.power_profiles import decay_over, gamma_of
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import read_proven
 from ckptavg.runs.record import EmaRecord

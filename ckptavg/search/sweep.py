@@ -15,7 +15,7 @@ from ckptavg.merging.plan import plan_merge
 from ckptavg.merging.worker import Progress
 from ckptavg.models.evaluation import measure
 from ckptavg.models.specs import as_data, as_inputs, as_model, spec_name
-from ckptavg.recipes.recipe import UNIFORM, Recipe, effective_sample_size
+from ckptavg.recipes import UNIFORM, Recipe, effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite, positions
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.run import Run, open_run

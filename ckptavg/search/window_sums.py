@@ -14,7 +14,7 @@ from ckptavg.merging.merge import check_unchanged, open_sources
 from ckptavg.merging.plan import MergePlan, plan_average
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
 from ckptavg.merging.worker import Progress
-from ckptavg.recipes.recipe import UNIFORM, uniform
+from ckptavg.recipes import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.outputs import writing
 from ckptavg.search.row_store import make_rows

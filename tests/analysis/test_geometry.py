@@ -28,7 +28,7 @@ from ckptavg.errors import (
 from ckptavg.formats import Structure, open_reader
 from ckptavg.formats.layers import layer_of, moving_statistics
 from ckptavg.formats.tensors import TensorInfo
-from ckptavg.recipes.recipe import Recipe
+from ckptavg.recipes import Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import BatchNormRecord
 from tests.helpers.files import MiB, flip_bit, read_tensors, sparse_checkpoints, write_h5

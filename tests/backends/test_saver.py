@@ -7,12 +7,13 @@ import pytest
 
 from ckptavg import CheckpointSaver, merge, open_run
 from ckptavg.formats import open_reader
-from ckptavg.recipes.power_ema import decay_at, gamma_of
+from ckptavg.recipes.power_profiles import gamma_of
 from ckptavg.saving.host_copy import Snapshot
 from ckptavg.saving.keras3 import Keras3
 from ckptavg.saving.schedule import Schedule
 from tests.helpers.files import leftovers, read_tensors
 from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.posthoc_ema import decay_at
 
 
 def small_model(**policy):

@@ -28,7 +28,7 @@ from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import RunError
 from ckptavg.merging.plan import plan_merge
 from ckptavg.models.evaluation import evaluate
-from ckptavg.recipes.recipe import Recipe
+from ckptavg.recipes import Recipe
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.checkpoint import list_epochs
 from ckptavg.runs.run import Run, open_run

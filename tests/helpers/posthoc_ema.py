@@ -2,12 +2,17 @@
 
 import numpy as np
 
-from ckptavg.recipes.power_ema import decay_at, gamma_of
+from ckptavg.recipes.power_profiles import gamma_of
 
 STEPS, EVERY = 4096, 64
 
 
 TRACKED = (0.05, 0.10)
+
+
+def decay_at(step: int, gamma: float) -> float:
+    """The decay of the online average at a step, counted from 1 (arXiv 2312.02696, section 3.1)."""
+    return (1 - 1 / step) ** (gamma + 1)
 
 
 def track(trajectory: np.ndarray, sigma_rel: float) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 
 import ckptavg
 from ckptavg.merging.reproduce import averaging, refreshing, reproduction
-from ckptavg.recipes.recipe import Recipe
+from ckptavg.recipes import Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from tests.helpers.command_line import main
 

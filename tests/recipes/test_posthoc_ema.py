@@ -9,7 +9,7 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import CkptavgWarning, RecipeError, RunError
-from ckptavg.recipes.posthoc_ema import Snapshot, reconstruct
+from ckptavg.recipes.posthoc_ema import TrackedAverage, reconstruct
 from ckptavg.runs.record import Record
 from tests.helpers.command_line import main
 from tests.helpers.files import read_tensors
@@ -24,10 +24,10 @@ def relative_error(found, true):
 @pytest.mark.parametrize(("at_step", "longest"), [(STEPS, 0.20), (3008, 0.17)])
 def test_any_length_is_reconstructed(trajectory, at_step, longest):
     tracked = {sigma: track(trajectory, sigma) for sigma in TRACKED}
-    snapshots = [Snapshot(s, t) for t in range(EVERY, STEPS + 1, EVERY) for s in TRACKED]
+    snapshots = [TrackedAverage(s, t) for t in range(EVERY, STEPS + 1, EVERY) for s in TRACKED]
     values = np.array([tracked[s.sigma_rel][s.step - 1] for s in snapshots])
     for sigma_rel in (s for s in (0.07, 0.08, 0.11, 0.13, 0.15, 0.17, 0.20) if s <= longest):
-        found = reconstruct(snapshots, Snapshot(sigma_rel, at_step))
+        found = reconstruct(snapshots, TrackedAverage(sigma_rel, at_step))
         assert sum(found.coefficients) == pytest.approx(1.0, abs=1e-12)
         assert all(
             c == 0.0 for c, s in zip(found.coefficients, snapshots, strict=True) if s.step > at_step
@@ -39,43 +39,43 @@ def test_any_length_is_reconstructed(trajectory, at_step, longest):
 
 def test_the_unit_of_time_does_not_matter():
     for scale in (1, 1000, 10**7):
-        snapshots = [Snapshot(s, t * scale) for t in range(1, 33) for s in TRACKED]
-        found = reconstruct(snapshots, Snapshot(0.13, 32 * scale)).coefficients
+        snapshots = [TrackedAverage(s, t * scale) for t in range(1, 33) for s in TRACKED]
+        found = reconstruct(snapshots, TrackedAverage(0.13, 32 * scale)).coefficients
         if scale == 1:
             first = found
         assert found == pytest.approx(first, abs=1e-9)
 
 
 def test_a_tracked_average_is_itself():
-    snapshots = [Snapshot(s, t) for t in range(64, 1025, 64) for s in TRACKED]
+    snapshots = [TrackedAverage(s, t) for t in range(64, 1025, 64) for s in TRACKED]
     for number, snapshot in enumerate(snapshots):
         found = reconstruct(snapshots, snapshot)
         assert found.coefficients == tuple(float(n == number) for n in range(len(snapshots)))
         assert found.error == 0.0
     # and what is nearly a tracked one is nearly that snapshot
-    near = reconstruct(snapshots, Snapshot(0.10 + 1e-7, 1024)).coefficients
+    near = reconstruct(snapshots, TrackedAverage(0.10 + 1e-7, 1024)).coefficients
     assert near[-1] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_error_tells_what_cannot_be_represented():
-    snapshots = [Snapshot(s, t) for t in range(64, 4097, 64) for s in TRACKED]
-    errors = [reconstruct(snapshots, Snapshot(s, 4096)).error for s in (0.1, 0.2, 0.25, 0.28)]
+    snapshots = [TrackedAverage(s, t) for t in range(64, 4097, 64) for s in TRACKED]
+    errors = [reconstruct(snapshots, TrackedAverage(s, 4096)).error for s in (0.1, 0.2, 0.25, 0.28)]
     assert errors == sorted(errors)
     assert errors[1] < 0.01 < errors[2]
-    assert reconstruct(snapshots, Snapshot(0.02, 4096)).error > 0.01
+    assert reconstruct(snapshots, TrackedAverage(0.02, 4096)).error > 0.01
     # between two snapshots the profile ends where none of them does
-    assert reconstruct(snapshots, Snapshot(0.1, 4090)).error > 0.01
+    assert reconstruct(snapshots, TrackedAverage(0.1, 4090)).error > 0.01
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.289, 0.5, float("nan"), None])
 def test_lengths_that_no_profile_has(sigma_rel):
     with pytest.raises(RecipeError, match="sigma_rel is"):
-        reconstruct([Snapshot(0.05, 10)], Snapshot(sigma_rel, 10))
+        reconstruct([TrackedAverage(0.05, 10)], TrackedAverage(sigma_rel, 10))
 
 
 def test_a_step_before_all_snapshots():
-    with pytest.raises(RecipeError, match="ask for a step from 64 on"):
-        reconstruct([Snapshot(0.05, 128), Snapshot(0.05, 64)], Snapshot(0.1, 63))
+    with pytest.raises(RecipeError, match="ask for step 64 or a later one"):
+        reconstruct([TrackedAverage(0.05, 128), TrackedAverage(0.05, 64)], TrackedAverage(0.1, 63))
 
 
 def test_an_average_of_any_length_from_a_run(trajectory, tracked_run, tmp_path):
@@ -98,7 +98,7 @@ def test_an_average_of_any_length_from_a_run(trajectory, tracked_run, tmp_path):
 
 
 def test_a_tracked_length_gives_the_tracked_file(tracked_run, tmp_path):
-    from ckptavg.recipes.recipe import Recipe
+    from ckptavg.recipes import Recipe
 
     out = tmp_path / "o.weights.h5"
     recipe = Recipe("posthoc-ema", sigma_rel=0.10, at_step=2048)
@@ -143,8 +143,11 @@ def test_what_cannot_be_represented_is_warned_of(tracked_run, tmp_path):
     [
         (("--sigma-rel", 0.3), "sigma_rel is 0.3, but must lie between 0 and 0.289"),
         ((), "posthoc-ema needs --sigma-rel"),
-        (("--sigma-rel", 0.1, "--at-step", 9999), "up to step 4096, but step 9999 is asked for"),
-        (("--sigma-rel", 0.1, "--at-step", 9), "ask for a step from 64 on"),
+        (
+            ("--sigma-rel", 0.1, "--at-step", 9999),
+            "but the one at step 9999 is wanted",
+        ),
+        (("--sigma-rel", 0.1, "--at-step", 9), "ask for step 64 or a later one"),
         (("--sigma-rel", 0.1, "--last", 3), "takes all averages that a run has tracked"),
     ],
 )

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptavg
+from ckptavg import recipes
 from ckptavg.errors import RecipeError
-from ckptavg.recipes import recipe as recipes
-from ckptavg.recipes.power_ema import decay_at, gamma_of, overlap, sigma_of
-from ckptavg.recipes.recipe import BY_POSITION, EMA, POWER_EMA, SUMMARIES, Recipe
+from ckptavg.recipes import BY_POSITION, EMA, POWER_EMA, SUMMARIES, Recipe
+from ckptavg.recipes.power_profiles import gamma_of, overlap
 from ckptavg.runs.describe import list_coefficients
 from tests.helpers.command_line import main
 from tests.helpers.files import read_tensors
 from tests.helpers.merges import wide_mean
+from tests.helpers.posthoc_ema import decay_at
 from tests.helpers.processes import run_blocked
 
 EVEN = [100.0, 200.0, 300.0, 400.0, 500.0]
@@ -111,7 +112,8 @@ def test_effective_sample_size():
 @pytest.mark.parametrize("sigma_rel", [0.001, 0.05, 0.1, 0.2, 0.2886, 0.2889])
 def test_sigma_and_gamma_are_each_others_inverse(sigma_rel):
     gamma = gamma_of(sigma_rel)
-    assert sigma_of(gamma) == pytest.approx(sigma_rel, rel=1e-12)
+    sigma = math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
+    assert sigma == pytest.approx(sigma_rel, rel=1e-12)
     # and sigma is what its name says, by the moments of the profile
     time = (np.arange(2_000_000) + 0.5) / 2_000_000
     profile = (gamma + 1) * time**gamma

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ckptavg import open_run
-from ckptavg.recipes.power_ema import decay_at, gamma_of
+from ckptavg.recipes.power_profiles import gamma_of
 from tests.helpers.files import leftovers, read_tensors
+from tests.helpers.posthoc_ema import decay_at
 
 SLOW = pytest.mark.slow
 

@@ -16,11 +16,12 @@ import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import CkptavgWarning, IntegrityError, SaverError
 from ckptavg.formats import open_reader
-from ckptavg.recipes.power_ema import decay_at, decay_over, gamma_of
-from ckptavg.recipes.recipe import Recipe
+from ckptavg.recipes import Recipe
+from ckptavg.recipes.power_profiles import decay_over, gamma_of
 from ckptavg.saving.note_schedule import LEAST_NOTES, NoteSchedule
 from tests.helpers.files import fill, flip_bit, leftovers, read_tensors
 from tests.helpers.models import tiny_model
+from tests.helpers.posthoc_ema import decay_at
 from tests.helpers.saving import late
 
 SIGMAS = (0.05, 0.10)

@@ -9,7 +9,7 @@ import keras
 
 from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.merging.plan import plan_average
-from ckptavg.recipes.recipe import UNIFORM, uniform
+from ckptavg.recipes import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.search.judge import Judge
 from ckptavg.search.window_sums import weighted_mean

@@ -8,7 +8,7 @@ import numpy as np
 from ckptavg.analysis.geometry.trajectory import Trajectory, project
 from ckptavg.analysis.tables import LENGTH, RATIO, LayerTable, PairTable, Series
 from ckptavg.errors import SpecError
-from ckptavg.recipes.recipe import check_coefficients
+from ckptavg.recipes import check_coefficients
 from ckptavg.runs.checkpoint import Checkpoint
 
 FIRST, MEAN = "first", "mean"

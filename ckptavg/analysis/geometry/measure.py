@@ -23,7 +23,7 @@ from ckptavg.merging.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_l
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.work import count_regions
 from ckptavg.merging.worker import Progress, not_finite
-from ckptavg.recipes.recipe import UNIFORM, uniform
+from ckptavg.recipes import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint, positions_in
 from ckptavg.runs.sources import Sources, resolve
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ckptavg.errors import RunError
 from ckptavg.formats.tensorflow.paths import main_file
-from ckptavg.recipes.recipe import Recipe, check_coefficients
+from ckptavg.recipes import Recipe, check_coefficients
 from ckptavg.runs.checkpoint import Checkpoint, positions_in
 from ckptavg.runs.sources import stem
 

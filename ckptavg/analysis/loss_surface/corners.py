@@ -13,7 +13,7 @@ from ckptavg.merging.exact_mean import PIECE, round_once
 from ckptavg.merging.plan import MergePlan, plan_average
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
 from ckptavg.merging.weighting import Weighted, weigh
-from ckptavg.recipes.recipe import COEFFICIENTS, UNIFORM, Recipe, uniform
+from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import digest
 from ckptavg.runs.run import CHECKPOINT_FOLDER

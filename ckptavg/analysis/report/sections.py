@@ -10,7 +10,7 @@ from ckptavg.analysis.report.html import Content, facts, table, tag
 from ckptavg.errors import FormatError
 from ckptavg.formats import ModelConfig
 from ckptavg.merging.reproduce import SPEC, refreshing
-from ckptavg.recipes.recipe import effective_sample_size
+from ckptavg.recipes import effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint, describe_epochs, describe_tracked
 from ckptavg.runs.describe import human_number, human_size, list_coefficients
 from ckptavg.runs.history import EpochLog
