@@ -165,5 +165,5 @@ def _read(plan: MergePlan, names: Collection[str]) -> dict[str, np.ndarray]:
 
 
 def _collected(_: PlanItem, pieces: Iterator[np.ndarray]) -> np.ndarray:
-    """(checkpoints, values) of a region, which is as small as a layer has channels."""
+    """(checkpoints, values) of a block, which is as small as a layer has channels."""
     return np.concatenate([values.copy() for values in pieces], axis=1)

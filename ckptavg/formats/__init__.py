@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.model_config import ModelConfig
-from ckptavg.formats.reader import LEGACY, TENSORFLOW, CheckpointReader, Layout, Structure
+from ckptavg.formats.reader import LEGACY, TENSORFLOW, CheckpointReader, FileSkeleton, Structure
 from ckptavg.formats.tensorflow.paths import INDEX_SUFFIX, has_index
 from ckptavg.formats.tensorflow.state_file import STATE_FILE, read_state
 from ckptavg.formats.writer import CheckpointWriter
@@ -43,7 +43,7 @@ __all__ = [
     "STATE_FILE",
     "CheckpointReader",
     "CheckpointWriter",
-    "Layout",
+    "FileSkeleton",
     "ModelConfig",
     "Structure",
     "check_keras_output",
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def open_reader(
-    path: Path, structure: Structure | None = None, like: Layout | None = None
+    path: Path, structure: Structure | None = None, like: FileSkeleton | None = None
 ) -> CheckpointReader:
     """Opens a checkpoint of any format that can be read; arguments are those of its reader.
 

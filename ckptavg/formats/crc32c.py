@@ -27,7 +27,7 @@ def crc32c_combine(a: int, b: int, length_b: int) -> int:
     return _times(a, _x_to_the_8n(length_b)) ^ b
 
 
-@lru_cache(maxsize=256)  # regions of a tensor have few lengths
+@lru_cache(maxsize=256)  # blocks of a tensor have few lengths
 def _x_to_the_8n(n: int) -> int:
     """x^(8 n): what n further bytes do to the remainder of those before them."""
     result, square = _ONE, _X_TO_THE_8

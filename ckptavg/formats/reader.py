@@ -1,4 +1,4 @@
-"""What every checkpoint format provides: a reader of regions of tensors."""
+"""What every checkpoint format provides: a reader of any range of a tensor's bytes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ class Structure:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileSkeleton:
     """The structure of a checkpoint's files with all of their bytes that belong to no tensor.
 
     They are what the structure was found from: files of the same sizes with the same bytes there
@@ -85,7 +85,7 @@ class CheckpointReader(ABC):
     stamps: tuple[Stamp, ...]
 
     def __init__(
-        self, path: Path, structure: Structure | None = None, like: Layout | None = None
+        self, path: Path, structure: Structure | None = None, like: FileSkeleton | None = None
     ) -> None:
         """Opens a checkpoint.
 
@@ -164,14 +164,14 @@ class CheckpointReader(ABC):
         """Lets the system read bytes ahead that will be asked for soon."""
         self._opened[extent.file].will_need(extent.offset, extent.nbytes)
 
-    def layout(self) -> Layout | None:
+    def skeleton(self) -> FileSkeleton | None:
         """What a checkpoint that resembles this one is recognized by; None where it is large."""
         stored = sum(t.extent.nbytes for t in self.structure.tensors.values() if t.extent)
         if self.size - stored > _OUTSIDE_LIMIT:
             return None
         extents = (t.extent for t in self.structure.tensors.values() if t.extent)
         gaps = gaps_by_file(extents, self._sizes)
-        return Layout(self.structure, self._sizes, gaps, self._read_gaps(gaps))
+        return FileSkeleton(self.structure, self._sizes, gaps, self._read_gaps(gaps))
 
     def check_unchanged(self, stamps: Sequence[Stamp]) -> None:
         """Makes sure that the files are those, and as they were, when `stamps` were taken.
@@ -221,7 +221,7 @@ class CheckpointReader(ABC):
             )
         return self._opened[file].read(0, size)
 
-    def _resembles(self, like: Layout) -> bool:
+    def _resembles(self, like: FileSkeleton) -> bool:
         return self._sizes == like.sizes and self._read_gaps(like.gaps) == like.outside
 
     def _read_gaps(self, gaps: Iterable[Sequence[Range]]) -> tuple[bytes, ...]:

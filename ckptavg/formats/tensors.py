@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 BLOCK_SIZE = 8 * 1024 * 1024
-"""Bytes of a tensor that one digest covers, and that one region spans."""
+"""Bytes of a block. Records hold a digest of every block, so this cannot change."""
 
 STRING = "string"
 """The type of TensorFlow's texts: bytes with their lengths, opaque to us."""
@@ -66,28 +66,30 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
-    """A range of a tensor's bytes that is read, averaged and written as a unit.
+class Block:
+    """A range of a tensor's bytes that is read, averaged, written and digested as a unit.
 
     Attributes:
-        block: index of the digest that covers the region.
+        index: number of the block within its tensor, and of its digest in the tensor's record.
         start: first byte, counted from the tensor's own first byte.
-        nbytes: length in bytes.
+        nbytes: length in bytes, `BLOCK_SIZE` for all blocks of a tensor but the last.
     """
 
-    block: int
+    # See docs/decisions/0002-one-block-is-one-digest-and-one-unit-of-work.md.
+
+    index: int
     start: int
     nbytes: int
 
 
-def regions(nbytes: int) -> Iterator[Region]:
-    """Splits a tensor of `nbytes` bytes into regions, one for each digest; none if it is empty."""
-    for block, start in enumerate(range(0, nbytes, BLOCK_SIZE)):
-        yield Region(block, start, min(BLOCK_SIZE, nbytes - start))
+def blocks(nbytes: int) -> Iterator[Block]:
+    """Splits a tensor of `nbytes` bytes into blocks; an empty tensor has none."""
+    for index, start in enumerate(range(0, nbytes, BLOCK_SIZE)):
+        yield Block(index, start, min(BLOCK_SIZE, nbytes - start))
 
 
 def count_blocks(nbytes: int) -> int:
-    """How many regions a tensor of `nbytes` bytes has."""
+    """How many blocks a tensor of `nbytes` bytes has."""
     return -(-nbytes // BLOCK_SIZE)
 
 

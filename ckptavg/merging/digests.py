@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 
 from ckptavg.formats import CheckpointWriter
-from ckptavg.formats.tensors import regions
+from ckptavg.formats.tensors import blocks
 from ckptavg.merging.journal import Journal
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, LAST
-from ckptavg.merging.work import Segment, Strip, count_regions
+from ckptavg.merging.work import Segment, Strip, total_blocks
 from ckptavg.merging.worker import GroupDigests, chosen_sources
 from ckptavg.runs.json_values import DIGEST_SIZE
 from ckptavg.runs.record import TensorRecord, digest
@@ -16,13 +16,13 @@ from ckptavg.version import __version__
 
 
 class Digests:
-    """Collects the digests of groups, 16 bytes for each region of the output and of each source."""
+    """Collects the digests of groups, 16 bytes for each block of the output and of each source."""
 
     def __init__(self, plan: MergePlan, groups: Sequence[Sequence[Strip]]) -> None:
         self._plan = plan
         self._groups = groups
         self._chosen = {a: chosen_sources(plan, a) for a in (AVERAGE, EQUAL, LAST)}
-        size = count_regions(plan.items) * DIGEST_SIZE
+        size = total_blocks(plan.items) * DIGEST_SIZE
         self._written = bytearray(size)
         self._read = [bytearray(size) for _ in plan.sources]
 
@@ -40,7 +40,7 @@ class Digests:
     def source(self, index: int) -> str | None:
         """One digest of all that went into the output from a source; None if nothing did.
 
-        It is the xxh3-128 of the digests of all regions in the order of the plan, zeros for those
+        It is the xxh3-128 of the digests of all blocks in the order of the plan, zeros for those
         that came from other sources alone.
         """
         return digest(self._read[index]).hex() if any(self._read[index]) else None
@@ -52,7 +52,7 @@ class Digests:
             if item.action == DROP:
                 continue
             tensor, found = item.tensor, []
-            for _ in regions(tensor.nbytes):
+            for _ in blocks(tensor.nbytes):
                 found.append(self._written[position : position + DIGEST_SIZE].hex())
                 position += DIGEST_SIZE
             records[tensor.name] = TensorRecord(tensor.shape, tensor.dtype, tuple(found))
@@ -77,21 +77,21 @@ def recall(
         return None
     position = 0
     for place, segment in enumerate(segments):
-        tensor, region = segment.item.tensor, segment.region
-        data = writer.read(tensor.name, region.start, region.nbytes)
+        tensor, block = segment.item.tensor, segment.block
+        data = writer.read(tensor.name, block.start, block.nbytes)
         if digest(data) != found.written[place * DIGEST_SIZE : (place + 1) * DIGEST_SIZE]:
             return None
         for index in chosen_sources(plan, segment.item.action):
             source = plan.sources[index]
             read = found.read[position : position + DIGEST_SIZE]
             position += DIGEST_SIZE
-            if source.proof is not None and not source.proof.holds(tensor.name, region, read):
+            if source.proof is not None and not source.proof.holds(tensor.name, block, read):
                 return None
     return found
 
 
 def fingerprint(plan: MergePlan) -> str:
-    """What two merges have in common whose outputs are the same, region by region."""
+    """What two merges have in common whose outputs are the same, block by block."""
     content: Mapping[str, object] = {
         "version": __version__,
         "items": [(i.tensor.name, i.tensor.shape, i.tensor.dtype, i.action) for i in plan.items],

@@ -1,4 +1,4 @@
-"""Streams the regions of checkpoints through their mean into an output, in several threads."""
+"""Streams the blocks of checkpoints through their mean into an output, in several threads."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def stream(
     done: Callable[[int], GroupDigests | None] = lambda _: None,
     progress: Progress | None = None,
 ) -> None:
-    """Averages every region.
+    """Averages every block.
 
     Args:
         plan: of the merge.
@@ -88,7 +88,7 @@ def divide_plan(plan: MergePlan) -> list[list[Strip]]:
 
 def _bytes_read(plan: MergePlan, group: Sequence[Strip]) -> int:
     segments = [segment for strip in group for segment in strip.segments]
-    return sum(s.region.nbytes * len(chosen_sources(plan, s.item.action)) for s in segments)
+    return sum(s.block.nbytes * len(chosen_sources(plan, s.item.action)) for s in segments)
 
 
 def _finish(entry: tuple[int, Future[GroupDigests] | GroupDigests], finished: Finished) -> None:

@@ -17,7 +17,7 @@ _FORMAT = "ckptavg-journal 1"
 class Journal:
     """The journal of a merge into one output, locked as long as it is open.
 
-    Its first line names the plan; each further line tells of a finished group of regions: the
+    Its first line names the plan; each further line tells of a finished group of blocks: the
     digests of what was written and of what was read, and last a digest of the line itself, because
     what was read goes into the record. Nothing in it is trusted before the bytes of the partial
     file have been held against what was written.

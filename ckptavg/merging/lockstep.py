@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from ckptavg.formats import CheckpointReader
-from ckptavg.formats.tensors import Region, regions
+from ckptavg.formats.tensors import Block, blocks
 from ckptavg.merging.merge import check_unchanged, open_sources
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.planned_sources import SourcePlan
@@ -21,27 +21,27 @@ from ckptavg.merging.worker import Progress
 T = TypeVar("T")
 
 Measure = Callable[[PlanItem, Iterator[np.ndarray]], T]
-"""What is made of a region. It is given a tensor and, piece by piece, (checkpoints, values)
+"""What is made of a block. It is given a tensor and, piece by piece, (checkpoints, values)
 float64, which it may write to, and which holds until the next one."""
 
 AHEAD = 2
-"""Regions for each thread that may be done before those in front of them are."""
+"""Blocks for each thread that may be done before those in front of them are."""
 
 
 @dataclass(frozen=True, slots=True)
-class RegionRead(Generic[T]):
-    """A region of a tensor that was read from all checkpoints.
+class BlockRead(Generic[T]):
+    """A block of a tensor that was read from all checkpoints.
 
     Attributes:
         item: the tensor and what an average makes of it.
-        region: the region.
+        block: the block.
         measured: what was made of it; None where it has no mean.
         digests: of its bytes in each checkpoint.
         damaged: numbers of the checkpoints whose records say that other bytes were saved.
     """
 
     item: PlanItem
-    region: Region
+    block: Block
     measured: T | None
     digests: tuple[bytes, ...]
     damaged: tuple[int, ...]
@@ -57,7 +57,7 @@ class RegionRead(Generic[T]):
         """
         for number in self.damaged:
             source, digest = sources[number], self.digests[number]
-            source.proof.check(source.path, self.item.tensor, self.region, digest)
+            source.proof.check(source.path, self.item.tensor, self.block, digest)
 
 
 def read_side_by_side(
@@ -68,34 +68,34 @@ def read_side_by_side(
     piece: int,
     jobs: int = 1,
     progress: Progress | None = None,
-) -> Iterator[RegionRead[T]]:
-    """Reads tensors from all checkpoints of a plan, region by region.
+) -> Iterator[BlockRead[T]]:
+    """Reads tensors from all checkpoints of a plan, block by block.
 
     Args:
         plan: of an average of the checkpoints.
         items: of the plan, to be read.
-        measure: is called for each region of a tensor that has a mean; by several threads at once
+        measure: is called for each block of a tensor that has a mean; by several threads at once
             if there are several, else in order.
         piece: values of one checkpoint that are held at once; those of all are side by side.
         jobs: threads.
         progress: called with numbers of bytes as they have been read.
 
     Returns:
-        Regions in the order of the items, whatever the number of threads.
+        Blocks in the order of the items, whatever the number of threads.
 
     Raises:
         IntegrityError: a checkpoint cannot be read, or changed meanwhile.
         ResourceError: they are more files than a process may open.
     """
-    work = ((item, region) for item in items for region in regions(item.tensor.nbytes))
+    work = ((item, block) for item in items for block in blocks(item.tensor.nbytes))
     with ExitStack() as stack:
         readers = open_sources(plan, stack)
         workers = [_Worker(plan, readers, measure, piece) for _ in range(jobs)]
 
-        def run(item: PlanItem, region: Region) -> RegionRead[T]:
+        def run(item: PlanItem, block: Block) -> BlockRead[T]:
             worker = workers.pop()
             try:
-                return worker.run(item, region)
+                return worker.run(item, block)
             finally:
                 workers.append(worker)
 
@@ -103,12 +103,12 @@ def read_side_by_side(
         for found in stack.enter_context(closing(_in_order(run, work, jobs))):
             yield found
             if progress is not None:
-                progress(found.region.nbytes * len(readers))
+                progress(found.block.nbytes * len(readers))
         check_unchanged(plan, readers)
 
 
 class _Worker(Generic[T]):
-    """Reads regions with the buffers of one thread."""
+    """Reads blocks with the buffers of one thread."""
 
     def __init__(
         self,
@@ -124,9 +124,9 @@ class _Worker(Generic[T]):
         self._buffer = memoryview(bytearray(8 * max(piece, 2)))  # the widest number has 16 bytes
         self._values = np.empty(piece * len(readers))
 
-    def run(self, item: PlanItem, region: Region) -> RegionRead[T]:
+    def run(self, item: PlanItem, block: Block) -> BlockRead[T]:
         hashers = [xxhash.xxh3_128() for _ in self._readers]
-        pieces = self._pieces(item, region, hashers)
+        pieces = self._pieces(item, block, hashers)
         # What overflows or is invalid is found in the results, and reported by name.
         with np.errstate(all="ignore"):
             measured = self._measure(item, pieces) if item.action == AVERAGE else None
@@ -136,22 +136,22 @@ class _Worker(Generic[T]):
         damaged = tuple(
             number
             for number, (source, digest) in enumerate(zip(self._sources, digests, strict=True))
-            if source.proof is not None and not source.proof.holds(item.tensor.name, region, digest)
+            if source.proof is not None and not source.proof.holds(item.tensor.name, block, digest)
         )
-        return RegionRead(item, region, measured, digests, damaged)
+        return BlockRead(item, block, measured, digests, damaged)
 
     def _pieces(
-        self, item: PlanItem, region: Region, hashers: Sequence[xxhash.xxh3_128]
+        self, item: PlanItem, block: Block, hashers: Sequence[xxhash.xxh3_128]
     ) -> Iterator[np.ndarray]:
         dtype, has_mean = item.tensor.numpy_dtype, item.action == AVERAGE
         stored = [source.structure.tensors[item.tensor.name] for source in self._sources]
         step = min(self._piece, len(self._buffer) // dtype.itemsize) * dtype.itemsize
-        for start in range(0, region.nbytes, step):
-            view = self._buffer[: min(step, region.nbytes - start)]
+        for start in range(0, block.nbytes, step):
+            view = self._buffer[: min(step, block.nbytes - start)]
             count = len(view) // dtype.itemsize
             values = self._values[: len(stored) * count].reshape(len(stored), count)
             for number, (tensor, hasher) in enumerate(zip(stored, hashers, strict=True)):
-                self._readers[number].read_into(tensor, region.start + start, view)
+                self._readers[number].read_into(tensor, block.start + start, view)
                 hasher.update(view)
                 if has_mean:
                     values[number] = np.frombuffer(view, dtype)
@@ -159,16 +159,16 @@ class _Worker(Generic[T]):
 
 
 def _in_order(
-    run: Callable[[PlanItem, Region], RegionRead[T]],
-    work: Iterable[tuple[PlanItem, Region]],
+    run: Callable[[PlanItem, Block], BlockRead[T]],
+    work: Iterable[tuple[PlanItem, Block]],
     jobs: int,
-) -> Iterator[RegionRead[T]]:
-    """What `run` gives, in the order of the work, with a bounded number of regions waiting."""
+) -> Iterator[BlockRead[T]]:
+    """What `run` gives, in the order of the work, with a bounded number of blocks waiting."""
     if jobs == 1:
         yield from (run(*each) for each in work)
         return
     with ThreadPoolExecutor(jobs) as pool:
-        waiting: deque[Future[RegionRead[T]]] = deque()
+        waiting: deque[Future[BlockRead[T]]] = deque()
         try:
             for each in work:
                 waiting.append(pool.submit(run, *each))

@@ -23,7 +23,7 @@ from ckptavg.runs.record import Record, SourceRecord, commit_with_record, now, r
 from ckptavg.runs.sources import Sources
 
 _SETTLED = 1024 * 1024
-"""Bytes of a region from which on it is sent to the disk as soon as it is written."""
+"""Bytes of a block from which on it is sent to the disk as soon as it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +154,8 @@ def run_plan(
             for strip in groups[number]:
                 if strip.nbytes >= _SETTLED:
                     segment = strip.segments[0]
-                    region = segment.region
-                    writer.settle(segment.item.tensor.name, region.start, region.nbytes)
+                    block = segment.block
+                    writer.settle(segment.item.tensor.name, block.start, block.nbytes)
             journal.add(number, found.written, found.read)
 
         try:

@@ -24,7 +24,7 @@ from ckptavg.merging.tensor_rules import (
     decide,
 )
 from ckptavg.merging.weighting import weigh
-from ckptavg.merging.work import count_regions
+from ckptavg.merging.work import total_blocks
 from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.json_values import DIGEST_SIZE
@@ -280,7 +280,7 @@ def _fit_memory(
     wanted = jobs or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
     written = sum(item.tensor.nbytes for item in items if item.action != DROP)
     wanted = min(wanted, -(-written // BLOCK_SIZE) or 1)
-    index = index_memory(sources) + count_regions(items) * DIGEST_SIZE * (len(sources) + 1)
+    index = index_memory(sources) + total_blocks(items) * DIGEST_SIZE * (len(sources) + 1)
     max_memory = memory_limit(max_memory, index + _JOB_MEMORY)
     fitting = min(wanted, (max_memory - index) // _JOB_MEMORY)
     return fitting, index + fitting * _JOB_MEMORY

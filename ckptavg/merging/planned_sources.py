@@ -64,15 +64,15 @@ def plan_sources(
     """
     _check_distinct(checkpoints)
     planned: list[SourcePlan] = []
-    layout = None
+    skeleton = None
     firsts: dict[int, Mapping[str, int]] = {}
     for checkpoint, coefficient in zip(checkpoints, coefficients, strict=True):
-        with open_reader(checkpoint.path, like=layout) as reader:
+        with open_reader(checkpoint.path, like=skeleton) as reader:
             structure = reader.structure
-            if layout is None:
-                layout = reader.layout()
-            elif structure == layout.structure:
-                structure = layout.structure
+            if skeleton is None:
+                skeleton = reader.skeleton()
+            elif structure == skeleton.structure:
+                structure = skeleton.structure
             proof = None
             if checkpoint.record is not None:
                 shared = firsts.get(id(structure))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ckptavg.formats import Structure
-from ckptavg.formats.tensors import BLOCK_SIZE, Extent, Region, count_blocks, regions
+from ckptavg.formats.tensors import BLOCK_SIZE, Block, Extent, blocks, count_blocks
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 
 _GAP_LIMIT = 4096
@@ -17,22 +17,22 @@ _SEGMENTS_LIMIT = 512
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One region of one tensor.
+    """One block of one tensor.
 
     Attributes:
         item: the tensor and what becomes of it.
-        region: the region.
-        number: of the region among all regions of the merge, in the order of the plan.
+        block: the block.
+        number: of the block among all blocks of the merge, in the order of the plan.
     """
 
     item: PlanItem
-    region: Region
+    block: Block
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Segments that lie in one row in the files: one region, or many small tensors.
+    """Segments that lie in one row in the files: one block, or many small tensors.
 
     Small tensors of one dtype are read together with the few bytes between them, and the sum
     runs over all of it: what it gives between them is thrown away.
@@ -56,13 +56,13 @@ class Strip:
         """
         for index, (segment, offset) in enumerate(zip(self.segments, self.offsets, strict=True)):
             first = max(offset - start, 0)
-            last = min(offset + segment.region.nbytes - start, nbytes)
+            last = min(offset + segment.block.nbytes - start, nbytes)
             if first < last:
                 yield index, first, last
 
 
-def count_regions(items: Iterable[PlanItem]) -> int:
-    """How many regions the tensors that are not dropped have."""
+def total_blocks(items: Iterable[PlanItem]) -> int:
+    """How many blocks the tensors that are not dropped have."""
     return sum(count_blocks(item.tensor.nbytes) for item in items if item.action != DROP)
 
 
@@ -93,14 +93,14 @@ def _segments(items: Iterable[PlanItem]) -> Iterator[Segment]:
     number = 0
     for item in items:
         if item.action != DROP:
-            for region in regions(item.tensor.nbytes):
-                yield Segment(item, region, number)
+            for block in blocks(item.tensor.nbytes):
+                yield Segment(item, block, number)
                 number += 1
 
 
 def _place(segment: Segment) -> tuple[int, int]:
     extent = segment.item.tensor.extent
-    return (extent.file, extent.offset + segment.region.start) if extent else (-1, segment.number)
+    return (extent.file, extent.offset + segment.block.start) if extent else (-1, segment.number)
 
 
 def _strips(segments: Iterable[Segment], shared: bool) -> Iterator[Strip]:
@@ -134,7 +134,7 @@ def _continues(row: Sequence[Segment], segment: Segment) -> bool:
 
 def _strip(row: Sequence[Segment]) -> Strip:
     if len(row) == 1:
-        return Strip(tuple(row), (0,), row[0].region.nbytes)
+        return Strip(tuple(row), (0,), row[0].block.nbytes)
     begin, end = row[0].item.tensor.extent, row[-1].item.tensor.extent
     offsets = tuple(segment.item.tensor.extent.offset - begin.offset for segment in row)
     nbytes = end.offset + end.nbytes - begin.offset

@@ -15,7 +15,7 @@ from ckptavg.merging.exact_mean import PIECE, Terms, WeightedMean
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.tensor_rules import AVERAGE, EQUAL, LAST
 from ckptavg.merging.work import Segment, Strip
-from ckptavg.runs.proof import Checksums, region_digest
+from ckptavg.runs.proof import Checksums, block_digest
 
 Progress = Callable[[int], None]
 """Is told how much more is done: of bytes that were read, from any thread, of candidates."""
@@ -29,7 +29,7 @@ BUFFER = PIECE * 4
 
 @dataclass(frozen=True, slots=True)
 class GroupDigests:
-    """Digests of a group of regions, packed in the order of its segments.
+    """Digests of a group of blocks, packed in the order of its segments.
 
     Attributes:
         written: of the output.
@@ -75,13 +75,11 @@ class Worker:
     def expect(self, group: Sequence[Strip]) -> None:
         """Lets the system read ahead what will be needed soon."""
         for strip in group:
-            region = strip.segments[0].region
+            block = strip.segments[0].block
             for index in self._chosen[strip.segments[0].item.action]:
                 extent = self._stored(index, strip).extent
                 if extent is not None:
-                    ahead = replace(
-                        extent, offset=extent.offset + region.start, nbytes=strip.nbytes
-                    )
+                    ahead = replace(extent, offset=extent.offset + block.start, nbytes=strip.nbytes)
                     self._readers[index].expect(ahead)
 
     def run(self, group: Sequence[Strip]) -> GroupDigests:
@@ -112,8 +110,8 @@ class Worker:
             )
             for index, first, last in parts:
                 segment = strip.segments[index]
-                place = segment.region.start + start + first - strip.offsets[index]
-                whole = last - first == segment.region.nbytes
+                place = segment.block.start + start + first - strip.offsets[index]
+                whole = last - first == segment.block.nbytes
                 written.update(index, result[first:last], whole=whole)
                 self._write(segment.item.tensor.name, place, result[first:last])
             useful = sum(last - first for _, first, last in parts)
@@ -130,11 +128,11 @@ class Worker:
         source, checksums = self._plan.sources[index], self._checksums[index]
         if source.proof is not None:
             for segment, digest in zip(strip.segments, found.packed(), strict=True):
-                source.proof.check(source.path, segment.item.tensor, segment.region, digest)
+                source.proof.check(source.path, segment.item.tensor, segment.block, digest)
         elif checksums is not None:
             for segment, crc in zip(strip.segments, found.checksums, strict=True):
                 tensor = source.structure.tensors[segment.item.tensor.name]
-                checksums.add(self._number(index, tensor), tensor, segment.region, crc)
+                checksums.add(self._number(index, tensor), tensor, segment.block, crc)
 
     def _number(self, index: int, tensor: TensorInfo) -> int:
         """The place of a tensor in the structure of a source."""
@@ -154,18 +152,18 @@ class Worker:
         read: Mapping[int, "_Digests"],
     ) -> memoryview:
         dtype = strip.segments[0].item.tensor.numpy_dtype
-        begin = strip.segments[0].region.start + start
+        begin = strip.segments[0].block.start + start
         for index, digests in read.items():
             data = self._read(index, stored[index], begin, nbytes)
             for part, first, last in parts:
-                whole = last - first == strip.segments[part].region.nbytes
+                whole = last - first == strip.segments[part].block.nbytes
                 digests.update(part, data[first:last], whole=whole)
             self._mean.add(np.frombuffer(data, dtype), self._terms.factors[index])
         result = self._mean.result(self._terms.divisor, keep_equal=self._terms.normalized)
         size = dtype.itemsize
         for part, first, last in parts:
             if not all_finite(result[first // size : last // size]):
-                place = strip.segments[part].region.start + start + first - strip.offsets[part]
+                place = strip.segments[part].block.start + start + first - strip.offsets[part]
                 self._explain_not_finite(strip.segments[part], place, last - first, read)
         return result.view(np.uint8).data
 
@@ -181,8 +179,8 @@ class Worker:
         tensor = segment.item.tensor
         first: bytes | None = None
         for index, digests in read.items():
-            data = self._read(index, stored[index], segment.region.start + start, nbytes)
-            digests.update(0, data, whole=nbytes == segment.region.nbytes)
+            data = self._read(index, stored[index], segment.block.start + start, nbytes)
+            digests.update(0, data, whole=nbytes == segment.block.nbytes)
             if first is None:
                 first, origin = bytes(data), index
             elif first != data:
@@ -212,8 +210,8 @@ class Worker:
         source, name = self._plan.sources[index], segment.item.tensor.name
         if source.proof is not None:
             stored = source.structure.tensors[name]
-            found = region_digest(self._readers[index], stored, segment.region)
-            source.proof.check(source.path, stored, segment.region, found)
+            found = block_digest(self._readers[index], stored, segment.block)
+            source.proof.check(source.path, stored, segment.block, found)
 
     def _explain_not_finite(
         self, segment: Segment, start: int, nbytes: int, chosen: Iterable[int]

@@ -11,7 +11,7 @@ import numpy as np
 from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.formats.crc32c import crc32c, crc32c_combine
-from ckptavg.formats.tensors import Region, TensorInfo, count_blocks, regions
+from ckptavg.formats.tensors import Block, TensorInfo, blocks, count_blocks
 from ckptavg.runs.json_values import DIGEST_SIZE
 from ckptavg.runs.record import Record, TensorRecord, digest, find_record
 
@@ -27,18 +27,16 @@ def tensor_records(path: Path) -> dict[str, TensorRecord]:
             name: TensorRecord(
                 tensor.shape,
                 tensor.dtype,
-                tuple(
-                    region_digest(reader, tensor, region).hex() for region in regions(tensor.nbytes)
-                ),
+                tuple(block_digest(reader, tensor, block).hex() for block in blocks(tensor.nbytes)),
             )
             for name, tensor in reader.structure.model_tensors.items()
         }
 
 
-def region_digest(reader: CheckpointReader, tensor: TensorInfo, region: Region) -> bytes:
-    """The digest of a region's bytes, read afresh."""
-    buffer = bytearray(region.nbytes)
-    reader.read_into(tensor, region.start, memoryview(buffer))
+def block_digest(reader: CheckpointReader, tensor: TensorInfo, block: Block) -> bytes:
+    """The digest of a block's bytes, read afresh."""
+    buffer = bytearray(block.nbytes)
+    reader.read_into(tensor, block.start, memoryview(buffer))
     return digest(buffer)
 
 
@@ -61,8 +59,8 @@ def check_intact(path: Path) -> bool:
             return True
         proof = Proof.of(record, reader)
         for tensor in reader.structure.model_tensors.values():
-            for region in regions(tensor.nbytes):
-                proof.check(path, tensor, region, region_digest(reader, tensor, region))
+            for block in blocks(tensor.nbytes):
+                proof.check(path, tensor, block, block_digest(reader, tensor, block))
     return True
 
 
@@ -78,10 +76,10 @@ def read_proven(path: Path, record: Record) -> dict[str, np.ndarray]:
         proof = Proof.of(record, reader)
         for name, tensor in reader.structure.model_tensors.items():
             buffer = bytearray(tensor.nbytes)
-            for region in regions(tensor.nbytes):
-                part = memoryview(buffer)[region.start : region.start + region.nbytes]
-                reader.read_into(tensor, region.start, part)
-                proof.check(path, tensor, region, digest(part))
+            for block in blocks(tensor.nbytes):
+                part = memoryview(buffer)[block.start : block.start + block.nbytes]
+                reader.read_into(tensor, block.start, part)
+                proof.check(path, tensor, block, digest(part))
             found[name] = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
     return found
 
@@ -89,7 +87,7 @@ def read_proven(path: Path, record: Record) -> dict[str, np.ndarray]:
 class Checksums:
     """Holds the checksums that a format itself stores against what is read, in any order.
 
-    They are CRC-32C of whole tensors, while tensors are read region by region in several threads.
+    They are CRC-32C of whole tensors, while tensors are read block by block in several threads.
     """
 
     def __init__(self, reader: CheckpointReader) -> None:
@@ -102,13 +100,13 @@ class Checksums:
         self._parts: dict[str, dict[int, int]] = {}
         self._lock = threading.Lock()
 
-    def add(self, number: int, tensor: TensorInfo, region: Region, crc: int) -> None:
-        """Takes in the CRC-32C of a region.
+    def add(self, number: int, tensor: TensorInfo, block: Block, crc: int) -> None:
+        """Takes in the CRC-32C of a block.
 
         Args:
             number: of the tensor in the structure.
             tensor: as it is stored.
-            region: of the tensor.
+            block: of the tensor.
             crc: of its bytes.
 
         Raises:
@@ -116,14 +114,14 @@ class Checksums:
         """
         with self._lock:
             parts = self._parts.setdefault(tensor.name, {})
-            parts[region.block] = crc
+            parts[block.index] = crc
             if len(parts) < count_blocks(tensor.nbytes):
                 return
             del self._parts[tensor.name]
             self._checked[number] = 1
         found = 0
-        for part in regions(tensor.nbytes):
-            found = crc32c_combine(found, parts[part.block], part.nbytes)
+        for part in blocks(tensor.nbytes):
+            found = crc32c_combine(found, parts[part.index], part.nbytes)
         if self._expected[number] not in (-1, found):
             raise IntegrityError(
                 f"{self._reader.path} is damaged: '{tensor.name}' is not what was saved, by the "
@@ -140,20 +138,20 @@ class Checksums:
             if tensor.name not in names or self._checked[number]:
                 continue
             done = self._parts.get(tensor.name, {})
-            for region in regions(tensor.nbytes):
-                if region.block not in done:
-                    buffer = bytearray(region.nbytes)
-                    self._reader.read_into(tensor, region.start, memoryview(buffer))
-                    self.add(number, tensor, region, crc32c(buffer))
+            for block in blocks(tensor.nbytes):
+                if block.index not in done:
+                    buffer = bytearray(block.nbytes)
+                    self._reader.read_into(tensor, block.start, memoryview(buffer))
+                    self.add(number, tensor, block, crc32c(buffer))
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The digests of a checkpoint's record, packed: 16 bytes for each region of each tensor.
+    """The digests of a checkpoint's record, packed: 16 bytes for each block of each tensor.
 
     Attributes:
-        digests: in the order of the structure's tensors and of their regions.
-        first: number of the first region of each tensor; shared by files of equal structure.
+        digests: in the order of the structure's tensors and of their blocks.
+        first: number of the first block of each tensor; shared by files of equal structure.
     """
 
     digests: bytes
@@ -198,21 +196,21 @@ class Proof:
             )
         return cls(bytes.fromhex("".join(parts)), numbers if first is None else first)
 
-    def holds(self, name: str, region: Region, found: bytes) -> bool:
-        """Whether a region of a tensor has the digest that was recorded."""
-        start = (self.first[name] + region.block) * DIGEST_SIZE
+    def holds(self, name: str, block: Block, found: bytes) -> bool:
+        """Whether a block of a tensor has the digest that was recorded."""
+        start = (self.first[name] + block.index) * DIGEST_SIZE
         return self.digests[start : start + DIGEST_SIZE] == found
 
-    def check(self, path: Path, tensor: TensorInfo, region: Region, found: bytes) -> None:
-        """Makes sure that a region of a tensor has the digest that was recorded.
+    def check(self, path: Path, tensor: TensorInfo, block: Block, found: bytes) -> None:
+        """Makes sure that a block of a tensor has the digest that was recorded.
 
         Raises:
             IntegrityError: it has another; the message names file, tensor and block.
         """
-        if not self.holds(tensor.name, region, found):
+        if not self.holds(tensor.name, block, found):
             raise IntegrityError(
-                f"{path} is damaged: block {region.block} of '{tensor.name}' (its bytes from "
-                f"{region.start:,} on) is not what was saved, by the digest in its record"
+                f"{path} is damaged: block {block.index} of '{tensor.name}' (its bytes from "
+                f"{block.start:,} on) is not what was saved, by the digest in its record"
             )
 
 

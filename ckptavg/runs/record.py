@@ -58,7 +58,7 @@ class SourceRecord:
         epoch: the epoch it was saved at, where known.
         verified: whether its bytes were proven by its own record while they were read.
         digest: of all bytes that went into the average: the xxh3-128 of the digests of all 8 MiB
-            regions of all tensors, in order, zeros for those that came from other sources alone.
+            blocks of all tensors, in order, zeros for those that came from other sources alone.
     """
 
     path: str

@@ -9,7 +9,7 @@ import numpy as np
 
 from ckptavg.errors import CkptavgError
 from ckptavg.formats import Structure, open_reader, open_writer
-from ckptavg.formats.tensors import Extent, TensorInfo, all_finite, regions
+from ckptavg.formats.tensors import Extent, TensorInfo, all_finite, blocks
 from ckptavg.merging.exact_mean import round_once
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import tensor_records
@@ -100,9 +100,9 @@ def adopt_checkpoint(temporary: Path, path: Path, place: Path, record: Record) -
     non_finite = []
     with open_reader(temporary) as reader:
         for name, tensor in reader.structure.model_tensors.items():
-            for region in regions(tensor.nbytes if tensor.is_float else 0):
-                buffer = bytearray(region.nbytes)
-                reader.read_into(tensor, region.start, memoryview(buffer))
+            for block in blocks(tensor.nbytes if tensor.is_float else 0):
+                buffer = bytearray(block.nbytes)
+                reader.read_into(tensor, block.start, memoryview(buffer))
                 if not all_finite(np.frombuffer(buffer, tensor.numpy_dtype)):
                     non_finite.append(name)
                     break
@@ -121,13 +121,13 @@ def remove_checkpoint(checkpoint: Checkpoint) -> None:
 
 
 def _parts(values: np.ndarray, tensor: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
-    """Each region of a tensor: its first byte, and its values in the tensor's dtype."""
+    """Each block of a tensor: its first byte, and its values in the tensor's dtype."""
     dtype = tensor.numpy_dtype
     flat = np.ascontiguousarray(values).reshape(-1)
-    for region in regions(tensor.nbytes):
-        first = region.start // dtype.itemsize
-        part = flat[first : first + region.nbytes // dtype.itemsize]
+    for block in blocks(tensor.nbytes):
+        first = block.start // dtype.itemsize
+        part = flat[first : first + block.nbytes // dtype.itemsize]
         if part.dtype != dtype:
             with np.errstate(all="ignore"):  # what overflows is found to be infinite
                 part = round_once(part.astype(np.float64), dtype)
-        yield region.start, part
+        yield block.start, part

@@ -16,9 +16,9 @@ _NOTE_LIMIT = 200
 class ProcessLock:
     """A lock file that one process at a time holds, with a note that says who.
 
-    It is a POSIX record lock (`lockf`), which excludes other processes but not other threads of this
-    one. It is lost when the process closes any descriptor of the file, so a process must open the
-    file only once.
+    It is a POSIX record lock (`lockf`), which excludes other processes but not other threads of
+    this one. It is lost when the process closes any descriptor of the file, so a process must
+    open the file only once.
     """
 
     # Unlike flock, lockf is not inherited by forked data loaders, which may outlive a killed owner.

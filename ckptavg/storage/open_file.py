@@ -85,7 +85,7 @@ class OpenFile:
         return b"".join(self.read(*found) for found in ranges)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Fills a buffer from `offset`; returns the bytes read, fewer only at the end of the file."""
+        """Fills a buffer from `offset`; returns how many bytes it read, fewer only at the end."""
         filled = 0
         while filled < len(buffer):
             count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)

@@ -161,7 +161,7 @@ def test_the_order_of_checkpoints_is_that_of_rows(walk):
 
 def test_many_regions_in_threads_are_those_of_numpy(tmp_path):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, 5_000_000)).astype("float32")  # three regions each
+    x = rng.normal(size=(3, 5_000_000)).astype("float32")  # three blocks each
     paths = [
         write_h5(tmp_path / f"{n}.weights.h5", {"layers/dense/vars/0": row})
         for n, row in enumerate(x)

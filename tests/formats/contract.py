@@ -111,8 +111,8 @@ class ReaderContract(FormatCase):
         one, _ = self.make(tmp_path, 4, "one")
         two, _ = self.make(tmp_path, 5, "two")
         with open_reader(one) as first:
-            layout = first.layout()
-            with open_reader(two) as plain, open_reader(two, like=layout) as helped:
+            skeleton = first.skeleton()
+            with open_reader(two) as plain, open_reader(two, like=skeleton) as helped:
                 assert list(plain.structure.tensors) == list(first.structure.tensors)
                 assert helped.structure == plain.structure
 

@@ -132,7 +132,7 @@ def test_a_file_that_resembles_another_is_not_searched_again(tmp_path, monkeypat
     for seed, path in enumerate(paths):
         randomize(model, seed).save_weights(path)
     with open_reader(paths[0]) as first:
-        layout = first.layout()
+        skeleton = first.skeleton()
     by_search = open_reader(paths[1]).structure
     data = paths[2].read_bytes()
     assert data.count(b"stem_bn") == 1
@@ -142,9 +142,9 @@ def test_a_file_that_resembles_another_is_not_searched_again(tmp_path, monkeypat
     monkeypatch.setattr(
         WeightsH5Reader, "_read_structure", lambda self: searched.append(self.path) or search(self)
     )
-    assert open_reader(paths[1], like=layout).structure == by_search
+    assert open_reader(paths[1], like=skeleton).structure == by_search
     assert searched == []
-    other = open_reader(paths[2], like=layout).structure
+    other = open_reader(paths[2], like=skeleton).structure
     assert searched == [paths[2]]
     assert other.groups["layers/batch_normalization/vars"] == {"name": "Stem_bn"}
 

@@ -91,9 +91,9 @@ def test_checkpoints_of_one_model_are_searched_once(tmp_path, monkeypatch):
     for path in paths:
         keras.saving.save_weights(model, path, max_shard_size=SHARD)
     with open_reader(paths[0]) as first:
-        layout = first.layout()
+        skeleton = first.skeleton()
     monkeypatch.delattr(sharded_h5.ShardedH5Reader, "_check_index")
-    open_reader(paths[1], like=layout).close()
+    open_reader(paths[1], like=skeleton).close()
     with pytest.raises(AttributeError, match="_check_index"):
         open_reader(paths[1])
 

@@ -91,7 +91,7 @@ def _merge(
 ) -> dict[str, str]:
     """Merges; what cannot be read must not be merged, and what was merged is proven by its record.
 
-    Tensors are divided into regions of `block` bytes; after so many calls of the progress the
+    Tensors are divided into blocks of `block` bytes; after so many calls of the progress the
     merge is interrupted.
     """
     tensors.BLOCK_SIZE = strips.BLOCK_SIZE = block

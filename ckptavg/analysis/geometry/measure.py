@@ -18,10 +18,10 @@ from ckptavg.analysis.geometry.points import Average, coefficients_of, labels_of
 from ckptavg.analysis.statistics_shift import statistics_in
 from ckptavg.errors import FormatError, IntegrityError, SpecError
 from ckptavg.formats.layers import layer_of
-from ckptavg.merging.lockstep import AHEAD, RegionRead, read_side_by_side
+from ckptavg.merging.lockstep import AHEAD, BlockRead, read_side_by_side
 from ckptavg.merging.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_limit, plan_average
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
-from ckptavg.merging.work import count_regions
+from ckptavg.merging.work import total_blocks
 from ckptavg.merging.worker import Progress, not_finite
 from ckptavg.recipes import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint, positions_in
@@ -89,7 +89,7 @@ def measure_geometry(
     weights, left_out = _weights(plan, leave_out)
     _check_records(plan, weights)
 
-    def check(found: RegionRead[_Products]) -> None:
+    def check(found: BlockRead[_Products]) -> None:
         found.check_intact(plan.sources)  # first, because damage may look like NaN
         _check_finite(plan, found)
 
@@ -133,7 +133,7 @@ def survey(checkpoints: Sequence[Checkpoint], progress: Progress | None = None) 
     not_finite: list[str | None] = [None] * len(checkpoints)
     contents = [xxhash.xxh3_128() for _ in checkpoints]
 
-    def note(found: RegionRead[_Products]) -> None:
+    def note(found: BlockRead[_Products]) -> None:
         name = found.item.tensor.name
         for number in found.damaged:
             damaged[number] = damaged[number] or name
@@ -154,7 +154,7 @@ def survey(checkpoints: Sequence[Checkpoint], progress: Progress | None = None) 
 
 @dataclass(frozen=True, slots=True)
 class _Products:
-    """Inner products of a region's deviations from the mean, and with the mean.
+    """Inner products of a block's deviations from the mean, and with the mean.
 
     Attributes:
         unmeasured: by the number of the checkpoint, the largest magnitude among values that were
@@ -172,11 +172,11 @@ def _measure(
     checkpoints: Sequence[Checkpoint],
     weights: Sequence[PlanItem],
     items: Sequence[PlanItem],
-    check: Callable[[RegionRead[_Products]], None],
+    check: Callable[[BlockRead[_Products]], None],
     max_memory: int | None,
     progress: Progress | None,
 ) -> Geometry:
-    """Reads items once, has every region checked, and measures those that are weights."""
+    """Reads items once, has every block checked, and measures those that are weights."""
     count = len(checkpoints)
     parameters: dict[str, int] = defaultdict(int)
     for item in weights:
@@ -274,7 +274,7 @@ def _fit_memory(
     thread = (3 + AHEAD) * matrix + _THREAD
     limit = memory_limit(max_memory, fixed + thread + _FEWEST * value)
     wanted = max(_FEWEST, _PIECES // (8 * count))
-    jobs = min(DEFAULT_JOBS, len(os.sched_getaffinity(0)), count_regions(items))
+    jobs = min(DEFAULT_JOBS, len(os.sched_getaffinity(0)), total_blocks(items))
     while (piece := (limit - fixed - jobs * thread) // (jobs * value)) < _FEWEST:
         jobs -= 1
     return min(piece, wanted), jobs
@@ -292,7 +292,7 @@ def _check_records(plan: MergePlan, items: Sequence[PlanItem]) -> None:
             )
 
 
-def _check_finite(plan: MergePlan, found: RegionRead[_Products]) -> None:
+def _check_finite(plan: MergePlan, found: BlockRead[_Products]) -> None:
     """Refuses NaN, infinity, and numbers too large to be squared."""
     if found.measured is None or not found.measured.unmeasured:
         return

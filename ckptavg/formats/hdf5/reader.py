@@ -12,7 +12,7 @@ import numpy as np
 
 from ckptavg.errors import FormatError, IntegrityError, first_line
 from ckptavg.formats.hdf5.attributes import Place, Texts
-from ckptavg.formats.reader import Attributes, CheckpointReader, Layout, Structure
+from ckptavg.formats.reader import Attributes, CheckpointReader, FileSkeleton, Structure
 from ckptavg.formats.tensors import Extent, TensorInfo, is_opaque
 from ckptavg.storage.open_file import OpenFile
 
@@ -36,7 +36,7 @@ class Hdf5Reader(CheckpointReader):
     """
 
     def __init__(
-        self, path: Path, structure: Structure | None = None, like: Layout | None = None
+        self, path: Path, structure: Structure | None = None, like: FileSkeleton | None = None
     ) -> None:
         self._trees: dict[Place, h5py.File] = {}
         self._decoded: tuple[str, h5py.Dataset] | None = None
