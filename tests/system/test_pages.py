@@ -176,3 +176,22 @@ def test_options_of_the_savers_are_in_the_guide():
 def test_pages_stay_out_of_the_wheel():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert "ckptavg/docs" in build["targets"]["wheel"]["exclude"]
+
+
+def test_paths_in_architecture_exist_and_drawings_fit_80_columns():
+    text = (DOCS / "architecture.md").read_text()
+    paths = set(re.findall(r"`((?:ckptavg|tests)/[\w./*-]+)`", text))
+    assert len(paths) > 40
+    for path in paths:
+        assert [*ROOT.glob(path)], path
+    drawings = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(drawings) >= 4  # the rooms; the life of a merge, of a save, of a BatchNorm pass
+    assert max(len(line) for drawing in drawings for line in drawing.splitlines()) <= 80
+    for name in re.findall(r"\b([a-z_0-9]+\.py)\b", "".join(drawings)):
+        assert [*(ROOT / "ckptavg").rglob(name)], name
+
+
+def test_every_room_is_in_the_architecture():
+    text = (DOCS / "architecture.md").read_text()
+    rooms = {p.parent.name for p in (ROOT / "ckptavg").glob("*/__init__.py")}
+    assert all(f"ckptavg/{room}/" in text for room in rooms)
