@@ -130,7 +130,10 @@ def test_commands_and_options_that_are_shown_exist(page):
     group = typer.main.get_command(app)
     known = {name: group.get_command(None, name) for name in group.commands}
     text = page.read_text()
-    for line in re.findall(r"^(?:    )?(ckptavg (?!COMMAND).*)$", text, re.MULTILINE):
+    scripts = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = [line for script in scripts for line in script.splitlines()]
+    lines += re.findall(r"^    (ckptavg (?!COMMAND).*)$", text, re.MULTILINE)
+    for line in (line for line in lines if line.startswith("ckptavg ")):
         _, command, *arguments = shlex.split(line, comments=True)
         options = {option for parameter in known[command].params for option in parameter.opts}
         assert {word for word in arguments if word.startswith("-")} <= options, line
