@@ -1,51 +1,51 @@
-"""The errors that ckptavg raises for what its user can mend."""
+"""The exceptions and the warning of ckptavg."""
 
 
 class CkptavgError(Exception):
-    """Root of every error that ckptavg raises on purpose.
+    """Base class of every error that ckptavg raises on purpose.
 
-    Messages say what was expected, what came, and what to do. Anything else that escapes from
-    ckptavg is a mistake of ckptavg.
+    The message says what was expected, what was found and what to do. Any other exception that
+    escapes is a bug in ckptavg.
     """
 
 
 class RunError(CkptavgError, ValueError):
-    """A directory is no run, holds no checkpoints, or lacks the ones asked for."""
+    """Not a run directory, or it lacks the requested checkpoints."""
 
 
 class RecordError(CkptavgError, ValueError):
-    """The record of a checkpoint cannot be read."""
+    """The record of a checkpoint is missing, damaged or of an unknown version."""
 
 
 class FormatError(CkptavgError, ValueError):
-    """A file is not a checkpoint of the format that its name says, or is damaged."""
+    """Not an intact checkpoint of the expected format, or a format that cannot be written."""
 
 
 class MismatchError(CkptavgError, ValueError):
-    """Checkpoints do not belong to the same model."""
+    """The checkpoints do not come from the same model, or cannot be averaged together."""
 
 
 class RecipeError(CkptavgError, ValueError):
-    """Coefficients or rules do not describe an average of the checkpoints."""
+    """The coefficients or options do not describe an average of the checkpoints."""
 
 
 class IntegrityError(CkptavgError, ValueError):
-    """The bytes of a checkpoint are not those that were saved, or cannot be averaged."""
+    """The bytes of a checkpoint are not those that were saved, or contain NaN or infinity."""
 
 
 class OutputError(CkptavgError, OSError):
-    """The output cannot be written where it was asked for, or is there already."""
+    """The output exists already, or cannot be written to the requested place."""
 
 
 class ResourceError(CkptavgError, OSError):
-    """Memory or disk do not suffice for the work."""
+    """Not enough memory or disk space."""
 
 
 class MemoryLimitError(ResourceError):
-    """Work needs more memory than it may use.
+    """The work needs more memory than its limit allows.
 
     Attributes:
-        least: bytes that would do.
+        least: the lowest limit, in bytes, under which the work would run.
     """
 
     def __init__(self, least: int, limit: int) -> None:
@@ -56,11 +56,11 @@ class MemoryLimitError(ResourceError):
 
 
 class SpecError(CkptavgError, ValueError):
-    """A model or data SPEC does not lead to a model or to data."""
+    """A model or data SPEC does not resolve to a model or to data."""
 
 
 class ModelError(CkptavgError, ValueError):
-    """A model lacks what the work needs, or does not fit the checkpoint."""
+    """The model lacks what the work needs, or does not fit the checkpoint."""
 
 
 class DataError(CkptavgError, ValueError):
@@ -68,18 +68,18 @@ class DataError(CkptavgError, ValueError):
 
 
 class NonFiniteError(DataError):
-    """NaN or infinity, or what is beyond a dtype, came up where a model met its data."""
+    """A computation with the model and the data gave NaN, infinity or an overflow."""
 
 
 class SaverError(CkptavgError, ValueError):
-    """CheckpointSaver was configured or used in a way that cannot work."""
+    """`CheckpointSaver` was configured or used in a way that cannot work."""
 
 
 class CkptavgWarning(UserWarning):
-    """What was done may not be what was meant."""
+    """Category of every warning of ckptavg: the result may not be what was intended."""
 
 
 def first_line(error: BaseException) -> str:
-    """The gist of an error of Keras or HDF5, which like to explain at length."""
+    """The type and the first line of an error; those of Keras and HDF5 run over many lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
