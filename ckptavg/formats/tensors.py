@@ -1,8 +1,9 @@
-"""Facts about tensors in files: what they are, where their bytes lie, how they are split."""
+"""Tensors in files: what they are, where their bytes lie, and how they are split into blocks."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ BLOCK_SIZE = 8 * 1024 * 1024
 """Bytes of a block. Records hold a digest of every block, so this cannot change."""
 
 STRING = "string"
-"""The type of TensorFlow's texts: bytes with their lengths, opaque to us."""
+"""The dtype of TensorFlow's string tensors, whose stored bytes are copied as they are."""
 
 _ML_DTYPES = frozenset(
     name for name in dir(ml_dtypes) if name == "bfloat16" or name.startswith("float8_")
@@ -22,10 +23,15 @@ _ML_DTYPES = frozenset(
 class Extent:
     """Where the bytes of a tensor lie: contiguous and little-endian, in C order.
 
-    The file is only numbered, among those of its checkpoint, because files that the same program
-    wrote for the same model hold their tensors at the same places, so that one index can serve
-    many checkpoints.
+    Attributes:
+        offset: first byte in the file.
+        nbytes: length in bytes.
+        file: number of the file in `CheckpointReader.files`.
     """
+
+    # A number instead of a path: files that one program wrote for one model hold their tensors at
+    # the same places, so one structure serves all of its checkpoints.
+    # See docs/decisions/0001-a-tensor-is-an-extent-of-bytes.md.
 
     offset: int
     nbytes: int
@@ -39,10 +45,9 @@ class TensorInfo:
     Attributes:
         name: the stored name, such as `layers/dense/vars/0`.
         shape: dimensions; `()` for a scalar.
-        dtype: numpy's or ml_dtypes' name of the type, such as `float32` or `bfloat16`; `string`
-            for texts that only TensorFlow understands, which are carried as they are stored.
-        extent: the tensor's bytes; None if they must be decoded (compressed, in chunks,
-            big-endian), which its reader does.
+        dtype: the name in numpy or ml_dtypes, such as `float32` or `bfloat16`, or `STRING`.
+        extent: where the tensor's bytes lie; None if the reader must decode them, because they
+            are compressed, chunked or big-endian.
     """
 
     name: str
@@ -51,16 +56,20 @@ class TensorInfo:
     extent: Extent | None
 
     @property
-    def numpy_dtype(self) -> np.dtype:
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype of the values; that of bytes for strings."""
         return np.dtype(np.uint8 if self.dtype == STRING else self.dtype)
 
     @property
     def is_float(self) -> bool:
+        """Whether the values have a mean."""
         return is_float(self.dtype)
 
     @property
     def nbytes(self) -> int:
+        """Length in bytes."""
         if self.dtype == STRING:
+            assert self.extent is not None, "strings are never decoded"
             return self.extent.nbytes
         return math.prod(self.shape) * self.numpy_dtype.itemsize
 
@@ -89,23 +98,24 @@ def blocks(nbytes: int) -> Iterator[Block]:
 
 
 def count_blocks(nbytes: int) -> int:
-    """How many blocks a tensor of `nbytes` bytes has."""
+    """The number of blocks of a tensor of `nbytes` bytes."""
     return -(-nbytes // BLOCK_SIZE)
 
 
 def is_opaque(dtype: str) -> bool:
-    """Whether this is a type of ml_dtypes, which HDF5 stores as bytes without a meaning."""
+    """Whether this is a dtype of ml_dtypes, for which HDF5 has no type but opaque bytes."""
     return dtype in _ML_DTYPES
 
 
 def is_float(dtype: str) -> bool:
-    """Whether values of this type have a mean: numpy's floats, bfloat16 and the float8 types."""
+    """Whether values of this dtype have a mean: numpy's floats, bfloat16 and the float8 dtypes."""
     return is_opaque(dtype) or (dtype != STRING and np.issubdtype(np.dtype(dtype), np.floating))
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite. A finite sum proves it at a fraction of the cost."""
+    """Whether no value is NaN or infinite."""
     with np.errstate(all="ignore"):
+        # A finite sum proves it at a fraction of the cost. One that overflows proves nothing.
         if np.isfinite(values.sum(dtype=np.float64)):
             return True
     return bool(np.isfinite(values.astype(np.float64)).all())

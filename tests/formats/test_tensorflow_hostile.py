@@ -91,13 +91,13 @@ def refused(path: Path, reason: str) -> None:
         ({"shape": (2**32, 2**32), "size": 0}, "but 0 are stored"),
         ({"shape": (2**64 - 1, 0), "size": 0}, "'x' has no shape"),
         ({"shape": (1,) * 255}, "255 dimensions"),
-        ({"shard": 1}, "'x' is in the shard 1, which it lacks"),
-        ({"shard": 2**64 - 1}, "which it lacks"),
+        ({"shard": 1}, "'x' lies in shard 1, which does not exist"),
+        ({"shard": 2**64 - 1}, "which does not exist"),
         ({"dtype": 0}, "'x' has the type number 0"),
         ({"dtype": 20}, "'x' has the type resource"),
         ({"dtype": 101}, "'x' has the type number 101"),
-        ({"dtype": 7}, "'x' holds texts whose lengths are damaged"),
-        ({"dtype": 7, "shape": (2**40,)}, "'x' holds texts whose lengths are damaged"),
+        ({"dtype": 7}, "'x' holds strings whose lengths are damaged"),
+        ({"dtype": 7, "shape": (2**40,)}, "'x' holds strings whose lengths are damaged"),
     ],
 )
 def test_hostile_entries_are_refused(tmp_path, changes, reason):
@@ -108,13 +108,13 @@ def test_hostile_entries_are_refused(tmp_path, changes, reason):
     ("header", "reason"),
     [
         (number(1, 1) + number(2, 1), "big-endian"),
-        (number(1, 1) + text(3, number(2, 2)), "newer than is known here"),
-        (b"", "it has 0 shards"),
-        (number(1, 2**31), "it has 2,147,483,648 shards"),
+        (number(1, 1) + text(3, number(2, 2)), "newer than this version"),
+        (b"", "its index declares 0 shards"),
+        (number(1, 2**31), "its index declares 2,147,483,648 shards"),
         (number(1, 2), "c.data-00000-of-00002: No such file"),
-        (varint(1 << 3 | BYTES) + varint(10**9), "cut off or damaged"),
-        (varint(1 << 3 | 3), "unknown kind"),
-        (varint(1 << 3 | BYTES) + varint(0), "another kind than it should"),
+        (varint(1 << 3 | BYTES) + varint(10**9), "truncated or damaged"),
+        (varint(1 << 3 | 3), "unknown wire type"),
+        (varint(1 << 3 | BYTES) + varint(0), "an unexpected wire type"),
     ],
 )
 def test_hostile_headers_are_refused(tmp_path, header, reason):
@@ -127,10 +127,10 @@ def test_hostile_headers_are_refused(tmp_path, header, reason):
         ([(b"x", GOOD.encode()), (b"y", GOOD.encode())], "'y' overlaps another"),
         ([(b"x", GOOD.encode()), (b"x", GOOD.encode())], "not in order"),
         ([(b"y", GOOD.encode()), (b"x", GOOD.encode())], "not in order"),
-        ([(b"\xff", GOOD.encode())], "is no name in UTF-8"),
+        ([(b"\xff", GOOD.encode())], "is not valid UTF-8"),
         ([(b"\0x", GOOD.encode())], "partitioned variables"),
         ([(b"x", GOOD.encode() + text(7, b""))], "'x' is a partitioned variable"),
-        ([(b"x", GOOD.encode()[:-1])], "cut off or damaged"),
+        ([(b"x", GOOD.encode()[:-1])], "truncated or damaged"),
         ([(b"x", number(1, 1) + text(2, number(3, 1)))], "'x' has no shape"),
         ([(b"x" * 5000, GOOD.encode())], "damaged or too long"),
     ],
@@ -174,13 +174,13 @@ def test_blocks_that_would_grow_without_end_are_refused(tmp_path):
         (table(nothing, handles=10_000), "its blocks overlap"),
         (table(varint(0) + varint(0) + varint(0) + bytes(4), compression=1), "by Snappy"),
         (table(varint(0) + varint(0) + varint(0) + bytes(4), compression=9), "unknown method"),
-        (table(b"\xff\xff\xff\x7f"), "has no end"),
-        (table(b""), "has no end"),
+        (table(b"\xff\xff\xff\x7f"), "lacks its list of restarts"),
+        (table(b""), "lacks its list of restarts"),
         (table(varint(7) + varint(0) + varint(0) + bytes(4)), "damaged or too long"),
         (table(varint(0) + varint(2**60) + varint(0) + bytes(4)), "damaged or too long"),
         (table(b"\xff" * 20 + bytes(4)), "too large"),
-        (bytes(10**5), "no index of a TensorFlow checkpoint"),
-        (b"", "no index of a TensorFlow checkpoint"),
+        (bytes(10**5), "not an index of a TensorFlow checkpoint"),
+        (b"", "not an index of a TensorFlow checkpoint"),
     ):
         path.write_bytes(content)
         with pytest.raises(Refused, match=reason):
@@ -195,8 +195,8 @@ def test_blocks_that_would_grow_without_end_are_refused(tmp_path):
     ("graph", "reason"),
     [
         (b"", "object graph is empty"),
-        (graph_of(child(1, b"model")), "names the object 1, which it lacks"),
-        (graph_of(child(2**63, b"model")), "which it lacks"),
+        (graph_of(child(1, b"model")), "refers to object 1, which does not exist"),
+        (graph_of(child(2**63, b"model")), "which does not exist"),
         (graph_of(b""), "holds no model"),
         (graph_of(child(1, b"optimizer"), attribute(b"x")), "holds no model"),
         (
@@ -204,10 +204,10 @@ def test_blocks_that_would_grow_without_end_are_refused(tmp_path):
             "'y' is in its object graph, but not in its i",
         ),
         (graph_of(attribute(b"y")), "'x' is in its index, but not in its object graph"),
-        (graph_of(attribute(b"\xff")), "a key that is no text"),
+        (graph_of(attribute(b"\xff")), "a key that is not valid UTF-8"),
         (graph_of(number(1, 5)), "is damaged"),
         (number(1, 5), "damaged or too large"),
-        (varint(1 << 3 | BYTES) + varint(10**9), "cut off"),
+        (varint(1 << 3 | BYTES) + varint(10**9), "truncated"),
         (text(1, b"") * (2**20 + 1), "damaged or too large"),
     ],
 )
@@ -230,7 +230,7 @@ def test_circles_and_long_ways_in_object_graphs_are_walked_once(tmp_path):
 
 def test_a_graph_that_is_no_single_text_is_refused(tmp_path):
     path = bundle(tmp_path, (GRAPH.encode(), GOOD.encode()))
-    refused(path, "its object graph is no text")
+    refused(path, "its object graph is not a single string")
 
 
 def test_unknown_fields_of_the_graph_are_kept_as_they_are():
@@ -351,6 +351,6 @@ def test_any_changed_byte_of_texts_is_found(tmp_path):
         data_file.write_bytes(data)
     lengths = 9 + 4
     assert set(outcomes[:lengths]) == {
-        f"refusing {path}: 'x' holds texts whose lengths are damaged"
+        f"refusing {path}: 'x' holds strings whose lengths are damaged"
     }
     assert set(outcomes[lengths:]) == {"by a checksum"}

@@ -1,4 +1,7 @@
-"""TensorFlow checkpoints without TensorFlow: an index, and shards of plain bytes."""
+"""TensorFlow checkpoints without TensorFlow: an index, and shards of plain bytes.
+
+See docs/decisions/0018-formats-without-their-libraries.md.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,9 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import google_crc32c
-
 from ckptavg.errors import FormatError
+from ckptavg.formats.crc32c import crc32c
 from ckptavg.formats.reader import (
     TENSORFLOW,
     Attributes,
@@ -16,9 +18,9 @@ from ckptavg.formats.reader import (
     Structure,
     check_disjoint,
 )
-from ckptavg.formats.tensorflow import strings as tf_strings
+from ckptavg.formats.tensorflow import strings
 from ckptavg.formats.tensorflow.object_graph import model_part
-from ckptavg.formats.tensorflow.optimizer_names import optimizer_names
+from ckptavg.formats.tensorflow.optimizer import optimizer_variables
 from ckptavg.formats.tensorflow.paths import data_file, index_file
 from ckptavg.formats.tensorflow.protobuf import BUNDLE_VERSION, BundleEntry, BundleHeader, Refused
 from ckptavg.formats.tensorflow.table import mask, read_table, unmask, write_table
@@ -27,12 +29,12 @@ from ckptavg.formats.writer import CheckpointWriter
 from ckptavg.storage import files
 
 OBJECT_GRAPH = "object_graph"
-"""The attribute of the checkpoint that holds the object graph of what an average keeps."""
+"""Attribute of the checkpoint that holds the object graph, without optimizer state."""
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _HEADER_KEY = b""
 _SLICE_MARK = b"\0"
-"""Keys of parts of partitioned variables begin so."""
+"""The first byte of the keys of partitioned variables' slices."""
 
 _DTYPES = {
     1: "float32",
@@ -55,9 +57,9 @@ _DTYPES = {
     27: "float8_e4m3b11fnuz",
     28: "float8_e5m2fnuz",
 }
-"""TensorFlow's numbers of types (`DataType` in types.proto)."""
+"""TensorFlow's numbers of the dtypes that can be read (`DataType` in types.proto)."""
 
-_STRANGE_DTYPES = {
+_UNREADABLE_DTYPES = {
     8: "complex64",
     11: "qint8",
     12: "quint8",
@@ -80,7 +82,7 @@ _CHUNK = 1024 * 1024
 class TensorFlowReader(CheckpointReader):
     """Reads a checkpoint of `tf.train.Checkpoint`, of `save_weights` or of TensorFlow 1's `Saver`.
 
-    It is named by its prefix or by its `.index` file.
+    The path is its prefix or its `.index` file.
     """
 
     def _main_file(self) -> Path:
@@ -93,7 +95,7 @@ class TensorFlowReader(CheckpointReader):
 
     @property
     def checksums(self) -> Mapping[str, int]:
-        """CRC-32C of the stored bytes of each tensor, read afresh from the index."""
+        """CRC-32C of the stored bytes of each tensor, read again from the index each time."""
         found = {}
         with self._refusals():
             for name, entry in self._entries():
@@ -114,7 +116,7 @@ class TensorFlowReader(CheckpointReader):
                     self._strings(tensor)
             graph = tensors.pop(_GRAPH_KEY, None)
             if graph is None:
-                return Structure(tensors, {}, TENSORFLOW, optimizer_names(tensors.keys()))
+                return Structure(tensors, {}, TENSORFLOW, optimizer_variables(tensors.keys()))
             part = model_part(self._graph(graph, entries[_GRAPH_KEY]))
             for name in sorted(part.named ^ tensors.keys()):
                 places = ("its object graph", "its index")
@@ -132,17 +134,18 @@ class TensorFlowReader(CheckpointReader):
         for key, value in table:
             if key.startswith(_SLICE_MARK):
                 raise Refused(
-                    "it holds partitioned variables, stored in slices: save it with whole ones"
+                    "it holds partitioned variables, which are stored in slices: save the "
+                    "checkpoint without partitioning"
                 )
             try:
                 yield key.decode(), BundleEntry.decode(value)
             except UnicodeDecodeError as error:
-                raise Refused(f"{key!r} is no name in UTF-8") from error
+                raise Refused(f"the name {key!r} is not valid UTF-8") from error
 
     def _tensor(self, name: str, entry: BundleEntry) -> TensorInfo:
         dtype = _DTYPES.get(entry.dtype)
         if dtype is None:
-            known = _STRANGE_DTYPES.get(entry.dtype, f"number {entry.dtype}")
+            known = _UNREADABLE_DTYPES.get(entry.dtype, f"number {entry.dtype}")
             raise Refused(f"'{name}' has the type {known}, which cannot be averaged")
         if entry.sliced:
             raise Refused(f"'{name}' is a partitioned variable, stored in slices")
@@ -150,8 +153,8 @@ class TensorFlowReader(CheckpointReader):
             raise Refused(f"'{name}' has no shape")
         file = entry.shard + 1
         if file >= len(self.files):
-            raise Refused(f"'{name}' is in the shard {entry.shard}, which it lacks")
-        # An empty tensor has no place.
+            raise Refused(f"'{name}' lies in shard {entry.shard}, which does not exist")
+        # TensorFlow gives empty tensors any offset, even one beyond the end of the file.
         extent = Extent(entry.offset if entry.size else 0, entry.size, file)
         tensor = TensorInfo(name, entry.shape, dtype, extent)
         if dtype != STRING and tensor.nbytes != entry.size:
@@ -161,11 +164,10 @@ class TensorFlowReader(CheckpointReader):
             )
         return tensor
 
-    def _strings(self, tensor: TensorInfo) -> tf_strings.StringLayout:
-        """Checks the lengths of a string tensor, which lies within its file."""
-
+    def _strings(self, tensor: TensorInfo) -> strings.StringLayout:
+        """Checks the lengths of a string tensor, which is known to lie within its file."""
         try:
-            return tf_strings.scan(
+            return strings.scan(
                 partial(self._bytes, tensor), math.prod(tensor.shape), tensor.nbytes
             )
         except Refused as error:
@@ -173,12 +175,14 @@ class TensorFlowReader(CheckpointReader):
 
     def _graph(self, tensor: TensorInfo, entry: BundleEntry) -> bytes:
         if tensor.dtype != STRING or tensor.shape or tensor.nbytes > _GRAPH_LIMIT:
-            raise Refused(f"its object graph is no text, or has more than {_GRAPH_LIMIT:,} bytes")
-        strings = self._strings(tensor)
+            raise Refused(
+                f"its object graph is not a single string of at most {_GRAPH_LIMIT:,} bytes"
+            )
+        layout = self._strings(tensor)
         stored = self._bytes(tensor, 0, tensor.nbytes)
-        if google_crc32c.value(stored) != strings.translated(unmask(entry.crc)):
+        if crc32c(stored) != layout.translated(unmask(entry.crc)):
             raise Refused("its object graph is damaged: it fails its checksum")
-        return stored[strings.start :]
+        return stored[layout.start :]
 
     def _bytes(self, tensor: TensorInfo, start: int, nbytes: int) -> bytes:
         buffer = bytearray(nbytes)
@@ -194,17 +198,17 @@ class TensorFlowReader(CheckpointReader):
 
 
 class TensorFlowWriter(CheckpointWriter):
-    """Writes a checkpoint of one shard that `tf.train.Checkpoint` and its like restore.
+    """Writes a checkpoint of one shard, which every TensorFlow API for checkpoints restores.
 
-    It is named by its prefix or by its `.index` file.
+    The path is its prefix or its `.index` file.
     """
 
     def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
         if structure.naming != TENSORFLOW:
             raise FormatError(
                 f"cannot write {path}: its tensors have names of another format, such as "
-                f"'{next(iter(structure.tensors), '')}', by which TensorFlow would not find them. "
-                "Write the format that the checkpoints have"
+                f"'{next(iter(structure.tensors), '')}', which TensorFlow would not find. "
+                "Write the format of the checkpoints"
             )
         for name, tensor in structure.tensors.items():
             if tensor.dtype not in _NUMBERS:
@@ -220,53 +224,51 @@ class TensorFlowWriter(CheckpointWriter):
         return [data_file(path, 0, 1)]
 
     def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        extents = {tensor.name: tensor.extent for tensor in self._ordered()}
+        extents = {tensor.name: extent for tensor, extent in self._placed()}
         with files[0].open("wb") as file:
             file.truncate(sum(extent.nbytes for extent in extents.values()))
             if self._graph is not None:
                 file.seek(extents.pop(_GRAPH_KEY).offset)
-                file.write(tf_strings.encode(self._graph))
+                file.write(strings.encode(self._graph))
         return extents
 
     def _complete(self) -> Sequence[tuple[Path, Path]]:
-        entries = ((t.name.encode(), self._entry(t).encode()) for t in self._ordered())
+        entries = ((t.name.encode(), self._entry(t, at).encode()) for t, at in self._placed())
         header = BundleHeader(num_shards=1).encode()
-        table = write_table([(_HEADER_KEY, header), *entries])
         index = index_file(self.path)
         temporary = files.partial(index)
-        temporary.write_bytes(table)
+        temporary.write_bytes(write_table([(_HEADER_KEY, header), *entries]))
         return [(temporary, index)]
 
     @property
     def _graph(self) -> bytes | None:
-        return self.structure.groups.get("", {}).get(OBJECT_GRAPH)
+        graph = self.structure.groups.get("", {}).get(OBJECT_GRAPH)
+        assert graph is None or isinstance(graph, bytes), "the reader stores it as bytes"
+        return graph
 
-    def _ordered(self) -> Iterator[TensorInfo]:
-        """All that the index will name, in the order of the index, one directly after the other."""
+    def _placed(self) -> Iterator[tuple[TensorInfo, Extent]]:
+        """All tensors in the order of the index, the object graph among them, without gaps."""
         tensors = dict(self.structure.tensors)
         if self._graph is not None:
-            nbytes = len(tf_strings.encode(self._graph))
-            tensors[_GRAPH_KEY] = TensorInfo(_GRAPH_KEY, (), STRING, Extent(0, nbytes))
+            graph = Extent(0, len(strings.encode(self._graph)))
+            tensors[_GRAPH_KEY] = TensorInfo(_GRAPH_KEY, (), STRING, graph)
         offset = 0
         for name in sorted(tensors, key=str.encode):
-            tensor = tensors[name]
-            yield TensorInfo(name, tensor.shape, tensor.dtype, Extent(offset, tensor.nbytes))
-            offset += tensor.nbytes
+            yield tensors[name], Extent(offset, tensors[name].nbytes)
+            offset += tensors[name].nbytes
 
-    def _entry(self, tensor: TensorInfo) -> BundleEntry:
-        """What the index will say of a tensor that is written."""
-        extent = tensor.extent
+    def _entry(self, tensor: TensorInfo, extent: Extent) -> BundleEntry:
+        """The entry of a tensor that has been written."""
         crc = 0
         for start in range(0, extent.nbytes, _CHUNK):
-            piece = self._bytes(extent, start, min(_CHUNK, extent.nbytes - start))
-            crc = google_crc32c.extend(crc, piece)
+            crc = crc32c(self._bytes(extent, start, min(_CHUNK, extent.nbytes - start)), crc)
         if tensor.dtype == STRING:
             read = partial(self._bytes, extent)
             try:
-                strings = tf_strings.scan(read, math.prod(tensor.shape), extent.nbytes)
+                layout = strings.scan(read, math.prod(tensor.shape), extent.nbytes)
             except Refused as error:
                 raise FormatError(f"cannot write {self.path}: '{tensor.name}' {error}") from error
-            crc = strings.translated(crc)
+            crc = layout.translated(crc)
         return BundleEntry(
             dtype=_NUMBERS[tensor.dtype],
             shape=tensor.shape,
@@ -289,7 +291,7 @@ def _header(table: Iterator[tuple[bytes, bytes]]) -> BundleHeader:
     if header.big_endian:
         raise Refused("it was written on a big-endian machine")
     if header.min_consumer > BUNDLE_VERSION:
-        raise Refused("it has a format newer than is known here")
+        raise Refused("its format is newer than this version of ckptavg knows")
     if not 0 < header.num_shards <= _SHARDS_LIMIT:
-        raise Refused(f"its index says that it has {header.num_shards:,} shards")
+        raise Refused(f"its index declares {header.num_shards:,} shards")
     return header

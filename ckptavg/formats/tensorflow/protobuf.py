@@ -1,18 +1,18 @@
-"""Protocol buffers as bytes, and the messages that the index of a TensorFlow checkpoint holds."""
+"""Protocol buffers as bytes, and the two messages of the index of a TensorFlow checkpoint."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Kinds of values on the wire; groups, 3 and 4, were given up before these formats began."""
+"""Wire types. Groups, 3 and 4, were deprecated before these formats existed."""
+
+BUNDLE_VERSION = 1
+"""The only version of the checkpoint format that exists."""
 
 _FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
-BUNDLE_VERSION = 1
-"""Of the format that this is; its only one."""
-
 _RANK_LIMIT = 254
-"""TensorFlow's own."""
+"""TensorFlow's own limit."""
 
 _HEADER = {1: VARINT, 2: VARINT, 3: BYTES}
 _VERSION = {1: VARINT, 2: VARINT}
@@ -22,12 +22,59 @@ _DIMENSION = {1: VARINT}
 
 
 class Refused(Exception):  # noqa: N818
-    """Why bytes are not taken for what they should be; their reader adds the name of the file."""
+    """The bytes are not what they should be; the caller, who knows the file, adds its name."""
+
+
+class Field(NamedTuple):
+    """One field of a message."""
+
+    number: int
+    wire_type: int
+    integer: int
+    """The value, unless the wire type is `BYTES`."""
+    content: bytes
+    """The value if the wire type is `BYTES`: bytes, a string or a message."""
+    encoded: bytes
+    """The whole field as it is stored."""
+
+
+class Message:
+    """The known fields of a message; where a single value is expected, the last one counts."""
+
+    def __init__(self, data: bytes, wire_types: Mapping[int, int]) -> None:
+        """Decodes a message.
+
+        Args:
+            data: the message.
+            wire_types: that of each known field, by its number; other fields are skipped.
+
+        Raises:
+            Refused: the bytes are not such a message.
+        """
+        self._fields: dict[int, list[Field]] = {}
+        for field in fields(data):
+            if field.number in wire_types:
+                if field.wire_type != wire_types[field.number]:
+                    raise Refused(f"field {field.number} of a message has an unexpected wire type")
+                self._fields.setdefault(field.number, []).append(field)
+
+    def integer(self, number: int) -> int:
+        return self._fields[number][-1].integer if number in self._fields else 0
+
+    def content(self, number: int) -> bytes:
+        return self._fields[number][-1].content if number in self._fields else b""
+
+    def contents(self, number: int) -> list[bytes]:
+        """The values of a repeated field."""
+        return [field.content for field in self._fields.get(number, ())]
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._fields
 
 
 @dataclass(frozen=True, slots=True)
 class BundleHeader:
-    """What an index says of its checkpoint: `BundleHeaderProto`."""
+    """The facts about a whole checkpoint: `BundleHeaderProto`."""
 
     num_shards: int
     big_endian: bool = False
@@ -35,9 +82,9 @@ class BundleHeader:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        found = message(data, _HEADER)
-        version = message(_last(found, 3, b""), _VERSION)
-        return cls(_last(found, 1, 0), _last(found, 2, 0) != 0, _last(version, 2, 0))
+        found = Message(data, _HEADER)
+        version = Message(found.content(3), _VERSION)
+        return cls(found.integer(1), found.integer(2) != 0, version.integer(2))
 
     def encode(self) -> bytes:
         return number(1, self.num_shards) + text(3, number(1, BUNDLE_VERSION))
@@ -45,16 +92,16 @@ class BundleHeader:
 
 @dataclass(frozen=True, slots=True)
 class BundleEntry:
-    """What an index says of a tensor: `BundleEntryProto`.
+    """The facts about one tensor: `BundleEntryProto`.
 
     Attributes:
-        dtype: number of its type among TensorFlow's.
+        dtype: TensorFlow's number of its dtype.
         shape: dimensions; None if they are unknown.
         shard: number of the file that holds it.
         offset: its first byte there.
-        size: of its bytes there.
+        size: its bytes there.
         crc: masked CRC-32C.
-        sliced: stored in parts, under other keys.
+        sliced: whether it is stored in parts, under other keys.
     """
 
     dtype: int
@@ -67,19 +114,19 @@ class BundleEntry:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        found = message(data, _ENTRY)
+        found = Message(data, _ENTRY)
         return cls(
-            dtype=_last(found, 1, 0),
-            shape=_shape(_last(found, 2, b"")),
-            shard=_last(found, 3, 0),
-            offset=_last(found, 4, 0),
-            size=_last(found, 5, 0),
-            crc=_last(found, 6, 0),
+            dtype=found.integer(1),
+            shape=_shape(found.content(2)),
+            shard=found.integer(3),
+            offset=found.integer(4),
+            size=found.integer(5),
+            crc=found.integer(6),
             sliced=7 in found,
         )
 
     def encode(self) -> bytes:
-        dimensions = b"".join(text(2, number(1, size)) for size in self.shape)
+        dimensions = b"".join(text(2, number(1, size)) for size in self.shape or ())
         return b"".join(
             (
                 number(1, self.dtype),
@@ -92,59 +139,44 @@ class BundleEntry:
         )
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int, int | bytes, bytes]]:
-    """The fields of a message: number, kind, value, and all bytes of the field.
+def fields(data: bytes) -> Iterator[Field]:
+    """The fields of a message, in order.
 
     Raises:
-        Refused: the bytes are no message.
+        Refused: the bytes are not a message.
     """
     position = 0
     while position < len(data):
-        start = position
+        start, integer, content = position, 0, b""
         tag, position = read_varint(data, position)
-        field, kind = tag >> 3, tag & 7
-        if kind == VARINT:
-            value, position = read_varint(data, position)
-        elif kind == BYTES:
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == VARINT:
+            integer, position = read_varint(data, position)
+        elif wire_type == BYTES:
             length, position = read_varint(data, position)
-            value, position = data[position : position + length], position + length
-        elif kind in _FIXED_SIZES:
-            end = position + _FIXED_SIZES[kind]
-            value, position = int.from_bytes(data[position:end], "little"), end
+            content, position = data[position : position + length], position + length
+        elif wire_type in _FIXED_SIZES:
+            end = position + _FIXED_SIZES[wire_type]
+            integer, position = int.from_bytes(data[position:end], "little"), end
         else:
-            raise Refused("a message in it has a field of unknown kind")
+            raise Refused("a message has a field of an unknown wire type")
         if position > len(data) or field == 0:
-            raise Refused("a message in it is cut off or damaged")
-        yield field, kind, value, data[start:position]
-
-
-def message(data: bytes, known: Mapping[int, int]) -> dict[int, list]:
-    """Values of the fields whose kinds are known, by number; others are left out.
-
-    Raises:
-        Refused: the bytes are no such message.
-    """
-    found: dict[int, list] = {}
-    for field, kind, value, _ in fields(data):
-        if field in known:
-            if kind != known[field]:
-                raise Refused(f"field {field} of a message in it has another kind than it should")
-            found.setdefault(field, []).append(value)
-    return found
+            raise Refused("a message is truncated or damaged")
+        yield Field(field, wire_type, integer, content, data[start:position])
 
 
 def number(field: int, value: int) -> bytes:
-    """A field that holds a whole number; one that is 0 is left out."""
+    """A field that holds an integer; 0, the default, takes no bytes."""
     return varint(field << 3 | VARINT) + varint(value) if value else b""
 
 
 def text(field: int, value: bytes) -> bytes:
-    """A field that holds bytes or a message."""
+    """A field that holds bytes, a string or a message."""
     return varint(field << 3 | BYTES) + varint(len(value)) + value
 
 
 def varint(value: int) -> bytes:
-    """A whole number in groups of 7 bits, lowest first."""
+    """A nonnegative integer in groups of 7 bits, lowest first."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -154,12 +186,12 @@ def varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number of up to 64 bits and the position after it.
+    """An integer of up to 64 bits, and the position after it.
 
     Raises:
-        Refused: it is cut off or too large.
+        Refused: it is truncated or too large.
     """
-    if position < len(data) and data[position] < 0x80:  # nearly always
+    if position < len(data) and data[position] < 0x80:  # most are a single byte
         return data[position], position + 1
     value = shift = 0
     while position < len(data) and shift < 70:
@@ -167,24 +199,19 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            if value >> 64:
+            if value >> 64:  # ten groups of 7 bits have room for 70
                 break
             return value, position
         shift += 7
-    raise Refused("a number in it is cut off or too large")
-
-
-def _last(found: Mapping[int, list], field: int, default: int | bytes) -> int | bytes:
-    """The value of a field that is there once at most; of several, the last counts."""
-    return found[field][-1] if field in found else default
+    raise Refused("an integer is truncated or too large")
 
 
 def _shape(data: bytes) -> tuple[int, ...] | None:
-    found = message(data, _SHAPE)
-    if _last(found, 3, 0):
+    found = Message(data, _SHAPE)
+    if found.integer(3):
         return None
-    dimensions = found.get(2, [])
+    dimensions = found.contents(2)
     if len(dimensions) > _RANK_LIMIT:
-        raise Refused(f"a tensor in it has {len(dimensions)} dimensions")
-    shape = tuple(_last(message(dimension, _DIMENSION), 1, 0) for dimension in dimensions)
-    return None if any(size >> 63 for size in shape) else shape  # -1 stands for unknown
+        raise Refused(f"a tensor has {len(dimensions)} dimensions")
+    shape = tuple(Message(dimension, _DIMENSION).integer(1) for dimension in dimensions)
+    return None if any(size >> 63 for size in shape) else shape  # -1 means unknown

@@ -1,4 +1,4 @@
-"""The text file `checkpoint` that TensorFlow keeps beside its checkpoints: which there are."""
+"""The file `checkpoint`, in which TensorFlow lists the checkpoints beside it."""
 
 import os
 import re
@@ -23,11 +23,11 @@ _ESCAPED = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
 def read_state(folder: Path) -> list[Path]:
     """The prefixes of the checkpoints in a folder, oldest first, by TensorFlow's own list.
 
-    Listed ones that are gone are left out.
+    Checkpoints that no longer exist are omitted.
 
     Raises:
-        FormatError: there is no such list, it is damaged, it leads out of the folder, or none of
-            its checkpoints is left.
+        FormatError: the list is missing or damaged, it names a checkpoint outside the folder, or
+            none of its checkpoints exists.
     """
     file = folder / STATE_FILE
     latest, others = _parse(file)
@@ -39,7 +39,7 @@ def read_state(folder: Path) -> list[Path]:
     ]
     if not found:
         raise FormatError(
-            f"{file} lists {len(listed)} checkpoints, but none of them is there: "
+            f"{file} lists {len(listed)} checkpoints, but none of them exists: "
             "name the folder that holds them"
         )
     return found
@@ -52,11 +52,11 @@ def _parse(file: Path) -> tuple[list[str], list[str]]:
     position, end = 0, len(text.rstrip())
     while position < end:
         field = _FIELD.match(text, position)
-        value = field and (field["double"] or field["single"])
+        value = (field["double"] or field["single"] or "") if field else ""
         if field is None or (field["name"] in found and not value):
             line = text.count("\n", 0, position) + 1
             raise FormatError(
-                f"{file} is no list of checkpoints as TensorFlow writes it: see line {line}"
+                f"{file} is not a list of checkpoints as TensorFlow writes it: see line {line}"
             )
         if field["name"] in found:
             found[field["name"]].append(_unescape(value))
@@ -87,15 +87,13 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
 
 def _locate(file: Path, listed: str) -> Path:
-    """Where a listed checkpoint lies: always in the folder of the list.
-
-    A full path that leads elsewhere is from before the folder was moved or copied.
-    """
+    """Where a listed checkpoint lies: always in the folder of the list."""
     root = Path(os.path.normpath(file.parent.absolute()))
     target = Path(os.path.normpath(root / listed))
     if root in target.parents:
         return file.parent / target.relative_to(root)
     here = file.parent / target.name
+    # An absolute path to another folder was written before the folder was moved or copied.
     if Path(listed).is_absolute() and (has_index(here) or not has_index(target)):
         return here
     raise FormatError(

@@ -1,29 +1,28 @@
-"""Texts as TensorFlow stores them in checkpoints: all lengths, their checksum, then all bytes."""
+"""String tensors in TensorFlow checkpoints: all lengths, their checksum, then all bytes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
 
-from ckptavg.formats.crc32c import crc32c_combine
+from ckptavg.formats.crc32c import crc32c, crc32c_combine
 from ckptavg.formats.tensorflow.protobuf import Refused, varint
 from ckptavg.formats.tensorflow.table import mask
 
 _CHUNK = 1024 * 1024
 _CHECKSUM_SIZE = 4
 _WIDTH_LIMIT = 5
-"""Bytes of a length below 2^32; TensorFlow takes the checksum of longer ones in another way."""
+"""Bytes of a length below 2^32; TensorFlow computes the checksum of greater ones differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class StringLayout:
-    """What the lengths at the head of a string tensor tell.
+    """How a string tensor is stored, found from the lengths at its beginning.
 
     Attributes:
-        start: first byte of the first text.
-        size: of all stored bytes.
-        difference: of the checksums of the lengths as stored and as numbers of 32 bits.
+        start: first byte of the first string.
+        size: number of stored bytes.
+        difference: XOR of the CRC-32C of the lengths as stored and as 32-bit integers.
     """
 
     start: int
@@ -31,10 +30,12 @@ class StringLayout:
     difference: int
 
     def translated(self, crc: int) -> int:
-        """The CRC-32C of the stored bytes from TensorFlow's, and the other way around.
+        """The CRC-32C of the stored bytes from TensorFlow's, or TensorFlow's from that.
 
-        TensorFlow's covers the lengths as numbers of 32 bits, and then the bytes as stored.
+        TensorFlow computes it over the lengths as 32-bit integers, then over the bytes as stored.
         """
+        # CRCs are linear: changing the lengths changes the CRC by their difference, moved to the
+        # front of the remaining bytes.
         return crc32c_combine(self.difference, crc, self.size - self.start + _CHECKSUM_SIZE)
 
 
@@ -42,9 +43,9 @@ def scan(read: Callable[[int, int], bytes], count: int, size: int) -> StringLayo
     """Checks the lengths of a string tensor, in steps of bounded memory.
 
     Args:
-        read: gives that many bytes from a position on.
-        count: how many texts there are.
-        size: of all stored bytes.
+        read: returns the stored bytes from a position, given the position and their number.
+        count: number of strings.
+        size: number of stored bytes.
 
     Raises:
         Refused: the lengths are damaged, or do not add up to the size.
@@ -53,20 +54,20 @@ def scan(read: Callable[[int, int], bytes], count: int, size: int) -> StringLayo
     while count:
         chunk = read(position, min(_CHUNK, size - position))
         lengths, used = _decode_lengths(chunk, count)
-        crc = google_crc32c.extend(crc, lengths.astype("<u4").tobytes())
-        stored_crc = google_crc32c.extend(stored_crc, chunk[:used])
+        crc = crc32c(lengths.astype("<u4").tobytes(), crc)
+        stored_crc = crc32c(chunk[:used], stored_crc)
         count -= len(lengths)
         total += int(lengths.sum())
         position += used
     start = position + _CHECKSUM_SIZE
     if start + total != size or read(position, _CHECKSUM_SIZE) != _checksum(crc):
-        raise Refused("holds texts whose lengths are damaged")
+        raise Refused("holds strings whose lengths are damaged")
     return StringLayout(start, size, crc ^ stored_crc)
 
 
 def encode(value: bytes) -> bytes:
-    """One text as a string tensor of no dimensions is stored."""
-    crc = google_crc32c.value(len(value).to_bytes(4, "little"))
+    """A single string as it is stored in a scalar string tensor."""
+    crc = crc32c(len(value).to_bytes(4, "little"))
     return varint(len(value)) + _checksum(crc) + value
 
 
@@ -75,17 +76,18 @@ def _checksum(crc: int) -> bytes:
 
 
 def _decode_lengths(chunk: bytes, count: int) -> tuple[np.ndarray, int]:
-    """Up to `count` numbers at the beginning of the bytes, and how many bytes they take."""
+    """Up to `count` varints at the beginning of the bytes, and how many bytes they take."""
     data = np.frombuffer(chunk, np.uint8)
     ends = np.flatnonzero(data < 0x80)[:count]
     starts = np.concatenate(([0], ends[:-1] + 1))
     if not len(ends) or (widths := ends - starts + 1).max() > _WIDTH_LIMIT:
-        raise Refused("holds texts whose lengths are damaged")
+        raise Refused("holds strings whose lengths are damaged")
+    # All varints at once: step n adds the n-th group of 7 bits of those that are that long.
     values = np.zeros(len(ends), np.uint64)
     for step in range(_WIDTH_LIMIT):
         longer = widths > step
         bits = data[starts[longer] + step].astype(np.uint64) & np.uint64(0x7F)
         values[longer] |= bits << np.uint64(7 * step)
     if values.max() >= 2**32:
-        raise Refused("holds texts of 4 GiB and more")
+        raise Refused("holds strings of 4 GiB or more")
     return values, int(ends[-1]) + 1

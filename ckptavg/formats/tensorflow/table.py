@@ -1,16 +1,15 @@
-"""Tables of sorted keys with their values, as LevelDB stores them and TensorFlow its indexes."""
+"""Sorted tables of keys and values in the format of LevelDB, which TensorFlow uses for indexes."""
 
 from collections.abc import Iterable, Iterator
 
-import google_crc32c
-
+from ckptavg.formats.crc32c import crc32c
 from ckptavg.formats.tensorflow.protobuf import Refused, read_varint, varint
 
 _MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER_SIZE = 48
 _HANDLES_SIZE = _FOOTER_SIZE - len(_MAGIC)
 _TRAILER_SIZE = 5
-"""Of a block: one byte for its compression, four for its checksum."""
+"""A block is followed by one byte for its compression and four for its checksum."""
 
 _UNCOMPRESSED, _SNAPPY = 0, 1
 _MASK_DELTA = 0xA282EAD8
@@ -18,7 +17,7 @@ _RESTART_INTERVAL = 16
 _BLOCK_SIZE = 256 * 1024
 _KEY_LIMIT = 4 * 1024
 _KEYS_LIMIT = 64 * 1024 * 1024
-"""Bytes of all keys: each may repeat the one before it at no cost to its file."""
+"""Bytes of all keys. Each may repeat the one before it, so that a small file could declare more."""
 
 _COUNT_LIMIT = 2**18
 
@@ -29,18 +28,18 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The keys of a table in order, each with its value.
 
     Raises:
-        Refused: the bytes are no intact table.
+        Refused: the bytes are not an intact table.
     """
     footer = data[-_FOOTER_SIZE:]
     if len(footer) < _FOOTER_SIZE or not footer.endswith(_MAGIC):
-        raise Refused("it is no index of a TensorFlow checkpoint, or is cut off")
+        raise Refused("it is not an index of a TensorFlow checkpoint, or it is truncated")
     metaindex, position = _read_handle(footer, 0)
     index, _ = _read_handle(footer, position)
     _block(data, metaindex)
     previous, count, size, end = None, 0, 0, 0
     for _, value in _entries(_block(data, index)):
         handle, _ = _read_handle(value, 0)
-        if handle[0] < end:  # else a few bytes could stand for any number of blocks
+        if handle[0] < end:  # otherwise a few bytes could declare any number of blocks
             raise Refused("its blocks overlap")
         end = sum(handle) + _TRAILER_SIZE
         for key, stored in _entries(_block(data, handle)):
@@ -56,7 +55,11 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def write_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The bytes of a table; the keys must come in order."""
+    """The bytes of a table.
+
+    Args:
+        entries: keys, in rising order, with their values.
+    """
     table = bytearray()
     handles = []
     block: list[tuple[bytes, bytes]] = []
@@ -76,12 +79,12 @@ def write_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def mask(crc: int) -> int:
-    """A checksum as it is stored: those of bytes that hold checksums would be weak."""
+    """A checksum as it is stored: the CRC of bytes that contain their own CRC would be weak."""
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def unmask(stored: int) -> int:
-    """The checksum that is stored so."""
+    """The checksum, from how it is stored."""
     rotated = (stored - _MASK_DELTA) & 0xFFFFFFFF
     return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
 
@@ -96,14 +99,16 @@ def _read_handle(data: bytes, position: int) -> tuple[_Handle, int]:
 def _block(data: bytes, handle: _Handle) -> bytes:
     offset, size = handle
     if offset + size + _TRAILER_SIZE > len(data) - _FOOTER_SIZE:
-        raise Refused("a block of its index reaches beyond the end")
+        raise Refused("a block of its index reaches beyond the end of the file")
     stored = data[offset : offset + size + _TRAILER_SIZE]
     content, crc = stored[: size + 1], int.from_bytes(stored[size + 1 :], "little")
-    if mask(google_crc32c.value(content)) != crc:
+    if mask(crc32c(content)) != crc:
         raise Refused(f"its index is damaged: the block at byte {offset:,} fails its checksum")
     if content[size] != _UNCOMPRESSED:
         name = "Snappy" if content[size] == _SNAPPY else "an unknown method"
-        raise Refused(f"a block of its index is compressed by {name}, which TensorFlow never does")
+        raise Refused(
+            f"a block of its index is compressed by {name}; TensorFlow does not compress indexes"
+        )
     return content[:size]
 
 
@@ -112,7 +117,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
     if end < 0:
-        raise Refused("a block of its index has no end")
+        raise Refused("a block of its index lacks its list of restarts")
     position, key = 0, b""
     while position < end:
         shared, position = read_varint(block, position)
@@ -143,7 +148,7 @@ def _append_block(table: bytearray, entries: Iterable[tuple[bytes, bytes]]) -> b
         content += number.to_bytes(4, "little")
     handle = varint(len(table)) + varint(len(content))
     content.append(_UNCOMPRESSED)
-    table += content + mask(google_crc32c.value(bytes(content))).to_bytes(4, "little")
+    table += content + mask(crc32c(content)).to_bytes(4, "little")
     return handle
 
 

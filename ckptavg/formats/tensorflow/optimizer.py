@@ -1,0 +1,66 @@
+"""Which parts of a TensorFlow checkpoint are optimizer state.
+
+Only this file recognizes it: by the names of variables in checkpoints of TensorFlow 1, which hold
+no object graph, and by the objects of the graph in all others.
+
+`TensorFlowReader` notes the names in `Structure.optimizer`. They are dropped in two places:
+`merging/tensor_rules.py` gives these tensors the action DROP, and `Structure.with_tensors`, which
+makes the structure of an output, leaves them out. `object_graph.py` removes them from the object
+graph that the output holds.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+
+_SLOT = re.compile(
+    r"(Adam|AdamW|LazyAdam|Nadam|AdaMax|Adamax|AdamAsync|LAMB|Momentum|RMSProp|Adagrad|AdagradDA"
+    r"|ProximalAdagrad|Adadelta|Adafactor|Ftrl|LARSOptimizer|adam_[mv])(_\d+)?"
+)
+"""Slots of a variable X are called `X/Adam`, `X/Adam_1`: the optimizer's name, and a number."""
+
+_POWER = re.compile(r"beta[12]_power(_\d+)?")
+"""Variables that optimizers of Adam's family have once."""
+
+_SCOPE_LIMIT = 32
+
+EDGES = frozenset({b"optimizer", b"_optimizer"})
+"""Names under which a model or a `tf.train.Checkpoint` refers to its optimizer."""
+
+_CHILDREN = ({b"_iterations", b"_variables"}, {b"iter", b"decay"})
+"""Children by which an optimizer is recognized under any name: since Keras 2.11, and before."""
+
+
+def optimizer_variables(names: Collection[str]) -> frozenset[str]:
+    """The names of the variables of a TensorFlow 1 checkpoint that are optimizer state."""
+    return frozenset(name for name in names if _is_state(name, names))
+
+
+def is_optimizer(children: Iterable[bytes], has_slots: bool) -> bool:
+    """Whether an object of an object graph is an optimizer.
+
+    Args:
+        children: the names of its children.
+        has_slots: whether it has slot variables, which only optimizers have.
+    """
+    # The keys of tensors do not tell: Keras 3 may store trainable variables below `optimizer/`.
+    # See docs/decisions/0019-the-object-graph-finds-optimizer-state.md.
+    names = set(children)
+    return has_slots or any(known <= names for known in _CHILDREN)
+
+
+def _is_state(name: str, names: Collection[str]) -> bool:
+    owner, _, last = name.rpartition("/")
+    if _POWER.fullmatch(last):
+        return True
+    return _SLOT.fullmatch(last) is not None and _is_variable(owner, names)
+
+
+def _is_variable(owner: str, names: Collection[str]) -> bool:
+    """Whether this is a variable, perhaps preceded by the scope in which its slot was made."""
+    for _ in range(_SCOPE_LIMIT):
+        if owner in names:
+            return True
+        _, _, owner = owner.partition("/")
+        if not owner:
+            break
+    return False
