@@ -12,10 +12,9 @@ from ckptavg.errors import FormatError, IntegrityError
 from ckptavg.formats.layers import moving_statistics
 from ckptavg.merging.exact_mean import PIECE
 from ckptavg.merging.lockstep import read_side_by_side
-from ckptavg.merging.plan import MergePlan, plan_average
+from ckptavg.merging.plan import MergePlan, plan_mean
 from ckptavg.merging.tensor_rules import PlanItem
 from ckptavg.merging.worker import not_finite
-from ckptavg.recipes import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def batch_norm_shift(
         >>> shift.by_layer().sort_values("mean_shift")
     """
     checkpoints = [c if isinstance(c, Checkpoint) else Checkpoint.open(c) for c in (before, after)]
-    plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(2))
+    plan = plan_mean(checkpoints)
     layers = {layer: names[:2] for layer, names in statistics_in(plan).items() if len(names) > 1}
     if not layers:
         raise FormatError(

@@ -25,7 +25,7 @@ from ckptavg.merging.tensor_rules import (
 )
 from ckptavg.merging.weighting import weigh
 from ckptavg.merging.work import total_blocks
-from ckptavg.recipes import UNIFORM, Recipe
+from ckptavg.recipes import UNIFORM, Recipe, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.json_values import DIGEST_SIZE
 from ckptavg.runs.outputs import check_output
@@ -194,6 +194,12 @@ def plan_average(
         disk=0,
         memory=memory,
     )
+
+
+def plan_mean(checkpoints: Sequence[Checkpoint], output: Path = Path()) -> MergePlan:
+    """Plans the plain mean of checkpoints; arguments and errors are those of `plan_average`."""
+    coefficients = uniform(len(checkpoints))
+    return plan_average(checkpoints, output, recipe=UNIFORM, coefficients=coefficients)
 
 
 def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:

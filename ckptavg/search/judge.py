@@ -15,7 +15,7 @@ from ckptavg.models.model import batch_norm_layers
 from ckptavg.runs.checkpoint import metric_sign
 from ckptavg.search.data_fingerprint import DataPrint, data_print
 from ckptavg.search.live_model import LiveModel
-from ckptavg.search.window_sums import Tensor
+from ckptavg.search.weight_rows import Tensor
 
 
 @dataclass(frozen=True, slots=True)

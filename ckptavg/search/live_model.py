@@ -16,7 +16,7 @@ from ckptavg.models.model import batch_norm_layers, build, mixed_float16, model_
 from ckptavg.runs.record import digest
 from ckptavg.search.data_fingerprint import data_print
 from ckptavg.search.live_weights import LiveWeights
-from ckptavg.search.window_sums import Tensor
+from ckptavg.search.weight_rows import Tensor
 
 _OBJECT_ID = re.compile(r'"shared_object_id": \d+')
 _NAME = re.compile(r'"([A-Za-z][A-Za-z0-9_]*?)(?:_\d+)?"')

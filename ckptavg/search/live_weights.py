@@ -10,7 +10,7 @@ from ckptavg.errors import ModelError
 from ckptavg.models.marks import place
 from ckptavg.models.model import batch_norm_layers
 from ckptavg.models.placement import moving_statistics
-from ckptavg.search.window_sums import Tensor
+from ckptavg.search.weight_rows import Tensor
 
 
 class LiveWeights:

@@ -36,7 +36,7 @@ class Rows(Protocol):
 
 
 def make_rows(rows: int, length: int, *, folder: Path, max_memory: int) -> Rows:
-    """Makes rows, of which the first holds zeros and the others anything.
+    """Makes rows that hold arbitrary numbers.
 
     Args:
         rows: their number.
@@ -55,7 +55,6 @@ class _MemoryRows:
 
     def __init__(self, rows: int, length: int) -> None:
         self._values = np.empty((rows, length), np.float64)
-        self._values[0] = 0.0
 
     def read(self, row: int, start: int, count: int) -> np.ndarray:
         return self._values[row, start : start + count]
@@ -68,8 +67,6 @@ class _MemoryRows:
 
 
 class _FileRows:
-    """The first row is a hole in the file."""
-
     on_disk = True
 
     def __init__(self, rows: int, length: int, folder: Path) -> None:
@@ -80,14 +77,14 @@ class _FileRows:
 
     def read(self, row: int, start: int, count: int) -> np.ndarray:
         values = np.empty(count, np.float64)
-        view, filled = memoryview(values).cast("B"), 0
+        view, filled = values.data.cast("B"), 0
         while filled < len(view):
             offset = (row * self._length + start) * 8 + filled
             filled += os.preadv(self._file.fileno(), [view[filled:]], offset)
         return values
 
     def write(self, row: int, start: int, values: np.ndarray) -> None:
-        data, written = memoryview(np.ascontiguousarray(values)).cast("B"), 0
+        data, written = np.ascontiguousarray(values).data.cast("B"), 0
         with writing(self._folder):
             while written < len(data):
                 offset = (row * self._length + start) * 8 + written

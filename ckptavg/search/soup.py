@@ -11,7 +11,7 @@ from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.errors import RecipeError
 from ckptavg.formats import check_keras_output
-from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
 from ckptavg.models.evaluation import measure
 from ckptavg.models.specs import as_data, as_inputs, as_model, spec_name
@@ -20,11 +20,11 @@ from ckptavg.runs.outputs import check_output
 from ckptavg.runs.sources import Sources, resolve
 from ckptavg.search.data_fingerprint import data_print
 from ckptavg.search.judge import Judge, Statistics, check_held_out
-from ckptavg.search.window_sums import Sums, Tensor
+from ckptavg.search.weight_rows import Tensor, WeightRows
 
 GREEDY, UNIFORM = "greedy", "uniform"
-_EMPTY, _ALONE, _SOUP, _MORE = range(4)
-"""Rows of sums: no ingredient, a single one, the soup, and the soup with one more."""
+_ALONE, _SOUP, _MORE = range(3)
+"""Rows of sums: a single ingredient, the soup, and the soup with one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,8 @@ class _Pot:
         self._checkpoints = checkpoints
         self._judge = judge
         self._progress = progress
-        self._sums = Sums(checkpoints, rows=4, folder=folder, max_memory=0)
+        plan = plan_mean(checkpoints, folder)
+        self._sums = WeightRows(plan, 3, folder=folder, max_memory=0)
 
     def cook_greedily(self) -> tuple[Ingredient, ...]:
         """Tries all, the best first, and keeps those that do not make the soup worse."""
@@ -191,12 +192,12 @@ class _Pot:
             range(len(scores)), key=lambda number: self._judge.rank(scores[number])
         )
         soup, more = _SOUP, _MORE
-        self._sums.add(first, to=_EMPTY, into=soup)
+        self._sums.add({first: 1.0}, into=soup)
         self.metrics, size = scores[first], 1
         found = [Ingredient(self._checkpoints[first], scores[first], None, True)]
         for number in others:
-            self._sums.add(number, to=soup, into=more)
-            metrics, statistics = self._score(self._sums.mean(more, _EMPTY, size + 1))
+            self._sums.add({number: 1.0}, to=soup, into=more)
+            metrics, statistics = self._score(self._sums.mean(more, None, size + 1))
             kept = self._judge.rank(metrics) <= self._judge.rank(self.metrics)
             if kept:
                 soup, more = more, soup
@@ -207,11 +208,11 @@ class _Pot:
     def cook_all(self) -> tuple[Ingredient, ...]:
         """The mean of all, evaluated once."""
         soup, more = _SOUP, _MORE
-        self._sums.add(0, to=_EMPTY, into=soup)
+        self._sums.add({0: 1.0}, into=soup)
         for number in range(1, len(self._checkpoints)):
-            self._sums.add(number, to=soup, into=more)
+            self._sums.add({number: 1.0}, to=soup, into=more)
             soup, more = more, soup
-        mean = self._sums.mean(soup, _EMPTY, len(self._checkpoints))
+        mean = self._sums.mean(soup, None, len(self._checkpoints))
         self.metrics, self.statistics = self._score(mean, refresh=len(self._checkpoints) > 1)
         return tuple(Ingredient(c, {}, self.metrics, True) for c in self._checkpoints)
 
@@ -219,8 +220,8 @@ class _Pot:
         self._sums.close()
 
     def _score_alone(self, number: int) -> dict[str, float]:
-        self._sums.add(number, to=_EMPTY, into=_ALONE)
-        return self._score(self._sums.mean(_ALONE, _EMPTY, 1), refresh=False)[0]
+        self._sums.add({number: 1.0}, into=_ALONE)
+        return self._score(self._sums.combine({_ALONE: 1.0}), refresh=False)[0]
 
     def _score(
         self, tensors: Iterator[Tensor], *, refresh: bool = True

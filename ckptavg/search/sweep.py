@@ -11,7 +11,7 @@ from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.errors import RecipeError, RunError
 from ckptavg.formats import check_keras_output
-from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
 from ckptavg.models.evaluation import measure
 from ckptavg.models.specs import as_data, as_inputs, as_model, spec_name
@@ -23,7 +23,7 @@ from ckptavg.search.data_fingerprint import data_print
 from ckptavg.search.judge import Judge, Statistics, check_held_out
 from ckptavg.search.row_store import DEFAULT_MEMORY
 from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents
-from ckptavg.search.window_sums import Sums, Tensor, weighted_mean
+from ckptavg.search.weight_rows import Tensor, WeightRows, weighted_mean
 
 LAST, ALL = "last", "all"
 
@@ -317,10 +317,11 @@ class _Averages:
     def __init__(self, run: Run, candidates: Sequence[Candidate], max_memory: int) -> None:
         plain = [c for c in candidates if c.recipe.name == UNIFORM]
         self._base = self._read = min((c.start for c in plain), default=0)
-        rows = max((c.stop for c in plain), default=0) - self._base + 1
-        folder = run.directory
-        self._sums = Sums(run.checkpoints, rows=rows, folder=folder, max_memory=max_memory)
-        self.plan, self.on_disk = self._sums.plan, self._sums.on_disk
+        count = max((c.stop for c in plain), default=0) - self._base
+        self.plan = plan_mean(run.checkpoints, run.directory)
+        # Row k is the sum of the first k + 1 checkpoints from the base.
+        self._sums = WeightRows(self.plan, count, folder=run.directory, max_memory=max_memory)
+        self.on_disk = self._sums.on_disk
 
     def tensors(self, candidate: Candidate) -> Iterator[Tensor]:
         """All tensors of a candidate; every checkpoint is read once for all plain means."""
@@ -328,10 +329,11 @@ class _Averages:
             return weighted_mean(self.plan, candidate.of_run(len(self.plan.sources)))
         while self._read < candidate.stop:
             row = self._read - self._base
-            self._sums.add(self._read, to=row, into=row + 1)
+            self._sums.add({self._read: 1.0}, to=row - 1 if row else None, into=row)
             self._read += 1
-        upper, lower = candidate.stop - self._base, candidate.start - self._base
-        return self._sums.mean(upper, lower, candidate.stop - candidate.start)
+        upper, lower = candidate.stop - self._base - 1, candidate.start - self._base - 1
+        size = candidate.stop - candidate.start
+        return self._sums.mean(upper, lower if lower >= 0 else None, size)
 
     def close(self) -> None:
         self._sums.close()

@@ -13,11 +13,12 @@ import pytest
 import ckptavg
 from ckptavg.batch_norm.refresh import refresh_batch_norm
 from ckptavg.errors import DataError, RecipeError
+from ckptavg.merging.plan import plan_mean
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record, record_path
 from ckptavg.runs.sources import resolve
 from ckptavg.search.soup import soup
-from ckptavg.search.window_sums import Sums, weighted_mean
+from ckptavg.search.weight_rows import WeightRows, weighted_mean
 from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT
 from tests.helpers.command_line import main
 from tests.helpers.files import leftovers, read_tensors
@@ -159,11 +160,11 @@ def test_sums_of_files_that_are_laid_out_differently(trained_run, checkpoints, t
     """Those that Keras wrote hold the optimizer, too, and their tensors at other places."""
     saved = [c.path for c in ckptavg.open_run(trained_run).checkpoints]
     paths = [checkpoints[0], saved[0], checkpoints[1], saved[1]]
-    sums = Sums(resolve(paths), rows=2, folder=tmp_path, max_memory=0)
+    sums = WeightRows(plan_mean(resolve(paths)), 1, folder=tmp_path, max_memory=0)
     for number, path in enumerate(paths):
-        sums.add(number, to=0, into=1)
+        sums.add({number: 1.0}, into=0)
         expected = read_tensors(path)
-        for name, values in sums.mean(1, 0, 1):
+        for name, values in sums.combine({0: 1.0}):
             assert values.tobytes() == expected[name].tobytes(), (path, name)
     half = dict(weighted_mean(sums.plan, [0.5, 0.5, 0.0, 0.0]))
     ckptavg.merge(paths[:2], tmp_path / "half.weights.h5")

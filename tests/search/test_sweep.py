@@ -11,16 +11,15 @@ import pytest
 import ckptavg
 from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import DataError, IntegrityError, ModelError, RecipeError, RunError
-from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record
 from ckptavg.search import judge as judging
-from ckptavg.search import sweep as sweeping
 from ckptavg.search.data_fingerprint import data_print
 from ckptavg.search.live_weights import LiveWeights
 from ckptavg.search.sweep import list_candidates, sweep
-from ckptavg.search.window_sums import Sums, weighted_mean
+from ckptavg.search.weight_rows import WeightRows, weighted_mean
 from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT, X, Y
 from tests.helpers.command_line import main
 from tests.helpers.files import flip_bit, leftovers, open_extent, read_tensors, write_h5
@@ -39,18 +38,23 @@ def same(found, path) -> None:
         assert found[name].tobytes() == values.tobytes(), name
 
 
+def fill(sums, count) -> None:
+    """Makes each row the sum of all checkpoints up to its own."""
+    for number in range(count):
+        sums.add({number: 1.0}, to=number - 1 if number else None, into=number)
+
+
 @pytest.mark.parametrize("max_memory", [0, 10**9])
 def test_every_window_is_that_of_a_fresh_merge(checkpoints, tmp_path, max_memory):
     found = tuple(map(ckptavg.Checkpoint.open, checkpoints))
-    sums = Sums(found, rows=6, folder=tmp_path, max_memory=max_memory)
+    sums = WeightRows(plan_mean(found), 5, folder=tmp_path, max_memory=max_memory)
     assert sums.on_disk == (max_memory == 0)
-    for number in range(5):
-        sums.add(number, to=number, into=number + 1)
+    fill(sums, 5)
     for start in range(5):
         for stop in range(start + 1, 6):
             out = tmp_path / f"{start}-{stop}.weights.h5"
             ckptavg.merge(checkpoints[start:stop], out)
-            same(sums.mean(stop, start, stop - start), out)
+            same(sums.mean(stop - 1, start - 1 if start else None, stop - start), out)
     sums.close()
     assert not leftovers(tmp_path)
 
@@ -67,15 +71,13 @@ def test_windows_of_every_type_of_number(tmp_path):
             tensors[f"layers/a/vars/{place}"] = values.astype(dtype)
         tensors["layers/dropout/seed_generator/vars/0"] = np.array([number, 7], "uint32")
         paths.append(write_h5(tmp_path / f"c{number}.weights.h5", tensors))
-    sums = Sums(
-        tuple(map(ckptavg.Checkpoint.open, paths)), rows=8, folder=tmp_path, max_memory=10**9
-    )
-    for number in range(7):
-        sums.add(number, to=number, into=number + 1)
+    plan = plan_mean(tuple(map(ckptavg.Checkpoint.open, paths)))
+    sums = WeightRows(plan, 7, folder=tmp_path, max_memory=10**9)
+    fill(sums, 7)
     for start, stop in ((0, 7), (2, 5), (3, 4), (6, 7)):
         out = tmp_path / f"{start}-{stop}.weights.h5"
         ckptavg.merge(paths[start:stop], out)
-        same(sums.mean(stop, start, stop - start), out)
+        same(sums.mean(stop - 1, start - 1 if start else None, stop - start), out)
     coefficients = (0.0, 0.3, 0.0, 0.5, 0.2, 0.0, 0.0)
     out = tmp_path / "weighted.weights.h5"
     ckptavg.merge([paths[n] for n in (1, 3, 4)], out, coefficients=[0.3, 0.5, 0.2])
@@ -85,17 +87,17 @@ def test_windows_of_every_type_of_number(tmp_path):
 def test_a_sum_reads_one_checkpoint_and_proves_it(trained_run, tmp_path):
     run = ckptavg.open_run(trained_run)
     seen = []
-    sums = Sums(run.checkpoints, rows=5, folder=tmp_path, max_memory=10**9)
-    sums.add(0, to=0, into=1, progress=seen.append)
+    sums = WeightRows(plan_mean(run.checkpoints), 4, folder=tmp_path, max_memory=10**9)
+    sums.add({0: 1.0}, into=0, progress=seen.append)
     assert sum(seen) == sums.plan.bytes_read / 4
     victim = run.checkpoints[1].path
     with open_extent(victim) as offset:
         flip_bit(victim, offset)
     with pytest.raises(IntegrityError, match="was changed while it was read"):
-        sums.add(1, to=1, into=2)
-    sums = Sums(run.checkpoints, rows=5, folder=tmp_path, max_memory=10**9)
+        sums.add({1: 1.0}, to=0, into=1)
+    sums = WeightRows(plan_mean(run.checkpoints), 4, folder=tmp_path, max_memory=10**9)
     with pytest.raises(IntegrityError, match=r"epoch-0004.* is damaged"):
-        sums.add(1, to=0, into=1)
+        sums.add({1: 1.0}, into=0)
 
 
 def test_weights_set_in_place_are_those_that_keras_loads(checkpoints):
@@ -257,13 +259,13 @@ def test_a_sweep_that_was_stopped_goes_on(trained_run, monkeypatch):
 
 def test_plain_means_read_each_checkpoint_once(trained_run, monkeypatch):
     read = []
-    add = Sums.add
+    add = WeightRows.add
 
-    def counted(self, checkpoint, **options):
-        read.append(checkpoint)
-        return add(self, checkpoint, **options)
+    def counted(self, coefficients, **options):
+        read.extend(coefficients)
+        return add(self, coefficients, **options)
 
-    monkeypatch.setattr(sweeping.Sums, "add", counted)
+    monkeypatch.setattr(WeightRows, "add", counted)
     report = run_sweep(trained_run, windows="all", max_memory=0)
     assert (report.tried, read, report.sums_on_disk) == (10, [0, 1, 2, 3], True)
 

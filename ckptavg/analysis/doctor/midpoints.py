@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 
 from ckptavg.batch_norm import BatchNormOptions
-from ckptavg.merging.plan import plan_average
-from ckptavg.recipes import UNIFORM, uniform
+from ckptavg.merging.plan import plan_mean
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.search.judge import Judge
-from ckptavg.search.window_sums import weighted_mean
+from ckptavg.search.weight_rows import weighted_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ def measure_midpoints(
     """Evaluates checkpoints and midpoints alike, each after a BatchNorm pass if there are data."""
     judge = Judge(model, data=data, eval_data=eval_data, monitor="loss", options=options)
     count = len(checkpoints)
-    plan = plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(count))
+    plan = plan_mean(checkpoints)
 
     def loss(*numbers: int) -> float:
         share = [1 / len(numbers) if n in numbers else 0.0 for n in range(count)]

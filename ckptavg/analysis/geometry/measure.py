@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -19,11 +18,10 @@ from ckptavg.analysis.statistics_shift import statistics_in
 from ckptavg.errors import FormatError, IntegrityError, SpecError
 from ckptavg.formats.layers import layer_of
 from ckptavg.merging.lockstep import AHEAD, BlockRead, read_side_by_side
-from ckptavg.merging.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_limit, plan_average
+from ckptavg.merging.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_limit, plan_mean
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.work import total_blocks
 from ckptavg.merging.worker import Progress, not_finite
-from ckptavg.recipes import UNIFORM, uniform
 from ckptavg.runs.checkpoint import Checkpoint, positions_in
 from ckptavg.runs.sources import Sources, resolve
 
@@ -85,7 +83,7 @@ def measure_geometry(
     """
     checkpoints = resolve(sources)
     vectors = {name: coefficients_of(a, checkpoints) for name, a in (averages or {}).items()}
-    plan = _plan(checkpoints)
+    plan = plan_mean(checkpoints)
     weights, left_out = _weights(plan, leave_out)
     _check_records(plan, weights)
 
@@ -127,7 +125,7 @@ def survey(checkpoints: Sequence[Checkpoint], progress: Progress | None = None) 
     Raises:
         CkptavgError: as `measure_geometry` does, except for damage and values that are not finite.
     """
-    plan = _plan(checkpoints)
+    plan = plan_mean(checkpoints)
     weights, left_out = _weights(plan, ())
     damaged: list[str | None] = [None] * len(checkpoints)
     not_finite: list[str | None] = [None] * len(checkpoints)
@@ -235,10 +233,6 @@ def _products(count: int, _: PlanItem, pieces: Iterator[np.ndarray]) -> _Product
         along += values @ mean
         mean_square += float(mean @ mean)
     return _Products(gram, along, mean_square, unmeasured)
-
-
-def _plan(checkpoints: Sequence[Checkpoint]) -> MergePlan:
-    return plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(len(checkpoints)))
 
 
 def _weights(

@@ -2,24 +2,21 @@
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ckptavg.errors import MismatchError, RecipeError
-from ckptavg.merging.exact_mean import PIECE, round_once
-from ckptavg.merging.plan import MergePlan, plan_average
-from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
+from ckptavg.errors import RecipeError
+from ckptavg.merging.plan import MergePlan, plan_mean
 from ckptavg.merging.weighting import Weighted, weigh
-from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, uniform
+from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import digest
 from ckptavg.runs.run import CHECKPOINT_FOLDER
 from ckptavg.runs.sources import Sources, stem
-from ckptavg.search.row_store import make_rows
-from ckptavg.search.window_sums import Tensor, weighted_mean
+from ckptavg.search.weight_rows import WeightRows
 
 Corner = Sources | tuple[Sources, Sequence[float] | Recipe]
 """A checkpoint, or several for their plain mean; or checkpoints with coefficients or a recipe."""
@@ -48,24 +45,27 @@ class CornerPlan:
         folders = (source.path.parent for source in self.plan.sources if source.record)
         return next((f.parent for f in folders if f.name == CHECKPOINT_FOLDER), None)
 
-    def read(self, *, folder: Path, max_memory: int) -> "Corners":
+    def read(self, *, folder: Path, max_memory: int) -> WeightRows:
         """Reads all corners, each checkpoint once for every corner that it belongs to.
 
         Args:
             folder: where weights go that do not fit into memory, in a file without a name.
             max_memory: bytes that they may take in memory.
 
+        Returns:
+            A row for each corner.
+
         Raises:
             CkptavgError: as `merge` does.
         """
-        corners = Corners(self.plan, len(self.vectors), folder=folder, max_memory=max_memory)
+        rows = WeightRows(self.plan, len(self.vectors), folder=folder, max_memory=max_memory)
         try:
-            for number, vector in enumerate(self.vectors):
-                corners.fill(number, weighted_mean(self.plan, vector))
+            for row, vector in enumerate(self.vectors):
+                rows.add({n: c for n, c in enumerate(vector) if c != 0.0}, into=row)
         except BaseException:
-            corners.close()
+            rows.close()
             raise
-        return corners
+        return rows
 
 
 def plan_corners(corners: Sequence[Corner], labels: Sequence[str] | None = None) -> CornerPlan:
@@ -94,101 +94,44 @@ def plan_corners(corners: Sequence[Corner], labels: Sequence[str] | None = None)
     return CornerPlan(
         _labels(weighted, labels),
         tuple(tuple(share.get(n, 0.0) for n in range(count)) for share in shares),
-        plan_average(checkpoints, Path(), recipe=UNIFORM, coefficients=uniform(count)),
+        plan_mean(checkpoints),
     )
 
 
-class Corners:
-    """The weights of some corners in float64, as a merge would give each of them.
+def edge_products(rows: WeightRows, count: int, left_out: Collection[str]) -> np.ndarray:
+    """Inner products of the edges from the first corner to the others.
 
-    A point is their sum by coefficients, rounded once. What has no mean is that of the first.
+    Args:
+        rows: a row for each corner.
+        count: number of corners.
+        left_out: stored names of tensors that do not count.
 
-    Attributes:
-        contents: of each corner, a digest of all that has a mean.
+    Returns:
+        (corners - 1, corners - 1) float64.
     """
+    found = np.zeros((count - 1, count - 1))
+    for name in rows.names:
+        if name not in left_out:
+            for _, (first, *others) in rows.pieces(name, range(count)):
+                edges = np.stack(others) - first
+                found += edges @ edges.T
+    return found
 
-    contents: list[str]
 
-    def __init__(self, plan: MergePlan, count: int, *, folder: Path, max_memory: int) -> None:
-        """Makes room for corners; arguments are those of `CornerPlan.read`."""
-        self._items = {i.tensor.name: i for i in plan.items if i.action != DROP}
-        self._places: dict[str, int] = {}
-        length = 0
-        for name, item in self._items.items():
-            if item.action == AVERAGE:
-                self._places[name] = length
-                length += _size(item)
-        self._rows = make_rows(count, length, folder=folder, max_memory=max_memory)
-        self._count = count
-        self.contents = []
-        self._copies: dict[str, np.ndarray] = {}
+def corner_digests(rows: WeightRows, count: int) -> tuple[list[str], str]:
+    """Digests by which the scores of points are kept, whatever files the corners came from.
 
-    def fill(self, corner: int, tensors: Iterator[Tensor]) -> None:
-        """Takes in a corner, the first one first.
-
-        Raises:
-            MismatchError: integers or texts differ from those of the first.
-        """
-        digests = {}
-        for name, values in tensors:
-            item = self._items[name]
-            if name in self._places:
-                digests[name] = _digest(values)
-                self._rows.write(corner, self._places[name], values.reshape(-1).astype(np.float64))
-            elif corner == 0:
-                self._copies[name] = values
-            elif item.action == EQUAL and _digest(values) != _digest(self._copies[name]):
-                raise MismatchError(
-                    f"'{name}' ({item.tensor.dtype}) differs between the corners: "
-                    "values of this type have no mean, so all checkpoints must agree"
-                )
-        self.contents.append(_digest_of_all(digests))
-
-    @property
-    def rest(self) -> str:
-        """A digest of what has no mean."""
-        return _digest_of_all({name: _digest(values) for name, values in self._copies.items()})
-
-    def products(self, left_out: Collection[str]) -> np.ndarray:
-        """Inner products of the ways from the first corner to the others.
-
-        Args:
-            left_out: stored names of tensors that do not count.
-
-        Returns:
-            (corners - 1, corners - 1) float64.
-        """
-        found = np.zeros((self._count - 1, self._count - 1))
-        for name in (name for name in self._places if name not in left_out):
-            for _, rows in self._pieces(name):
-                ways = np.stack(rows[1:]) - rows[0]
-                found += ways @ ways.T
-        return found
-
-    def point(self, coefficients: Vector) -> Iterator[Tensor]:
-        """All tensors of a point; numbers beyond their dtype become infinite."""
-        for name, item in self._items.items():
-            if name not in self._places:
-                yield name, self._copies[name]
-                continue
-            values = np.empty(_size(item), item.tensor.numpy_dtype)
-            for piece, rows in self._pieces(name):
-                terms = (c * row for c, row in zip(coefficients, rows, strict=True) if c != 0.0)
-                with np.errstate(over="ignore", invalid="ignore"):
-                    values[piece] = round_once(sum(terms), values.dtype)
-            yield name, values.reshape(item.tensor.shape)
-
-    def close(self) -> None:
-        """Gives the place of the weights back."""
-        self._rows.close()
-
-    def _pieces(self, name: str) -> Iterator[tuple[slice, list[np.ndarray]]]:
-        """Pieces of a tensor, with their numbers in all corners."""
-        size = _size(self._items[name])
-        for start in range(0, size, PIECE):
-            count, place = min(PIECE, size - start), self._places[name] + start
-            rows = [self._rows.read(row, place, count) for row in range(self._count)]
-            yield slice(start, start + count), rows
+    Returns:
+        Of each corner, all that has a mean; of the first one, what has none, which is the same at
+        every point.
+    """
+    contents, rest = [], ""
+    for row in range(count):
+        digests = {name: _digest(values) for name, values in rows.combine({row: 1.0})}
+        averaged = {name: digests.pop(name) for name in rows.names}
+        contents.append(_digest_of_all(averaged))
+        rest = rest or _digest_of_all(digests)
+    return contents, rest
 
 
 def _digest(values: np.ndarray) -> str:
@@ -198,10 +141,6 @@ def _digest(values: np.ndarray) -> str:
 def _digest_of_all(digests: Mapping[str, str]) -> str:
     """One digest of all tensors, in whatever order they were stored."""
     return digest(json.dumps(sorted(digests.items())).encode()).hex()
-
-
-def _size(item: PlanItem) -> int:
-    return item.tensor.nbytes // item.tensor.numpy_dtype.itemsize
 
 
 def _weighted(corner: Corner) -> Weighted:

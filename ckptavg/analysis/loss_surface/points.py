@@ -9,7 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.analysis.loss_surface.corners import Corner, Corners, Vector, plan_corners
+from ckptavg.analysis.loss_surface.corners import (
+    Corner,
+    Vector,
+    corner_digests,
+    edge_products,
+    plan_corners,
+)
 from ckptavg.analysis.loss_surface.results import Metrics
 from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.errors import DataError, NonFiniteError
@@ -21,6 +27,7 @@ from ckptavg.search.data_fingerprint import data_print
 from ckptavg.search.live_model import LiveModel
 from ckptavg.search.row_store import DEFAULT_MEMORY
 from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache
+from ckptavg.search.weight_rows import WeightRows
 
 _ONLY = "eval"
 """What data are called that come without a name."""
@@ -43,7 +50,7 @@ class Points:
     def __init__(
         self,
         labels: tuple[str, ...],
-        corners: Corners,
+        corners: WeightRows,
         live: LiveModel,
         eval_data: Mapping[str, Any],
         folder: Path | None,
@@ -52,7 +59,7 @@ class Points:
 
         Args:
             labels: names of the corners.
-            corners: of points.
+            corners: a row for each corner.
             live: takes their weights.
             eval_data: `(x, y)` by name.
             folder: where results are kept; None for nowhere.
@@ -63,13 +70,14 @@ class Points:
         """
         self.labels = labels
         self._corners, self._live, self._eval_data = corners, live, eval_data
-        live.take(corners.point((1.0, *[0.0] * (len(labels) - 1))), refresh=False)
-        self.products = corners.products(live.moving_statistics)
+        live.take(corners.combine({0: 1.0}), refresh=False)
+        self.products = edge_products(corners, len(labels), live.moving_statistics)
+        contents, rest = corner_digests(corners, len(labels))
         self._caches = {}
         for name, data in eval_data.items():
-            context = [*live.fingerprint, data_print(data).digest, corners.rest]
+            context = [*live.fingerprint, data_print(data).digest, rest]
             if folder is not None:
-                self._caches[name] = ScoreCache(folder, corners.contents, context)
+                self._caches[name] = ScoreCache(folder, contents, context)
 
     def evaluate(self, places: Iterable[Vector], progress: Progress | None = None) -> Metrics:
         """Metrics at points, in their order; those that are known are not evaluated again.
@@ -96,7 +104,7 @@ class Points:
         missing = [name for name in self._eval_data if found.get(name) is None]
         if missing:
             try:
-                self._live.take(self._corners.point(place))
+                self._live.take(self._corners.combine(dict(enumerate(place))))
                 new = {name: measure(self._live.model, self._eval_data[name]) for name in missing}
             except NonFiniteError:
                 new = {name: {} for name in missing}
