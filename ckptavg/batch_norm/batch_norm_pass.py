@@ -19,11 +19,11 @@ _MERGES: dict[str, Merge] = {BATCH: pooled, CUMULATIVE: averaged}
 
 
 class BatchNormPass:
-    """Re-estimates BatchNorm statistics batch by batch, within a loop of one's own.
+    """Re-estimates BatchNorm statistics batch by batch, within a loop of your own.
 
     Nothing is written before `finish`, which sets the statistics and nothing else; after an
-    exception everything is as it was. The layers are watched within the `with` only, which may be
-    entered again. See `update_batch_norm`, which is the loop for data at hand.
+    exception everything is as it was. The layers are watched only within the `with` block, which
+    may be left and entered again. `update_batch_norm` is the loop for data at hand.
 
     Args:
         model: a built Keras model on the TensorFlow, JAX or torch backend.
@@ -31,7 +31,7 @@ class BatchNormPass:
         mode: former name of `bn_mode`; takes precedence if given.
 
     Raises:
-        ModelError: the mode is unknown, or the backend or a layer cannot be used.
+        ModelError: the mode is unknown, or the backend or a layer is not supported.
 
     Example:
         >>> with BatchNormPass(model) as bn:
@@ -62,7 +62,8 @@ class BatchNormPass:
 
     def __exit__(self, *error: Any) -> None:
         attached, self._attached = self._attached, None
-        attached.__exit__(None, None, None)
+        if attached is not None:
+            attached.__exit__(None, None, None)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -71,52 +72,57 @@ class BatchNormPass:
 
     @property
     def batches(self) -> int:
-        """Batches seen."""
+        """Number of batches seen."""
         return self._gathering.batches
 
     @property
     def samples(self) -> int:
-        """Samples seen."""
+        """Number of samples seen."""
         return self._gathering.samples
 
     def add(self, inputs: Any) -> Any:
         """Runs the model forward in training mode, and gathers statistics on the device.
 
         Args:
-            inputs: of one batch: arrays or tensors as the model takes them, or values that a
-                `tf.distribute.Strategy` has distributed. Under a strategy others are divided
-                among its replicas.
+            inputs: the inputs of one batch: arrays or tensors as the model takes them, which a
+                strategy divides among its replicas, or values that a `tf.distribute.Strategy` has
+                distributed already.
 
         Returns:
             What the model returns, on the device; under a strategy, per replica.
 
         Raises:
             DataError: the model rejects the batch, or it holds NaN or infinity, or brought such
-                values to a layer; this may be said one batch later.
-            ModelError: a layer is called where its statistics cannot be seen.
-            ResourceError: memory does not suffice.
+                values to a layer; these may be reported one batch later.
+            ModelError: a layer is called where its statistics cannot be measured.
+            ResourceError: memory ran out.
         """
         if self._attached is None:
-            raise RuntimeError("batches are gathered within: with BatchNormPass(model) as bn")
+            raise RuntimeError("batches are added within a block: with BatchNormPass(model) as bn")
         return self._gathering.add(inputs)
 
     def run(
         self, data: Any, *, steps: int | None = None, progress: Progress | None = None
     ) -> BatchNormReport:
-        """Gathers all batches of `data` and sets the statistics, as often as it is called.
+        """Gathers all batches of `data` and sets the statistics; may be called any number of times.
 
-        Each time is a pass of its own, with the weights that the model has then, by the step that
-        was compiled for the first one. What the compiled step does not see: layers that were frozen
-        or exchanged, and attributes that were changed, since then.
+        Each call is a pass of its own with the weights that the model has then, run by the step
+        that was compiled for the first one. The compiled step does not notice layers that were
+        frozen or exchanged since then, or attributes that were changed.
 
         Args:
-            data: as in `update_batch_norm`.
-            steps: number of batches to see; all by default.
-            progress: called with the numbers of new batches and samples as they have been seen.
+            data: live data, as in `update_batch_norm`.
+            steps: number of batches to use; all by default.
+            progress: called after each batch with the number of new batches (1) and of new samples.
+
+        Returns:
+            What was done.
 
         Raises:
             CkptavgError: as `update_batch_norm` does.
         """
+        # See docs/decisions/0056-one-compiled-step-for-many-passes.md: this makes the result equal
+        # to that of a fresh pass, random layers included.
         self._step.restart()
         self._gathering = self._gather_nothing()
         with self:
@@ -132,8 +138,11 @@ class BatchNormPass:
 
         A model without layers to set is left as it is.
 
+        Returns:
+            What was done.
+
         Raises:
-            DataError: there was no batch, or a layer met no value that counts.
+            DataError: there was no batch, or all values that reached a layer are masked.
         """
         return self._targets.write(
             self._gathering.statistics(),
@@ -143,4 +152,4 @@ class BatchNormPass:
         )
 
     def _gather_nothing(self) -> Gathering:
-        return Gathering(self._step, self._targets.layers, _MERGES[self._mode])
+        return Gathering(self._step, self._targets.measured, _MERGES[self._mode])

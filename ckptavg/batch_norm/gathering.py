@@ -1,7 +1,7 @@
 """Batches through a step into a pool, with errors that name the batch."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,27 +17,31 @@ from ckptavg.errors import (
     first_line,
 )
 
+UNCHANGED = "no statistics were changed"
+
+
+class MeasuredLayer(NamedTuple):
+    """What there is to know of a layer that a step measures: its path and number of channels."""
+
+    path: str
+    channels: int
+
 
 class Gathering:
     """The statistics of some layers, gathered batch by batch.
 
-    What a batch gave is read from the device when the next one is on its way there, so that the
-    device does not wait.
+    The measurements of a batch are read from the device when the next batch is on its way there,
+    so that the device does not wait.
 
     Attributes:
         batches: batches seen.
         samples: samples seen.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        layers: Sequence[Any],
-        merge: Merge = pooled,
-    ) -> None:
+    def __init__(self, step: Step, layers: Sequence[MeasuredLayer], merge: Merge = pooled) -> None:
         self.batches = self.samples = 0
-        self._layers = layers
         self._step = step
+        self._layers = layers
         self._merge = merge
         self._pool = Pool(merge)
         self._unread: list[Any] = []
@@ -53,7 +57,7 @@ class Gathering:
             samples = self._step.count(inputs)
         except HiddenCallError as error:
             raise self._hidden(error.number) from error
-        except Exception as error:
+        except Exception as error:  # backends and layers raise errors of any kind
             raise self._explained(error, self.batches) from error
         self._read()
         self._unread = columns
@@ -62,9 +66,14 @@ class Gathering:
         return outputs
 
     def statistics(self) -> dict[int, Statistics]:
-        """Of every layer that was called, by its number, in the order of first calls."""
+        """The statistics of every layer that was called, by its number, in order of first calls.
+
+        Raises:
+            DataError: all values that reached a layer are masked, or what the last batch brought
+                cannot be used.
+        """
         self._read()
-        found = dict(self._pool.by_layer(lambda number: self._layers[number].moving_mean.shape[0]))
+        found = dict(self._pool.by_layer([layer.channels for layer in self._layers]))
         for number, statistics in found.items():
             if not statistics.count.all():
                 raise DataError(
@@ -77,7 +86,7 @@ class Gathering:
         for tensor in unread:
             try:
                 columns = keras.ops.convert_to_numpy(tensor)
-            except Exception as error:  # a device may tell only now
+            except Exception as error:  # devices compute ahead, and report their errors only here
                 raise self._explained(error, self.batches - 1) from error
             of_inputs = columns[0] == INPUTS
             self._check_inputs(columns[:, of_inputs])
@@ -85,10 +94,11 @@ class Gathering:
             self._pool.add(columns[:, ~of_inputs])
 
     def _check_inputs(self, columns: np.ndarray) -> None:
+        # See docs/decisions/0051-inputs-must-be-finite.md.
         if not np.isfinite(columns).all():
             raise DataError(
-                f"batch {self.batches - 1} of the data holds NaN or infinity: the statistics were "
-                "left as they were. Mend the data, or what prepares them"
+                f"batch {self.batches - 1} of the data holds NaN or infinity: {UNCHANGED}. Correct "
+                "the data or the code that prepares them"
             )
 
     def _check(self, columns: np.ndarray) -> None:
@@ -99,7 +109,7 @@ class Gathering:
             path = self._layers[int(numbers[broken][0])].path
             raise NonFiniteError(
                 f"batch {index} of the data brought NaN or infinity to the layer '{path}': "
-                "the statistics were left as they were"
+                f"{UNCHANGED}"
             )
         if self._merge is averaged and (count < 2).any():
             path = self._layers[int(numbers[count < 2][0])].path
@@ -114,12 +124,12 @@ class Gathering:
             what = f"the layer '{self._layers[number].path}'"
         return ModelError(
             f"{what} is called inside a loop or a function of its own (a tf.function, an RNN "
-            "cell), where its statistics cannot be seen"
+            "cell), where its statistics cannot be measured"
         )
 
     def _explained(self, error: Exception, index: int) -> CkptavgError:
         if self._step.is_exhausted(error):
             return ResourceError(
-                f"memory does not suffice for batch {index} of the data: use smaller batches"
+                f"memory ran out in batch {index} of the data: use smaller batches"
             )
         return DataError(f"the model rejects batch {index} of the data: {first_line(error)}")

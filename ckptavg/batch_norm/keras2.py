@@ -2,15 +2,13 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ckptavg.batch_norm.gathering import Gathering
+from ckptavg.batch_norm.gathering import Gathering, MeasuredLayer
+from ckptavg.batch_norm.observer import Call, replaced_calls
 from ckptavg.batch_norm.statistics import INPUTS
 from ckptavg.errors import DataError
 from ckptavg.models.batches import count_samples
@@ -18,18 +16,20 @@ from ckptavg.models.keras2 import batch_norm_layers
 
 
 class BatchNormPass2:
-    """As `ckptavg.batch_norm.BatchNormPass`, for a tf_keras model.
+    """Does for a tf_keras model what `ckptavg.batch_norm.BatchNormPass` does for Keras 3.
 
-    The layers' own training mode runs, because Keras 2 cannot keep it from its variables; `finish`
-    puts all weights back but the statistics.
+    The layers' own training mode runs, because Keras 2 has no scope that protects variables;
+    `finish` therefore restores all weights but the statistics.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._layers = [layer for layer in batch_norm_layers(model) if layer.trainable]
         self._kept: list[np.ndarray] = model.get_weights()
-        named = [SimpleNamespace(path=x.name, moving_mean=x.moving_mean) for x in self._layers]
-        self._gathering = Gathering(_Step(model, self._layers), named)
+        self._gathering = Gathering(
+            _Step(model, self._layers),
+            [MeasuredLayer(layer.name, layer.moving_mean.shape[0]) for layer in self._layers],
+        )
 
     def add(self, inputs: Any) -> Any:
         """Runs the model forward in training mode; returns its outputs, per replica."""
@@ -51,7 +51,10 @@ class BatchNormPass2:
 
 
 class _Step:
-    """A compiled forward pass over the replicas of the model's strategy; see `steps.Step`."""
+    """A compiled forward pass over the replicas of the model's strategy; see `step.Step`.
+
+    Its moments are TensorFlow's own operations, because Keras 3 may run on another backend here.
+    """
 
     def __init__(self, model: Any, layers: list[Any]) -> None:
         self._layers = layers
@@ -69,7 +72,7 @@ class _Step:
         )
 
     def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
-        with self._watched():
+        with replaced_calls(self._layers, self._noting):
             outputs, columns = self._run(inputs)
         return outputs, [
             column.numpy() for column in self._strategy.experimental_local_results(columns)
@@ -82,17 +85,7 @@ class _Step:
     def is_exhausted(self, error: Exception) -> bool:
         return isinstance(error, tf.errors.ResourceExhaustedError)
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        try:
-            for number, layer in enumerate(self._layers):
-                object.__setattr__(layer, "call", self._noting(number, layer))
-            yield
-        finally:
-            for layer in self._layers:
-                layer.__dict__.pop("call", None)
-
-    def _noting(self, number: int, layer: Any) -> Callable:
+    def _noting(self, number: int, layer: Any) -> Call:
         call = layer.call
 
         def noting_call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -106,7 +99,7 @@ class _Step:
 
 
 def _column(inputs: Any) -> Any:
-    """Whether the inputs are finite, as `Gathering` wants to be told."""
+    """The column for `Gathering` that says whether the inputs are finite."""
     parts = tf.nest.flatten(inputs, expand_composites=True)
     finite = tf.constant(True)
     for part in parts:
@@ -117,7 +110,7 @@ def _column(inputs: Any) -> Any:
 
 
 def _moments(number: int, inputs: Any, mask: Any, axis: Any) -> Any:
-    """A column for each channel, as `Gathering` wants them: number, count, mean, variance."""
+    """A column for `Gathering` for each channel: number, count, mean, variance."""
     values = tf.cast(inputs, tf.float64)
     channels = axis[0] if isinstance(axis, list | tuple) else axis
     axes = [other for other in range(values.shape.rank) if other != channels % values.shape.rank]

@@ -6,11 +6,11 @@ import keras
 from keras import ops
 
 _LONG = 1024
-"""Values in a row from which on float32 loses too much."""
+"""Length of an axis above which a float32 sum along it loses too many digits."""
 
 
 class Moments(NamedTuple):
-    """Of each channel, as tensors of shape (channels,) and the wide dtype."""
+    """Moments of each channel: tensors of shape (channels,) in the wide dtype."""
 
     count: Any
     mean: Any
@@ -18,7 +18,7 @@ class Moments(NamedTuple):
 
 
 def wide_dtype() -> str:
-    """The widest float that the backend computes in: float64, or float32 where it has none."""
+    """The widest float type that the backend computes in: float64 where it has it, or float32."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -33,14 +33,14 @@ def wide_dtype() -> str:
 def batch_moments(inputs: Any, mask: Any, axis: int) -> Moments:
     """The moments of a batch over all axes but one.
 
-    Values are summed in float32 along short axes, one by one, and in the wide dtype along the batch
-    and along what is long, so that nothing is lost to their number. The variance is that of
+    Values are summed in float32 along short axes, one axis at a time, and in the wide dtype along
+    the batch and along long axes, so that their number costs no precision. The variance is that of
     deviations from the mean, never a difference of large sums.
 
     Args:
         inputs: the layer's inputs, of any rank and float dtype.
-        mask: True where values count, of the shape of `inputs` without the last axis; or None.
-        axis: that of the channels.
+        mask: True where values count, in the shape of `inputs` without the last axis; or None.
+        axis: the axis of the channels.
     """
     dtype = keras.backend.result_type(inputs.dtype, "float32")
     values = ops.cast(inputs, dtype)
@@ -60,12 +60,14 @@ def batch_moments(inputs: Any, mask: Any, axis: int) -> Moments:
     deviations = ops.square(values - ops.reshape(center, shape))
     if mask is not None:
         deviations = ops.where(mask, deviations, 0)
-    rounding = mean - ops.cast(center, wide_dtype())  # deviations are from the rounded mean
+    # The deviations are from the mean as rounded to the layer's dtype: E[(x - c)^2] - (m - c)^2.
+    rounding = mean - ops.cast(center, wide_dtype())
     variance = ops.maximum(_wide_sum(deviations, axes) / divisor - ops.square(rounding), 0.0)
     return Moments(count + ops.zeros_like(mean), mean, variance)
 
 
 def _wide_sum(values: Any, axes: list[int]) -> Any:
+    """The sum over axes, of which the first, that of the batch, may be of any length."""
     first, *others = axes
     for axis in reversed(others):
         if (values.shape[axis] or _LONG) >= _LONG:
@@ -75,6 +77,7 @@ def _wide_sum(values: Any, axes: list[int]) -> Any:
 
 
 def _size(values: Any, axes: list[int]) -> Any:
+    """The number of values along axes, as a tensor: it may only be known when the step runs."""
     shape = ops.shape(values)
     size = ops.cast(1.0, wide_dtype())
     for axis in axes:

@@ -2,8 +2,8 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -13,41 +13,58 @@ from ckptavg.batch_norm.moments import Moments, batch_moments, wide_dtype
 from ckptavg.batch_norm.statistics import INPUTS
 
 Notes = list[tuple[int, Moments]]
-"""Of each call that was watched: the number of the layer, and what it met."""
+"""For each call that was measured: the number of the layer, and what it met."""
+
+Call = Callable[..., Any]
+"""The `call` of a layer."""
+
+
+@contextmanager
+def replaced_calls(
+    layers: Sequence[Any], replacement: Callable[[int, Any], Call]
+) -> Iterator[None]:
+    """Replaces the `call` of layers until the exit.
+
+    Args:
+        layers: the layers, of Keras 3 or Keras 2.
+        replacement: makes the new `call` from a layer's number and the layer.
+    """
+    try:
+        for number, layer in enumerate(layers):
+            # Keras' own __setattr__ would track the function as a part of the layer.
+            object.__setattr__(layer, "call", replacement(number, layer))
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("call", None)
 
 
 class Observer:
     """Notes the moments of every training-mode call of some layers during a forward pass.
 
-    A watched call does not run the layer's own training mode. It measures the inputs, and runs the
-    layer's inference mode with these statistics in the place of the moving ones: the outputs are
-    those of training, nothing is measured twice, and neither momentum nor renorm nor what the
-    moving statistics were have a say.
+    A watched call does not run the layer's own training mode. It measures the inputs, then runs the
+    layer's inference mode with these statistics in place of the moving ones. The outputs are those
+    of training, nothing is measured twice, and neither momentum nor renorm nor the former moving
+    statistics matter.
     """
 
-    def __init__(self, layers: list[Any]) -> None:
+    # docs/decisions/0011-a-watched-layer-is-measured-then-runs-in-inference-mode.md
+
+    def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
         self._running = threading.local()  # replicas of a strategy run in threads of their own
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attached(self) -> AbstractContextManager[None]:
         """Watches the layers until the exit."""
-        try:
-            for number, layer in enumerate(self._layers):
-                # Past Keras' own __setattr__, which would track it.
-                object.__setattr__(layer, "call", self._watched(number, layer))
-            yield
-        finally:
-            for layer in self._layers:
-                layer.__dict__.pop("call", None)
+        return replaced_calls(self._layers, self._watched)
 
     @contextmanager
     def watching(self, scope: keras.StatelessScope, training: bool) -> Iterator[Notes]:
-        """Gives what is noted, as it is noted.
+        """Yields a list that fills with notes while the model runs.
 
         Args:
-            scope: in which the forward pass runs.
-            training: whether only calls in training mode are measured, or all.
+            scope: the scope in which the forward pass runs.
+            training: True measures only calls in training mode, False measures all.
         """
         notes: Notes = []
         running = self._running
@@ -58,7 +75,7 @@ class Observer:
         finally:
             running.scope = None
 
-    def _watched(self, number: int, layer: Any) -> Callable:
+    def _watched(self, number: int, layer: Any) -> Call:
         call = layer.call
 
         def watched_call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -73,17 +90,17 @@ class Observer:
                 return call(inputs, training=training, **masks)
             if getattr(layer, "synchronized", False):
                 moments = _over_replicas(moments)
-            with _instead_of_moving_ones(scope, layer, moments):
+            with _in_place_of_moving_ones(scope, layer, moments):
                 return call(inputs, training=False, **masks)
 
         return watched_call
 
 
 def as_columns(notes: Notes, inputs: Iterable[Any]) -> Any:
-    """Notes as one tensor of columns for `Gathering`, before them one of the inputs.
+    """Notes as one tensor of columns for `Gathering`, preceded by one column for the inputs.
 
     Args:
-        notes: of a batch.
+        notes: those of a batch.
         inputs: all tensors that the model was given.
     """
     calls = [
@@ -93,7 +110,10 @@ def as_columns(notes: Notes, inputs: Iterable[Any]) -> Any:
 
 
 def _column(inputs: Iterable[Any]) -> Any:
-    """What a layer makes of NaN or infinity, a relu or a maximum, may look like any number."""
+    """Says whether all inputs are finite.
+
+    The layers cannot tell: what a relu or a maximum makes of NaN or infinity may be any number.
+    """
     finite = ops.cast(1, "bool")
     for part in inputs:
         if keras.backend.is_float_dtype(part.dtype):
@@ -103,7 +123,7 @@ def _column(inputs: Iterable[Any]) -> Any:
 
 
 @contextmanager
-def _instead_of_moving_ones(
+def _in_place_of_moving_ones(
     scope: keras.StatelessScope, layer: Any, moments: Moments
 ) -> Iterator[None]:
     statistics = ((layer.moving_mean, moments.mean), (layer.moving_variance, moments.variance))
@@ -112,12 +132,13 @@ def _instead_of_moving_ones(
         value = ops.reshape(ops.cast(value, variable.dtype), tuple(variable.shape))
         scope.add_update((variable, value))
     yield
-    for update in former:  # for a later call in inference mode
+    # The same layer may be called again in inference mode, with the statistics that it has.
+    for update in former:
         scope.add_update(update)
 
 
 def _over_replicas(moments: Moments) -> Moments:
-    """Moments of a batch that is spread over the replicas of a strategy, as one."""
+    """The moments of a batch that is spread over the replicas of a strategy."""
     import tensorflow as tf
 
     replica = tf.distribute.get_replica_context()

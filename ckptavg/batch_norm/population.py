@@ -17,10 +17,10 @@ from ckptavg.errors import DataError
 from ckptavg.models.batches import Progress
 
 _SETTLED = 1e-6
-"""Standard deviations that statistics may still move by: float32 gives no better."""
+"""Standard deviations by which settled statistics may still move: float32 resolves no less."""
 
 _EXTRA_PASSES = 20
-"""For layers whose outputs come back to them; others need as many passes as there are layers."""
+"""For layers whose outputs return to them; other models need as many passes as they have layers."""
 
 
 def update_population(
@@ -28,32 +28,34 @@ def update_population(
 ) -> BatchNormReport:
     """Sets the statistics that every layer meets when all of them use these statistics.
 
-    The first pass is one in training mode. Each further one runs the model in inference mode with
-    the statistics of the one before, and measures all layers: those without BatchNorm before them
-    are then exact, after the next pass those with one such layer before them, and so on in
-    topological order. It ends when nothing moves any more. The batches have no say, whatever the
-    depth, because in inference mode samples do not meet each other.
+    The first pass runs in training mode. Each further one runs the model in inference mode with the
+    statistics of the pass before, and measures all layers. Layers without BatchNorm upstream are
+    then exact, after the next pass those with one such layer upstream, and so on in topological
+    order. The passes end when nothing moves any more. How the data are divided into batches does
+    not matter at any depth, because samples do not interact in inference mode.
 
     Args:
         model: a built Keras model.
-        read: gives the inputs of all batches, anew at each call.
-        progress: called with the numbers of new batches and samples as they have been seen.
+        read: returns the inputs of all batches, anew at each call.
+        progress: called after each batch with the number of new batches (1) and of new samples.
 
     Raises:
         CkptavgError: as `update_batch_norm` does.
     """
+    # See docs/decisions/0012-population-statistics-by-iteration.md.
     targets = Targets.of(model)
     if not targets.layers:
         return targets.write({}, samples=0, batches=0, mode=POPULATION)
     observer = Observer(targets.layers)
     with observer.attached():
-        first = _gathered(Gathering(make_step(model, observer), targets.layers), read, progress)
+        first = _gathered(Gathering(make_step(model, observer), targets.measured), read, progress)
         found = first.statistics()
+        # One compiled step serves all further passes: the statistics are its arguments.
         step = make_step(model, observer, training=False)
         moved = np.inf
         for _ in range(len(targets.layers) + _EXTRA_PASSES if found else 0):
             step.given = targets.values(found)
-            gathering = _gathered(Gathering(step, targets.layers), read, progress)
+            gathering = _gathered(Gathering(step, targets.measured), read, progress)
             if gathering.samples != first.samples:
                 raise DataError(
                     f"the data gave {first.samples:,} samples at first and {gathering.samples:,} "
@@ -71,7 +73,8 @@ def update_population(
     doubts = []
     if found and moved > _SETTLED:
         doubts.append(
-            f"statistics did not settle: the last pass moved one by {moved:.1e} deviations"
+            f"the statistics did not settle: in the last pass one still moved by {moved:.1e} "
+            "standard deviations"
         )
     return targets.write(
         found, samples=first.samples, batches=first.batches, mode=POPULATION, doubts=doubts
@@ -89,7 +92,7 @@ def _gathered(
 
 
 def _moved(old: Statistics, new: Statistics, epsilon: float) -> float:
-    """The largest change, in standard deviations."""
+    """The largest change of a mean or a deviation, in standard deviations."""
     deviation = np.sqrt(new.variance + epsilon)
     changes = (new.mean - old.mean, deviation - np.sqrt(old.variance + epsilon))
     return max(float(np.abs(change / deviation).max()) for change in changes)

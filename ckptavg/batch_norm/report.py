@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from ckptavg.batch_norm.options import BATCH
 from ckptavg.batch_norm.statistics import Statistics
 
 _WORST_ERROR = 0.1
-"""How far off, in standard deviations, the worst mean of a layer may be expected to be."""
+"""Expected error of the worst mean of a layer, in standard deviations, above which a pass warns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,10 @@ class Shift:
     """How far the statistics of a layer moved, in standard deviations of the new ones.
 
     Attributes:
-        layer: its path.
-        mean: root mean square over the channels of (new mean - former mean) / deviation, where the
-            deviation is sqrt(variance + epsilon), as the layer divides by it.
-        deviation: root mean square over the channels of (new deviation - former one) / new one.
+        layer: path of the layer.
+        mean: root mean square over the channels of (new mean - former mean) / new deviation, where
+            the deviation is sqrt(variance + epsilon), by which the layer divides.
+        deviation: root mean square over the channels of (new - former deviation) / new deviation.
     """
 
     layer: str
@@ -36,12 +37,12 @@ class BatchNormReport:
 
     Attributes:
         layers: paths of the layers whose statistics were set.
-        frozen: paths of layers left alone because their `trainable` is False.
-        unused: paths of layers left alone because the forward pass did not reach them, or the model
-            calls them with `training=False`.
-        samples: samples seen.
-        batches: batches seen.
-        mode: how statistics were defined, see `update_batch_norm`.
+        frozen: paths of layers that kept theirs because their `trainable` is False.
+        unused: paths of layers that kept theirs because the forward pass did not reach them, or the
+            model calls them with `training=False`.
+        samples: number of samples seen.
+        batches: number of batches seen.
+        mode: how the statistics are defined: the `bn_mode` of `update_batch_norm`.
         shifts: how far the statistics of each of `layers` moved.
         warnings: what makes the statistics doubtful, in words.
     """
@@ -51,20 +52,20 @@ class BatchNormReport:
     unused: tuple[str, ...]
     samples: int
     batches: int
-    mode: str = "batch"
+    mode: str = BATCH
     shifts: tuple[Shift, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def shifts(layers: Iterable[tuple[Any, Statistics]]) -> Iterator[Shift]:
-    """How far statistics will move that have not been written yet."""
+    """How far each layer will move, from its present statistics to those that it is paired with."""
     for layer, statistics in layers:
         mean, variance = (
             keras.ops.convert_to_numpy(variable.value).astype(np.float64)
             for variable in (layer.moving_mean, layer.moving_variance)
         )
         deviation = np.sqrt(statistics.variance + layer.epsilon)
-        with np.errstate(invalid="ignore"):  # the former ones may be anything
+        with np.errstate(invalid="ignore"):  # the former statistics may be NaN or infinite
             former = np.sqrt(variance + layer.epsilon)
             yield Shift(
                 layer.path,
@@ -74,10 +75,10 @@ def shifts(layers: Iterable[tuple[Any, Statistics]]) -> Iterator[Shift]:
 
 
 def warnings(layers: Sequence[Any], samples: int) -> Iterator[str]:
-    """Says so when there were too few samples for the channels.
+    """Warns when there were too few samples for the number of channels.
 
     The mean of n samples is off by a normal error of 1/sqrt(n) standard deviations, the worst of C
-    channels by sqrt(2 ln C / n). Positions within a sample depend on each other: they do not count.
+    channels by sqrt(2 ln C / n). Positions within a sample depend on each other and do not count.
     """
     if not layers:
         return
@@ -88,8 +89,8 @@ def warnings(layers: Sequence[Any], samples: int) -> Iterator[str]:
         error = math.sqrt(2 * math.log(max(channels, 2)) / samples)
         yield (
             f"{samples:,} samples are few for the {channels:,} channels of '{widest.path}': the "
-            f"worst mean may be off by {error:.2g} standard deviations, {enough:,} samples make "
-            f"that {_WORST_ERROR}"
+            f"worst mean may be off by {error:.2g} standard deviations; {enough:,} samples would "
+            f"make that {_WORST_ERROR}"
         )
 
 

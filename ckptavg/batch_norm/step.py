@@ -1,36 +1,29 @@
-"""The forward pass of one batch: what the steps of all backends share."""
+"""The forward pass of one batch: what the backends share."""
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import keras
 
 from ckptavg.batch_norm.observer import Observer, as_columns
+from ckptavg.models.batches import count_samples
 
 _SEED_NAME = "seed_generator_state"
 """The name that Keras gives the variable of every random generator."""
 
 Given = Sequence[tuple[Any, Any]]
-"""Variables, and the values that they have in a forward pass in the place of their own."""
+"""Variables with the values that replace their own in a forward pass."""
 
 
 class Step(Protocol):
-    """A forward pass that gives the statistics of a batch, and changes no variable.
-
-    The states of random generators are handed from batch to batch beside the model, so that each
-    batch draws anew and the model keeps its own.
-
-    Attributes:
-        given: read at each call; always the same variables.
-    """
-
-    given: Given
+    """A forward pass of one batch that measures what its BatchNorm layers meet."""
 
     def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
-        """Outputs of the model, and columns for `Gathering` of every replica, on the device.
+        """Returns the outputs of the model, and columns for `Gathering` from every replica.
 
         Raises:
-            HiddenCallError: as it says.
+            HiddenCallError: a layer is called where it cannot be measured.
         """
         ...
 
@@ -38,20 +31,16 @@ class Step(Protocol):
         """Number of samples in a batch."""
         ...
 
-    def restart(self) -> None:
-        """Lets random generators begin where those of the model stand, as for a first batch."""
-        ...
-
     def is_exhausted(self, error: Exception) -> bool:
-        """Whether the error says that memory does not suffice."""
+        """Whether the error says that memory ran out."""
         ...
 
 
 class HiddenCallError(Exception):
-    """A layer is called inside a loop or a function of its own, out of which nothing comes.
+    """A layer is called inside a loop or a function of its own, out of which no tensor leads.
 
     Attributes:
-        number: of the layer; None if it is not known.
+        number: that of the layer; None if it is not known.
     """
 
     def __init__(self, number: int | None = None) -> None:
@@ -59,38 +48,64 @@ class HiddenCallError(Exception):
         self.number = number
 
 
-def seed_states(model: keras.Model) -> list[Any]:
-    """The variables that hold the states of random generators."""
-    return [v for v in model.non_trainable_variables if v.name == _SEED_NAME]
+class StatelessStep(ABC):
+    """A `Step` that changes no variable of the model.
 
+    See docs/decisions/0010-the-batch-norm-pass-runs-in-a-stateless-scope.md.
 
-def forward(
-    model: keras.Model,
-    observer: Observer,
-    training: bool,
-    inputs: Any,
-    given: Given,
-    check: Callable[[int, Any], None] = lambda *_: None,
-    tensors: Callable[[Any], Iterable[Any]] = keras.tree.flatten,
-) -> tuple[Any, Any, list[Any]]:
-    """Runs the model on a batch in a scope in which no variable can be written.
-
-    Args:
-        model: runs forward.
-        observer: attached to its layers.
-        training: see `make_step`.
-        inputs: of one batch, tensors.
-        given: variables and their values; others have their own.
-        check: called with number of the layer and mean of every call that was measured.
-        tensors: gives all tensors of the inputs; those that sparse and ragged ones are made of.
-
-    Returns:
-        Outputs of the model; columns for `Gathering`; the states of random generators afterwards.
+    Attributes:
+        given: variables with values that replace their own; read at each call. The values may
+            change from call to call, the variables may not, because a step is compiled once.
     """
-    scope = keras.StatelessScope(given)
-    with observer.watching(scope, training) as notes:
-        outputs = model(inputs, training=training)
-    for number, moments in notes:
-        check(number, moments.mean)
-    states = [scope.get_current_value(seed) for seed in seed_states(model)]
-    return outputs, as_columns(notes, tensors(inputs)), states
+
+    def __init__(self, model: keras.Model, observer: Observer, training: bool) -> None:
+        """Prepares a step.
+
+        Args:
+            model: the model to run forward.
+            observer: entered while the step is called.
+            training: whether the model runs in training mode; see `make_step`.
+        """
+        self.given: Given = ()
+        self._model, self._observer, self._training = model, observer, training
+        self._seeds = [v for v in model.non_trainable_variables if v.name == _SEED_NAME]
+        self._states: list[Any] = []
+        self.restart()
+
+    @abstractmethod
+    def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
+        """See `Step`."""
+
+    @abstractmethod
+    def is_exhausted(self, error: Exception) -> bool:
+        """See `Step`."""
+
+    def count(self, inputs: Any) -> int:
+        return count_samples(inputs)
+
+    def restart(self) -> None:
+        """Lets random generators start from the seeds of the model, as for a first batch."""
+        self._states = [seed.value for seed in self._seeds]
+
+    def _forward(self, inputs: Any, given: Given) -> tuple[Any, Any, list[Any]]:
+        """Runs the model on tensors in a scope in which no variable can be written.
+
+        Returns:
+            Outputs of the model; columns for `Gathering`; the new states of random generators.
+        """
+        scope = keras.StatelessScope(given)
+        with self._observer.watching(scope, self._training) as notes:
+            outputs = self._model(inputs, training=self._training)
+        for number, moments in notes:
+            self._check_visible(number, moments.mean)
+        # Handed on outside the model: a scope that forgot them would let every batch draw the same
+        # dropout mask.
+        states = [scope.get_current_value(seed) for seed in self._seeds]
+        return outputs, as_columns(notes, self._tensors(inputs)), states
+
+    def _tensors(self, inputs: Any) -> Iterable[Any]:
+        """All tensors of the inputs, including those that sparse and ragged ones are made of."""
+        return keras.tree.flatten(inputs)
+
+    def _check_visible(self, number: int, mean: Any) -> None:
+        """Raises `HiddenCallError` if what was measured for a layer cannot leave its call."""

@@ -1,29 +1,30 @@
-"""The layers of a model whose statistics a pass sets, and the setting."""
+"""The layers of a model whose statistics a pass sets, and how they are set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import keras
-import ml_dtypes
 import numpy as np
 
+from ckptavg.batch_norm.gathering import UNCHANGED, MeasuredLayer
 from ckptavg.batch_norm.report import BatchNormReport, shifts, warnings
 from ckptavg.batch_norm.statistics import Statistics
 from ckptavg.errors import DataError, ModelError, NonFiniteError
 from ckptavg.models.model import batch_norm_layers
+from ckptavg.models.specs import as_model
 
 Values = list[tuple[Any, np.ndarray]]
-"""Variables and what they are to hold, float64."""
+"""Variables and their new values, float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """BatchNormalization layers of a model.
+    """The BatchNormalization layers of a model.
 
     Attributes:
-        layers: those that may be set; everything else calls them by their number in this list.
-        frozen: paths of those that may not, because their `trainable` is False.
+        layers: layers that may be set; everywhere else they go by their number in this list.
+        frozen: paths of layers that may not be set, because their `trainable` is False.
     """
 
     layers: list[Any]
@@ -31,17 +32,12 @@ class Targets:
 
     @classmethod
     def of(cls, model: keras.Model) -> Self:
-        """
+        """Finds the layers of a model.
+
         Raises:
-            ModelError: it is no model of Keras 3, or a layer has no statistics yet.
+            ModelError: not a model of Keras 3, or a layer has no statistics yet.
         """
-        if not isinstance(model, keras.Model):
-            raise ModelError(
-                f"the model is a {type(model).__module__}.{type(model).__qualname__}, but must be "
-                "a keras.Model of Keras 3: for tf_keras, ckptavg.tf_keras.SWA re-estimates "
-                "statistics at the end of fit"
-            )
-        found = batch_norm_layers(model)
+        found = batch_norm_layers(as_model(model))
         layers = [layer for layer in found if layer.trainable]
         for layer in layers:
             if not layer.built:
@@ -50,8 +46,13 @@ class Targets:
                 )
         return cls(layers, tuple(layer.path for layer in found if not layer.trainable))
 
+    @property
+    def measured(self) -> list[MeasuredLayer]:
+        """The layers as `Gathering` needs to know them."""
+        return [MeasuredLayer(layer.path, layer.moving_mean.shape[0]) for layer in self.layers]
+
     def values(self, found: dict[int, Statistics]) -> Values:
-        """What statistics, by the number of the layer, make of variables."""
+        """The values of variables that follow from statistics, by the number of the layer."""
         return [
             value
             for number, statistics in found.items()
@@ -71,13 +72,13 @@ class Targets:
 
         Args:
             found: statistics by the number of the layer.
-            samples: they come from.
-            batches: they came in.
-            mode: how they are defined.
-            doubts: warnings for the report.
+            samples: number of samples that they come from.
+            batches: number of batches that they come from.
+            mode: how they are defined; see `update_batch_norm`.
+            doubts: further warnings for the report.
 
         Raises:
-            DataError: there was no batch, or a value is beyond the dtype of its variable.
+            DataError: there was no batch, or a value is beyond the range of its variable.
         """
         if self.layers and not batches:
             raise DataError("the data are empty: BatchNorm statistics need at least one batch")
@@ -101,6 +102,7 @@ def _values(layer: Any, statistics: Statistics) -> Values:
     mean, variance = statistics.mean, statistics.variance
     values = [(layer.moving_mean, mean), (layer.moving_variance, variance)]
     if getattr(layer, "renorm", False):
+        # Training with renorm goes on from these, so they must belong to the same statistics.
         deviation = np.sqrt(variance + layer.epsilon)
         values += [
             (layer.moving_stddev, deviation),
@@ -113,17 +115,18 @@ def _values(layer: Any, statistics: Statistics) -> Values:
 
 def _assign(values: Values) -> None:
     for variable, value in values:
-        largest = np.abs(value).max(initial=0.0)
-        if largest > float(ml_dtypes.finfo(variable.dtype).max):
+        with np.errstate(over="ignore"):
+            stored = value.astype(np.dtype(variable.dtype))  # Keras registers bfloat16 with numpy
+        if not np.isfinite(stored).all():
             raise NonFiniteError(
-                f"statistics of {largest:.3g} do not fit '{variable.path}', which is "
-                f"{variable.dtype}: the statistics were left as they were"
+                f"statistics of up to {np.abs(value).max():.3g} are beyond the range of "
+                f"'{variable.path}', which is {variable.dtype}: {UNCHANGED}"
             )
     former = [(variable, keras.ops.convert_to_numpy(variable.value)) for variable, _ in values]
     try:
         for variable, value in values:
             variable.assign(value)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, must not leave a mixture
         for variable, value in former:
             variable.assign(value)
         raise

@@ -1,6 +1,6 @@
-"""The step on TensorFlow: a `tf.function`, on every replica of a strategy."""
+"""The step on TensorFlow: a `tf.function`, run on every replica of a strategy."""
 
-from functools import partial
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -8,33 +8,27 @@ import keras
 import tensorflow as tf
 
 from ckptavg.batch_norm.observer import Observer
-from ckptavg.batch_norm.step import Given, HiddenCallError, forward, seed_states
+from ckptavg.batch_norm.step import HiddenCallError, StatelessStep
 from ckptavg.models.batches import count_samples
 
 
-class TensorFlowStep:
-    """See `Step`. Batches that are not distributed yet are divided among the replicas."""
+class TensorFlowStep(StatelessStep):
+    """See `StatelessStep`. Batches that are not distributed yet are divided among the replicas."""
 
     def __init__(self, model: keras.Model, observer: Observer, training: bool) -> None:
-        self._seeds = seeds = seed_states(model)
-        self.given: Given = ()
+        super().__init__(model, observer, training)
         self._strategy: tf.distribute.Strategy = model.distribute_strategy
-        self._replicas = self._strategy.num_replicas_in_sync
-        self.restart()
+        self._replicas: int = self._strategy.num_replicas_in_sync
 
-        def replica(inputs: Any, values: list[Any], states: list[Any]) -> tuple[Any, ...]:
-            graph = tf.compat.v1.get_default_graph()
-
-            def check(number: int, mean: Any) -> None:
-                if mean.graph is not graph:
-                    raise HiddenCallError(number)
-
+        def replica(inputs: Any, values: list[Any], states: list[Any]) -> Any:
             variables = [variable for variable, _ in self.given]
-            given = [*zip(variables, values, strict=True), *zip(seeds, states, strict=True)]
-            tensors = partial(tf.nest.flatten, expand_composites=True)
-            return forward(model, observer, training, inputs, given, check, tensors)
+            given = [
+                *zip(variables, values, strict=True),
+                *zip(self._seeds, states, strict=True),
+            ]
+            return self._forward(inputs, given)
 
-        def replicas(*arguments: Any) -> tuple[Any, ...]:
+        def replicas(*arguments: Any) -> Any:
             if self._replicas == 1:
                 return replica(*arguments)
             return self._strategy.run(replica, arguments)
@@ -43,10 +37,8 @@ class TensorFlowStep:
         self._run = tf.function(replicas, autograph=False, reduce_retracing=True)
 
     def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
-        if self._replicas == 1:
-            inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-        else:
-            inputs = keras.tree.map_structure(self._divided, inputs)
+        part = keras.ops.convert_to_tensor if self._replicas == 1 else self._divided
+        inputs = keras.tree.map_structure(part, inputs)
         values = [tf.constant(value, variable.dtype) for variable, value in self.given]
         outputs, columns, states = self._run(inputs, values, self._states)
         self._states = [self._local(state)[0] for state in states]
@@ -56,17 +48,29 @@ class TensorFlowStep:
         return sum(map(count_samples, self._local(keras.tree.flatten(inputs)[0])))
 
     def restart(self) -> None:
-        # Tensors, as they come back from each batch: variables would be traced apart from them.
+        # As tensors, which is how they come back from each batch: a variable in the first call
+        # would be traced a second time as a tensor.
         self._states = [tf.convert_to_tensor(seed.value) for seed in self._seeds]
 
     def is_exhausted(self, error: Exception) -> bool:
         return isinstance(error, tf.errors.ResourceExhaustedError)
 
+    def _tensors(self, inputs: Any) -> Iterable[Any]:
+        tensors: list[Any] = tf.nest.flatten(inputs, expand_composites=True)
+        return tensors
+
+    def _check_visible(self, number: int, mean: Any) -> None:
+        # A tensor of another graph belongs to a nested tf.function, and cannot be returned here.
+        if mean.graph is not tf.compat.v1.get_default_graph():
+            raise HiddenCallError(number)
+
     def _local(self, value: Any) -> tuple[Any, ...]:
-        return self._strategy.experimental_local_results(value)
+        """The values of all replicas."""
+        values: tuple[Any, ...] = self._strategy.experimental_local_results(value)
+        return values
 
     def _divided(self, part: Any) -> Any:
-        """A part of the inputs on all replicas, each with a share of the samples."""
+        """Divides a part of the inputs among the replicas, sample by sample."""
         if isinstance(part, tf.distribute.DistributedValues):
             return part
         part = keras.ops.convert_to_tensor(part)
