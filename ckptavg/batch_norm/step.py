@@ -105,7 +105,8 @@ class StatelessStep(ABC):
 
     def _tensors(self, inputs: Any) -> Iterable[Any]:
         """All tensors of the inputs, including those that sparse and ragged ones are made of."""
-        return keras.tree.flatten(inputs)
+        tensors: list[Any] = keras.tree.flatten(inputs)
+        return tensors
 
-    def _check_visible(self, number: int, mean: Any) -> None:
+    def _check_visible(self, number: int, mean: Any) -> None:  # noqa: B027 (a hook)
         """Raises `HiddenCallError` if what was measured for a layer cannot leave its call."""
