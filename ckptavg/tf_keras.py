@@ -11,17 +11,17 @@ from ckptavg.models.batches import input_batches
 from ckptavg.models.keras2 import batch_norm_layers
 from ckptavg.saving.callback import SavingCallback
 from ckptavg.saving.epoch_pass import EpochPass
-from ckptavg.saving.keras2 import Keras2
+from ckptavg.saving.keras2 import Keras2, KerasCallback
 from ckptavg.saving.swa_callback import AveragingCallback
 
 
-class CheckpointSaver(SavingCallback, tf_keras.callbacks.Callback):
+class CheckpointSaver(SavingCallback, KerasCallback):
     """Writes the weights of a tf_keras model at SWA-frequency epochs, each with a record.
 
     Arguments and behaviour are those of `ckptavg.CheckpointSaver`. Checkpoints are weights files of
     Keras 2, `<directory>/checkpoints/epoch-0016.h5`, as `model.save_weights` writes them. They hold
-    no optimizer state and come in single files of float32, float16 or the model's own types, so
-    that `include_optimizer`, `max_shard_size` and `save_dtype="bfloat16"` are errors. There is no
+    no optimizer state and are single files of float32, float16 or the types of the model, so
+    `include_optimizer`, `max_shard_size` and `save_dtype="bfloat16"` are errors. There is no
     `model.json`, because Keras 3 could not build the model. Load the average with tf_keras:
 
     Example:
@@ -33,13 +33,8 @@ class CheckpointSaver(SavingCallback, tf_keras.callbacks.Callback):
 
     framework = Keras2()
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        # Otherwise tf_keras would fetch the logs of every batch, and wait for it to end.
-        self._supports_tf_logs = True
 
-
-class SWA(AveragingCallback, tf_keras.callbacks.Callback):
+class SWA(AveragingCallback, KerasCallback):
     """Stochastic weight averaging within `fit` of a tf_keras model; see `ckptavg.SWA`.
 
     Example:
@@ -48,10 +43,6 @@ class SWA(AveragingCallback, tf_keras.callbacks.Callback):
     """
 
     framework = Keras2()
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._supports_tf_logs = True
 
     def _has_statistics(self) -> bool:
         return any(layer.trainable for layer in batch_norm_layers(self.model))
@@ -83,18 +74,18 @@ class _KerasPass(EpochPass):
 
     def _set_statistics(self) -> None:
         if self._pass is None:
-            raise DataError("the last epoch had no batch: BatchNorm statistics need at least one")
+            raise DataError("the last epoch had no batches: BatchNorm statistics need at least one")
         self._pass.finish()
 
 
 def _logs(model: Any, x: Any, y: Any, sample_weight: Any, outputs: Any) -> dict[str, Any]:
     """Loss and metrics of a batch, as a training step logs them."""
     if type(model).train_step is not tf_keras.Model.train_step:
-        return {"loss": float("nan")}  # what a step of the user's own would log is not known
+        return {"loss": float("nan")}  # what a custom training step would log is unknown
 
     def update(x: Any, y: Any, sample_weight: Any, outputs: Any) -> None:
         model.compute_loss(x, y, outputs, sample_weight)
         model.compute_metrics(x, y, outputs, sample_weight)
 
     model.distribute_strategy.run(update, (x, y, sample_weight, outputs))
-    return model.get_metrics_result()
+    return dict(model.get_metrics_result())

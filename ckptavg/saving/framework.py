@@ -1,7 +1,8 @@
-"""What saving asks of a framework: Keras 3 and tf_keras answer, each in a module of its own."""
+"""What saving asks of Keras 3 and of tf_keras, and what either says of a training."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from ckptavg.models.placement import Placement
 from ckptavg.saving.options import Options
 
 _STRATEGIES = ("MirroredStrategy",)
-"""Of several replicas: those in one process, whose variables can be read outside of a step."""
+"""Strategies of several replicas in one process, whose variables can be read outside a step."""
 
 
 class DeviceAverages(ABC):
@@ -24,11 +25,11 @@ class DeviceAverages(ABC):
 
     @abstractmethod
     def host_view(self, number: int, place: int) -> np.ndarray:
-        """What an average holds of the variable at a place, without a copy where that can be had.
+        """The values of one variable in one average, without a copy where possible.
 
         Args:
-            number: of the average.
-            place: of the variable in the order in which they were given.
+            number: index of the average.
+            place: index of the variable, in the order in which they were given.
         """
 
     @abstractmethod
@@ -40,21 +41,23 @@ class Framework(ABC):
     """One kind of Keras, as far as saving depends on it.
 
     Attributes:
-        packages: those whose versions a record names.
-        suffix: of the checkpoint files that it loads.
-        sharded_suffix: of those that are split among files; None if it loads no such.
+        packages: packages whose versions a record names.
+        suffix: suffix of the checkpoint files that it loads.
     """
 
     packages: ClassVar[tuple[str, ...]]
     suffix: ClassVar[str]
-    sharded_suffix: ClassVar[str | None] = None
 
     def check(self, options: Options) -> None:  # noqa: B027 (most can do all)
-        """Makes sure that files of this framework can be what the options ask for.
+        """Makes sure that files of this framework can hold what the options ask for.
 
         Raises:
             SaverError: they cannot.
         """
+
+    def suffix_for(self, options: Options) -> str:  # noqa: ARG002 (most have one kind of file)
+        """The suffix of the files that the options ask for."""
+        return self.suffix
 
     @abstractmethod
     def place(self, model: Any, include_optimizer: bool) -> Placement | None:
@@ -79,7 +82,7 @@ class Framework(ABC):
         """Whether all variables that are to be saved exist."""
 
     def variables(self, model: Any, include_optimizer: bool) -> list[Any]:
-        """The variables that make a placement, in a fixed order; others ask for another one."""
+        """The variables that files hold, in a fixed order; others need another placement."""
         optimizer = getattr(model, "optimizer", None) if include_optimizer else None
         return [*model.variables, *(() if optimizer is None else optimizer.variables)]
 
@@ -98,17 +101,17 @@ class Framework(ABC):
         if strategy is not None and strategy.num_replicas_in_sync > 1 and kind not in _STRATEGIES:
             raise SaverError(
                 f"tracked_sigmas: averages are tracked on one device or under "
-                f"{' or '.join(_STRATEGIES)}, but the model trains under {kind}: leave "
-                "tracked_sigmas away, and average checkpoints"
+                f"{' or '.join(_STRATEGIES)}, but the model trains under {kind}: omit "
+                "tracked_sigmas, and average checkpoints"
             )
 
     @abstractmethod
     def host_view(self, variable: Any) -> np.ndarray:
-        """A variable's values on the host, without a copy where that can be had."""
+        """A variable's values on the host, without a copy where possible."""
 
     @abstractmethod
     def model_json(self, model: Any) -> str | None:
-        """The model's configuration for the run; None if this framework has none to keep.
+        """The model's configuration for the run; None if merges could not use it.
 
         Raises:
             ModelError: the model cannot be serialized.
@@ -139,11 +142,11 @@ class Framework(ABC):
         return self.iterations(optimizer) * self.accumulation(optimizer)
 
     def steps_per_execution(self, model: Any) -> int:
-        """Batches that one call of a batch's hooks stands for."""
-        return model.steps_per_execution
+        """Number of batches that one call of the hooks for batches stands for."""
+        return int(model.steps_per_execution)
 
     def accumulation(self, optimizer: Any) -> int:
-        """Batches whose gradients make one step."""
+        """Number of batches whose gradients make one step."""
         return getattr(optimizer, "gradient_accumulation_steps", None) or 1
 
     def synchronize(self, model: Any) -> None:  # noqa: B027 (most need nothing)
@@ -151,5 +154,34 @@ class Framework(ABC):
 
     def is_chief(self, model: Any) -> bool:
         """Whether this process is the one that writes files, of several that train together."""
+        # See docs/decisions/0047-only-the-chief-writes.md.
         strategy = getattr(model, "distribute_strategy", None)
         return strategy is None or bool(strategy.extended.should_checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One call of `fit`, as Keras describes it to callbacks.
+
+    Attributes:
+        framework: the kind of Keras that trains.
+        model: the model that is trained.
+        epochs: number of the last epoch, 1-based; None where it is unknown.
+        batches: number of batches in an epoch; None where the data do not tell it.
+    """
+
+    framework: Framework
+    model: Any
+    epochs: int | None
+    batches: int | None
+
+    @classmethod
+    def of(cls, framework: Framework, model: Any, params: Mapping[str, Any] | None) -> "Training":
+        """Reads what Keras hands to callbacks, which may be nothing in a loop of the user's own."""
+        known = params or {}
+        return cls(framework, model, known.get("epochs"), known.get("steps"))
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer of the model; None if it has none."""
+        return getattr(self.model, "optimizer", None)

@@ -6,12 +6,8 @@ from typing import Any
 import numpy as np
 
 
-class Snapshot:
-    """Values of variables at one moment; taking another overwrites them.
-
-    Memory that was used before is not asked of the system again, page by page, which makes a
-    copy take half the time.
-    """
+class HostCopy:
+    """Values of variables at one moment; taking another copy overwrites them."""
 
     def __init__(self) -> None:
         self._copies: dict[int, np.ndarray] = {}
@@ -21,7 +17,7 @@ class Snapshot:
         """Copies every variable once, however many tensors it fills.
 
         Args:
-            view: the values of a variable on the host.
+            view: returns the values of a variable on the host.
             variables: what each tensor holds, by its stored name.
         """
         copied = set()
@@ -36,9 +32,12 @@ class Snapshot:
             if copy is None or copy.shape != values.shape or copy.dtype != values.dtype:
                 self._copies[key] = np.array(values, order="C")
             else:
+                # Into memory that was used before, a copy takes a quarter of the time: the system
+                # need not map fresh pages (404 MB: 0.04 s instead of 0.18 s).
+                # See docs/decisions/0032-the-saver-copies-another-thread-writes.md.
                 np.copyto(copy, values)
 
     @property
     def values(self) -> Mapping[str, np.ndarray]:
-        """By stored name of the tensors."""
+        """The copies by stored name of the tensors."""
         return {name: self._copies[key] for name, key in self._names.items()}

@@ -23,6 +23,15 @@ _LIST_LIMIT = 64512
 """Bytes of a list of names, above which tf_keras splits it: HDF5 holds only so much in a header."""
 
 
+class KerasCallback(tf_keras.callbacks.Callback):  # type: ignore[misc]  # tf_keras ships no types
+    """The base of callbacks for tf_keras."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Otherwise tf_keras would fetch the logs of every batch, and wait for it to end.
+        self._supports_tf_logs = True
+
+
 class Keras2(Framework):
     """tf_keras on TensorFlow, whose `model.save_weights("x.h5")` these files equal."""
 
@@ -33,13 +42,13 @@ class Keras2(Framework):
         if options.include_optimizer:
             raise SaverError(
                 "include_optimizer: weights files of tf_keras hold no optimizer. Keep its state "
-                "with tf_keras.callbacks.BackupAndRestore, which both can do in one training"
+                "with tf_keras.callbacks.BackupAndRestore beside this callback"
             )
         if options.max_shard_size is not None:
             raise SaverError("max_shard_size: tf_keras loads weights from single files only")
         if options.save_dtype == "bfloat16":
             raise SaverError(
-                "save_dtype is 'bfloat16', which tf_keras does not load: take 'float16', or none"
+                "save_dtype is 'bfloat16', which tf_keras does not load: pass 'float16', or omit it"
             )
 
     def place(self, model: Any, include_optimizer: bool) -> Placement:
@@ -64,8 +73,8 @@ class Keras2(Framework):
                     raise _twice("weights", name, model)
                 if not isinstance(weight, tf.Variable):
                     raise SaverError(
-                        f"'{name}' of the model '{model.name}' is no tf.Variable, which is all "
-                        "that a .h5 file of tf_keras holds"
+                        f"'{name}' of the model '{model.name}' is not a tf.Variable, but a .h5 "
+                        "file of tf_keras holds nothing else"
                     )
                 variables[name] = weight
         tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
@@ -84,13 +93,14 @@ class Keras2(Framework):
             ) from error
 
     def is_built(self, model: Any, include_optimizer: bool) -> bool:
-        return model.built
+        return bool(model.built)
 
     def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:
         return TensorFlowAverages(variables, count)
 
     def host_view(self, variable: Any) -> np.ndarray:
-        return np.asarray(variable.read_value())  # whose memory numpy reads as it is
+        # NumPy reads the memory of the tensor without a copy.
+        return np.asarray(variable.read_value())
 
     def model_json(self, model: Any) -> None:
         """None: only tf_keras could build the model of its configuration, and merges use Keras."""
@@ -101,13 +111,15 @@ class Keras2(Framework):
     def learning_rate(self, optimizer: Any) -> float:
         rate = optimizer.learning_rate
         if isinstance(rate, tf_keras.optimizers.schedules.LearningRateSchedule):
-            rate = rate(optimizer.iterations)  # legacy optimizers give the schedule itself
+            rate = rate(optimizer.iterations)  # legacy optimizers return the schedule itself
         return float(tf_keras.backend.get_value(rate))
 
     def set_learning_rate(self, optimizer: Any, rate: float) -> None:
-        # A legacy optimizer would take a number in place of its schedule, and never see another.
+        # A legacy optimizer would take a number in place of its schedule, bake it into the compiled
+        # step, and never see another one.
+        # See docs/decisions/0041-tf-keras-files-are-placed-by-their-lists.md.
         if not isinstance(optimizer.learning_rate, tf.Variable):
-            raise TypeError("the learning rate is no variable")
+            raise TypeError("the learning rate is not a variable")
         optimizer.learning_rate = rate
 
     def iterations(self, optimizer: Any) -> int:
@@ -118,26 +130,26 @@ class Keras2(Framework):
 
 
 def _folders(model: Any) -> dict[str, list[Any]]:
-    """The weights of each folder of a file, in the order of their lists."""
+    """The weights of each folder of a file, in the order in which tf_keras lists them."""
     folders: dict[str, list[Any]] = {}
     for layer in sorted(model.layers, key=lambda layer: layer.name):
         if layer.name in folders:
             raise _twice("layers", layer.name, model)
         folders[layer.name] = [*layer.trainable_weights, *layer.non_trainable_weights]
-    # Only these private lists leave out what belongs to a layer.
+    # Only these private lists omit what belongs to a layer.
     folders[_TOP_LEVEL] = [*model._trainable_weights, *model._non_trainable_weights]
     return folders
 
 
 def _twice(what: str, name: str, model: Any) -> SaverError:
     return SaverError(
-        f"two {what} of the model '{model.name}' have the name '{name}', so that a .h5 file of "
-        "tf_keras cannot hold both: give the layers names of their own"
+        f"two {what} of the model '{model.name}' have the name '{name}', but a .h5 file of "
+        "tf_keras cannot hold both: give the layers unique names"
     )
 
 
 def _listed(key: str, names: Iterable[str]) -> dict[str, tuple[bytes, ...]]:
-    """A list of names as attributes: one, or as few and as even parts as HDF5 needs."""
+    """A list of names as one attribute, or as few and as even parts as HDF5 needs."""
     found = np.array([name.encode() for name in names])
     for count in range(1, max(len(found), 1) + 1):
         parts = np.array_split(found, count)

@@ -18,6 +18,11 @@ from ckptavg.models.model import (
 )
 from ckptavg.models.placement import Placement
 from ckptavg.saving.framework import DeviceAverages, Framework
+from ckptavg.saving.options import Options
+
+
+class KerasCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
+    """The base of callbacks for Keras 3."""
 
 
 class Keras3(Framework):
@@ -25,7 +30,9 @@ class Keras3(Framework):
 
     packages = ("numpy", "h5py", "keras", keras.backend.backend())
     suffix = ".weights.h5"
-    sharded_suffix = ".weights.json"
+
+    def suffix_for(self, options: Options) -> str:
+        return self.suffix if options.max_shard_size is None else ".weights.json"
 
     def place(self, model: Any, include_optimizer: bool) -> Placement | None:
         return place(model, include_optimizer=include_optimizer)
@@ -41,7 +48,7 @@ class Keras3(Framework):
 
     def is_built(self, model: Any, include_optimizer: bool) -> bool:
         optimizers = tracked_optimizers(model) if include_optimizer else []
-        return model.built and all(optimizer.built for optimizer in optimizers)
+        return bool(model.built) and all(optimizer.built for optimizer in optimizers)
 
     def variables(self, model: Any, include_optimizer: bool) -> list[Any]:
         optimizers = tracked_optimizers(model) if include_optimizer else []
@@ -75,14 +82,14 @@ class Keras3(Framework):
         if processes > 1:
             raise SaverError(
                 f"tracked_sigmas: averages are tracked in one process, but {processes} train "
-                "together: leave tracked_sigmas away, and average checkpoints"
+                "together: omit tracked_sigmas, and average checkpoints"
             )
         super().check_tracking(model)
 
     def host_view(self, variable: Any) -> np.ndarray:
         value = variable.value
         if keras.backend.backend() == "tensorflow":
-            value = value.read_value()  # whose memory numpy reads as it is
+            value = value.read_value()  # NumPy reads the memory of the tensor without a copy
         return np.asarray(keras.ops.convert_to_numpy(value))
 
     def model_json(self, model: Any) -> str:
@@ -101,7 +108,9 @@ class Keras3(Framework):
         return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
     def batches(self, optimizer: Any) -> int:
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)  # that of a LossScaleOptimizer
+        # `iterations` counts steps: of batches whose gradients are still accumulated only the
+        # variable behind it knows.
         counter = next((v for v in inner.variables if v.name == "iteration"), None)
         if counter is None:
             return super().batches(optimizer)
@@ -111,7 +120,7 @@ class Keras3(Framework):
         return super().accumulation(getattr(optimizer, "inner_optimizer", optimizer))
 
     def synchronize(self, model: Any) -> None:
-        # On JAX the state of a training is beside the variables until an epoch ends.
+        # On JAX, fit keeps the values of an epoch beside the variables until the epoch ends.
         if keras.backend.backend() == "jax":
             model.jax_state_sync()
 
@@ -119,5 +128,5 @@ class Keras3(Framework):
         if keras.backend.backend() == "jax":
             import jax
 
-            return jax.process_index() == 0
+            return bool(jax.process_index() == 0)
         return super().is_chief(model)

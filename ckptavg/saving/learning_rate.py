@@ -1,102 +1,92 @@
-"""The learning rates of a training: those that a schedule wants, set on its optimizer."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The learning rate of a training: read from its optimizer, set as a schedule asks."""
 
 from ckptavg.errors import SaverError
-from ckptavg.saving.framework import Framework
+from ckptavg.saving.framework import Training
 from ckptavg.saving.schedule import Schedule
 
 
-class Rates:
-    """Sets the learning rate as a schedule says, and tells what it is.
+def initial_rate(training: Training, schedule: Schedule) -> float | None:
+    """The rate that the optimizer begins with; None where the schedule leaves rates alone.
 
-    Attributes:
-        initial: the rate that the schedule starts from; 0.0 where it sets none.
+    Raises:
+        SaverError: the schedule sets rates, but the model has no optimizer, or one with a schedule
+            of its own.
     """
+    if not schedule.sets_rate:
+        return None
+    name = getattr(schedule.kind, "__name__", schedule.kind)
+    if training.optimizer is None:
+        raise SaverError(f"lr_schedule is '{name}', but the model has no optimizer: compile it")
+    rate = training.framework.learning_rate(training.optimizer)
+    try:
+        # Only an attempt tells on every version of Keras whether rates can be set.
+        training.framework.set_learning_rate(training.optimizer, rate)
+    except TypeError as error:
+        raise SaverError(
+            f"lr_schedule is '{name}', but the optimizer has a schedule of its own: compile it "
+            "with a plain learning rate, or use lr_schedule='manual'"
+        ) from error
+    return rate
 
-    def __init__(self, framework: Framework, schedule: Schedule) -> None:
-        self._framework = framework
-        self._schedule = schedule
-        self.initial = 0.0
 
-    def begin(self, model: Any, params: Mapping[str, Any]) -> None:
-        """Begins a training.
+class LearningRates:
+    """Sets the learning rate of a training epoch by epoch or batch by batch."""
+
+    def __init__(self, training: Training, schedule: Schedule, initial: float | None) -> None:
+        """Takes the rate that the schedule starts from; None leaves rates alone.
 
         Raises:
-            SaverError: rates are to be set, but the model has no optimizer or one with a schedule
-                of its own.
+            SaverError: the schedule cannot start from this rate.
         """
-        self._model = model
-        self._steps: int | None = (params or {}).get("steps")
+        self._training = training
+        self._rates = None if initial is None else schedule.rates(initial)
+        self._batches = training.batches
         self._seen = 0
-        self.initial = self._present() if self._schedule.sets_rate else 0.0
-
-    def start_from(self, initial: float) -> None:
-        """Takes another initial rate than the optimizer's, that of a run which goes on.
-
-        Raises:
-            SaverError: the schedule does not begin at such a rate.
-        """
         self.initial = initial
-        self._schedule.rates(initial)
 
     def begin_epoch(self, epoch: int) -> float | None:
         """Sets the rate of a 0-based epoch; returns the present one, or None without optimizer."""
         self._seen = 0
-        if self._schedule.sets_rate:
-            if self._cycles(epoch):
-                rate = self._schedule.rates(self.initial)[1]
-            else:
-                rate = self._schedule.epoch_rate(epoch, self.initial)
-            self._set(rate)
+        if self._rates is not None:
+            # In a cycle each batch sets its rate; logs of the epoch begin with the highest.
+            in_cycle = self._rates.cycles(epoch)
+            self._set(self._rates.high if in_cycle else self._rates.of_epoch(epoch))
         return self.current()
 
     def begin_batch(self, epoch: int, batch: int) -> None:
-        """Sets the rate of a batch, where it is the schedule's to set."""
-        if not self._cycles(epoch):
+        """Sets the rate of a 0-based batch within a cycle.
+
+        Raises:
+            SaverError: nobody knows how many batches an epoch has.
+        """
+        if self._rates is None or not self._rates.cycles(epoch):
             return
-        if not self._steps:
+        if not self._batches:
             raise SaverError(
                 "the 'cyclic' schedule must know the number of batches in an epoch, but the data "
-                "do not tell it and no epoch was seen yet: pass steps_per_epoch to fit"
+                "do not tell it and no epoch has been seen yet: pass steps_per_epoch to fit"
             )
         # Keras announces one batch too many when it finds the end of the data by reaching it.
         # One call may stand for several batches: the rate is that of the last of them.
-        last = min(batch + self._framework.steps_per_execution(self._model), self._steps) - 1
-        self._set(self._schedule.batch_rate(epoch, last, self._steps, self.initial))
+        framework, model = self._training.framework, self._training.model
+        last = min(batch + framework.steps_per_execution(model), self._batches) - 1
+        self._set(self._rates.of_batch(epoch, last, self._batches))
 
     def end_batch(self, batch: int) -> None:
-        """Notes that a batch is over."""
+        """Notes that a 0-based batch is over."""
         self._seen = batch + 1
 
     def end_epoch(self) -> None:
-        """Notes the number of batches, if the data did not tell it."""
-        self._steps = self._steps or self._seen or None
+        """Learns the number of batches in an epoch where the data did not tell it."""
+        self._batches = self._batches or self._seen or None
 
     def current(self) -> float | None:
         """The present learning rate; None without an optimizer."""
-        optimizer = getattr(self._model, "optimizer", None)
-        return None if optimizer is None else self._framework.learning_rate(optimizer)
-
-    def _cycles(self, epoch: int) -> bool:
-        return self._schedule.kind == "cyclic" and epoch >= self._schedule.start_epoch - 1
+        optimizer = self._training.optimizer
+        return None if optimizer is None else self._training.framework.learning_rate(optimizer)
 
     def _set(self, rate: float) -> None:
-        self._framework.synchronize(self._model)
-        self._framework.set_learning_rate(self._model.optimizer, rate)
-
-    def _present(self) -> float:
-        optimizer = getattr(self._model, "optimizer", None)
-        name = getattr(self._schedule.kind, "__name__", self._schedule.kind)
-        if optimizer is None:
-            raise SaverError(f"lr_schedule is '{name}', but the model has no optimizer: compile it")
-        rate = self._framework.learning_rate(optimizer)
-        try:
-            self._framework.set_learning_rate(optimizer, rate)
-        except TypeError as error:
-            raise SaverError(
-                f"lr_schedule is '{name}', but the optimizer has a schedule of its own: compile it "
-                "with a plain learning rate, or use lr_schedule='manual'"
-            ) from error
-        return rate
+        framework = self._training.framework
+        # On JAX, fit keeps the optimizer's state apart: a rate set without this would be lost.
+        framework.synchronize(self._training.model)
+        framework.set_learning_rate(self._training.optimizer, rate)

@@ -1,48 +1,83 @@
-"""Whether the metric that `keep_best` goes by is there, or may come yet."""
+"""Which checkpoints of a run are kept, and whether the metric that decides it may still come."""
 
+import math
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from ckptavg.errors import SaverError
+from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.saving.options import KeepBest
 
 
-class BestMetric:
-    """Watches one training for the metric, which epochs without validation lack."""
+def superfluous(
+    checkpoints: Sequence[Checkpoint], newest: int | None, best: KeepBest | None
+) -> list[Checkpoint]:
+    """Checkpoints that are neither among the newest nor among the best.
+
+    Args:
+        checkpoints: in the order of training.
+        newest: how many of the last to keep; None sets no such limit.
+        best: how many to keep because of a metric; None sets no such limit.
+    """
+    measured: list[Checkpoint] = []
+    if best is not None:
+        measured = [c for c in checkpoints if best.monitor in c.record.metrics]
+        measured.sort(key=lambda c: _rank(c, best))
+    if newest is None and not measured:
+        # Without a limit all are kept. So they are before the metric has come: a training whose
+        # validation was forgotten would otherwise keep its last checkpoint alone.
+        # See docs/decisions/0053-keep-best-waits-for-validation.md.
+        return []
+    kept = [*checkpoints[-(newest or 1) :]]
+    if best is not None:
+        kept += measured[: best.count]
+    return [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
+
+
+def _rank(checkpoint: Checkpoint, best: KeepBest) -> tuple[bool, float]:
+    value = best.sign * checkpoint.record.metrics[best.monitor]
+    return bool(checkpoint.record.non_finite) or math.isnan(value), value
+
+
+class AwaitedMetric:
+    """Watches one training for the metric of `keep_best`, which epochs without validation lack."""
 
     def __init__(self, best: KeepBest | None) -> None:
-        self._best = best
-        self._seen = best is None
-        self._told = False
+        self._monitor = None if best is None else best.monitor
+        self._has_warned = False
 
     def see(self, metrics: Collection[str]) -> None:
-        """Takes note of the metrics of an epoch, whether or not a checkpoint is saved then."""
-        self._seen = self._seen or self._best.monitor in metrics
+        """Notes the metrics of an epoch, whether or not it is saved."""
+        if self._monitor in metrics:
+            self._monitor = None
 
     def check(self, metrics: Collection[str], *, of_epoch: bool) -> None:
         """Makes sure that a checkpoint has the metric, or that later ones may have it.
 
         Args:
-            metrics: of the checkpoint.
-            of_epoch: whether they are those of an epoch that ended; others never have validation.
+            metrics: those of the checkpoint.
+            of_epoch: whether an epoch has ended; in the middle of one there is no validation.
 
         Raises:
-            SaverError: the metric has never been there, and nothing speaks for its coming.
+            SaverError: the metric has never been there, and nothing suggests that it will be.
         """
         self.see(metrics)
-        if self._seen:
+        monitor = self._monitor
+        if monitor is None:
             return
-        monitor = self._best.monitor
+        # Keras tells no callback whether validation will come, so a metric of validation is
+        # awaited until an epoch was validated without it.
         validated = any(name.startswith("val_") for name in metrics)
         if validated or not of_epoch or not monitor.startswith("val_"):
             raise SaverError(
-                f"keep_best goes by '{monitor}', but Keras logged only: "
+                f"keep_best uses '{monitor}', but Keras logged only: "
                 f"{', '.join(sorted(metrics)) or 'nothing'}"
             )
-        if not self._told:
-            self._told = True
+        if not self._has_warned:
+            self._has_warned = True
             warnings.warn(
-                f"keep_best goes by '{monitor}', and no epoch has had it yet: until one has, only "
+                f"keep_best uses '{monitor}', which no epoch has had yet: until one has it, only "
                 "max_to_keep removes checkpoints",
+                CkptavgWarning,
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""The lock of a run's directory: one training at a time writes into it."""
+"""The lock of a run's directory: one training at a time writes to it."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from ckptavg.errors import SaverError
+from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.storage.lock import ProcessLock
 
 LOCK_FILE = ".lock"
@@ -17,9 +17,7 @@ LOCK_FILE = ".lock"
 class RunLock:
     """Held by a training until it ends, however it ends.
 
-    It is a lock of the process (POSIX), which a crash releases even where workers that the
-    training had forked live on, as one of the open file would not be. Such a lock goes when any
-    descriptor of the file is closed, so that a process has one only.
+    `ProcessLock` excludes other processes; trainings of this process are told apart here.
     """
 
     _held: ClassVar[dict[tuple[int, int], "RunLock"]] = {}
@@ -27,11 +25,9 @@ class RunLock:
     def __init__(self, directory: Path, finish: Callable[[], object]) -> None:
         """Locks a directory.
 
-        A training in this thread that an exception ended holds its lock for nothing, and loses it.
-
         Args:
-            directory: of the run.
-            finish: ends the work of this training, before another one takes the lock.
+            directory: directory of the run.
+            finish: ends the work of this training before another one takes the lock.
 
         Raises:
             SaverError: another training writes there.
@@ -40,14 +36,14 @@ class RunLock:
         self._directory = directory
         self._finish = finish
         self._thread = threading.get_ident()
+        self._is_released = False
         path = directory / LOCK_FILE
-        former = self._held.get(_identity(path))
+        former = _holder(path, self._held)
         if former is not None:
+            # Keras tells no callback that an exception has ended its training, so a former training
+            # of this very thread must be over; so must one whose thread is.
             if former._thread != self._thread and former._thread in _living_threads():
-                raise SaverError(
-                    f"another training of this process writes to {directory} now: wait for it, or "
-                    "name another directory"
-                )
+                raise self._taken()
             former._finish()
             former.release()
         self._lock = ProcessLock(path)
@@ -61,11 +57,13 @@ class RunLock:
         self._lock.write_note(f"process {os.getpid()} on {socket.gethostname()}")
 
     def renew(self) -> None:
-        """Takes the lock again if it went: another part of the process may have read its file.
+        """Takes the lock again if it was lost: another part of the process may have read its file.
 
         Raises:
             SaverError: another training has taken it meanwhile.
         """
+        if self._is_released:
+            raise self._taken()
         try:
             locked = self._lock.acquire()
         except BlockingIOError as error:
@@ -77,22 +75,31 @@ class RunLock:
             warnings.warn(
                 f"the file system of {self._directory} has no locks: make sure that no other "
                 "training writes there",
+                CkptavgWarning,
                 stacklevel=2,
             )
 
     def release(self) -> None:
         """Gives the lock up; nothing happens if that was done before."""
+        self._is_released = True
         self._lock.release()
         if self._held.get(self._key) is self:
             del self._held[self._key]
 
+    def _taken(self) -> SaverError:
+        return SaverError(
+            f"another training of this process writes to {self._directory} now: wait for it, or "
+            "name another directory"
+        )
 
-def _identity(path: Path) -> tuple[int, int] | None:
+
+def _holder(path: Path, held: dict[tuple[int, int], RunLock]) -> RunLock | None:
+    """The lock that this process holds on a file, by whatever name."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
-    return status.st_dev, status.st_ino
+    return held.get((status.st_dev, status.st_ino))
 
 
 def _living_threads() -> set[int | None]:

@@ -1,11 +1,11 @@
-"""The directory of a run while a training writes into it: what is there, what comes, what goes."""
+"""The directory of a run while a training writes to it: what is there, added and removed."""
 
 import json
-import math
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,68 +27,116 @@ from ckptavg.runs.run import (
 from ckptavg.saving.checkpoint_files import adopt_checkpoint, remove_checkpoint, write_checkpoint
 from ckptavg.saving.history_writer import HistoryWriter
 from ckptavg.saving.options import Options
+from ckptavg.saving.retention import superfluous
+from ckptavg.saving.run_lock import RunLock
 from ckptavg.storage.files import TEMPORARY_PREFIX, write_text
 
-STATE_FILE = "saver.json"
+SAVER_FILE = "saver.json"
 _FORMAT = "ckptavg-saver"
 _OWN = re.compile(r"(epoch|(ema-\d\.\d+-)?step)-\d{4,}[._]")
 
-Content = tuple[str, Structure, Mapping[str, np.ndarray], Record]
-"""Of a checkpoint that is to be written: stem of its names, structure, values, record."""
+_log = logging.getLogger("ckptavg")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A checkpoint that is to be written.
+
+    Attributes:
+        stem: the name of its file and of its record, without suffixes.
+        structure: its tensors and groups.
+        values: the values of each tensor.
+        record: its record, without what writing it tells.
+    """
+
+    stem: str
+    structure: Structure
+    values: Mapping[str, np.ndarray]
+    record: Record
 
 
 class RunWriter:
-    """Writes the checkpoints of one training; it holds the run's lock already.
+    """Writes the checkpoints of one training, and holds the lock of the run until it is closed.
 
     Attributes:
-        directory: of the run.
-        checkpoints: those that stand, in the order of training.
-        averages: tracked averages that stand, by step.
+        directory: directory of the run.
+        checkpoints: the checkpoints that the run holds, in the order of training.
+        averages: the tracked averages that it holds, by step.
     """
 
-    def __init__(self, directory: Path, options: Options) -> None:
-        """Looks at what is there.
+    def __init__(self, directory: Path, options: Options, finish: Callable[[], object]) -> None:
+        """Locks the directory, which is made if it does not exist, and looks at what is there.
+
+        Args:
+            directory: directory of the run.
+            options: what to do with what is there, and what to keep.
+            finish: ends this training before another one of the same thread takes the lock.
 
         Raises:
-            SaverError: there are checkpoints, and `existing` says that there must be none.
+            SaverError: another training writes there, there are checkpoints but `existing` does not
+                allow them, or the system refuses.
             RecordError: a record is damaged.
         """
         self.directory = directory
-        self._has_config, self._config = True, None
         self._options = options
         self._history = HistoryWriter(directory)
+        self._config: str | None = None
+        self._has_config = True
         self._passing: list[Checkpoint] = []
-        self.checkpoints, self.averages = recorded(directory / CHECKPOINT_FOLDER)
-        if self.checkpoints and options.existing == "error":
-            raise SaverError(
-                f"{directory} holds {describe_epochs(self.checkpoints)} already: go on with that "
-                "training (existing='resume', and initial_epoch in fit), remove it "
-                "(existing='overwrite'), or name another directory"
-            )
+        with explained(f"cannot use the directory {directory}"):
+            (directory / CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
+            self._lock = RunLock(directory, finish)
+        try:
+            self.checkpoints, self.averages = recorded(directory / CHECKPOINT_FOLDER)
+            if self.checkpoints and options.existing == "error":
+                raise SaverError(
+                    f"{directory} holds {describe_epochs(self.checkpoints)} already: resume that "
+                    "training (existing='resume', and initial_epoch in fit), remove it "
+                    "(existing='overwrite'), or name another directory"
+                )
+        except BaseException:
+            self._lock.release()
+            raise
 
-    def begin(self, epochs: int, goes_on: bool) -> None:
-        """Makes ready for a training, and removes what a killed one left half-done.
+    def close(self) -> None:
+        """Gives up the lock; nothing happens if that was done before."""
+        self._lock.release()
 
-        Args:
-            epochs: number of epochs that it goes on from.
-            goes_on: whether it goes on with the one that wrote the checkpoints.
+    def renew_lock(self) -> None:
+        """Makes sure that the run still belongs to this training.
 
         Raises:
-            SaverError: it does not, but they are to stay; or the history is damaged.
+            SaverError: another training has taken it.
+        """
+        self._lock.renew()
+
+    def begin(self, epochs: int, resumes: bool) -> None:
+        """Removes what a killed training left half-done, and what `existing` says.
+
+        Args:
+            epochs: number of epochs that the training resumes from.
+            resumes: whether it resumes the one that wrote the checkpoints.
+
+        Raises:
+            SaverError: it does not, but the checkpoints are to stay; or the history is damaged.
         """
         with explained(f"cannot use the directory {self.directory}"):
             for leftover in self._leftovers():
+                _log.debug("removing %s, left by a killed training", leftover)
                 leftover.unlink(missing_ok=True)
             if self._options.existing == "overwrite":
                 for checkpoint in (*self.checkpoints, *self.averages):
                     remove_checkpoint(checkpoint)
                 self.checkpoints, self.averages = [], []
-                (self.directory / STATE_FILE).unlink(missing_ok=True)
-        if self.checkpoints and not goes_on:
+                (self.directory / SAVER_FILE).unlink(missing_ok=True)
+        # Checkpoints of later epochs than the one resumed from stay until their epochs end: whoever
+        # resumes from too early an epoch would lose them.
+        # See docs/decisions/0034-resuming-replaces-checkpoints-one-by-one.md.
+        if self.checkpoints and not resumes:
             raise SaverError(
                 f"{self.directory} holds {describe_epochs(self.checkpoints)}, but training begins "
                 f"anew: pass initial_epoch={self.checkpoints[-1].epoch} to fit and load the "
-                "weights and the optimizer of then, or start over with existing='overwrite'"
+                "weights and the optimizer of that epoch, or start over with existing='overwrite'"
             )
         with explained(f"cannot use the directory {self.directory}"):
             self._history.begin(epochs)
@@ -97,16 +145,16 @@ class RunWriter:
         """Adds an epoch to the history.
 
         Raises:
-            SaverError: the system does not let it be done.
+            SaverError: the system refuses.
         """
         with explained(f"cannot add epoch {log.epoch} to the history of {self.directory}"):
             self._history.append(log)
 
     def note_rate(self, initial: float) -> None:
-        """Notes the learning rate that the run starts from, for a training that goes on."""
+        """Notes the learning rate that the run starts from, for a training that resumes it."""
         content = {"format": _FORMAT, "version": 1, "initial_learning_rate": initial}
         with explained(f"cannot use the directory {self.directory}"):
-            write_text(self.directory / STATE_FILE, json.dumps(content, indent=1) + "\n")
+            write_text(self.directory / SAVER_FILE, json.dumps(content, indent=1) + "\n")
 
     def take_config(self, config: str | None) -> None:
         """Takes the configuration of the model, to be written before the next checkpoint is."""
@@ -116,52 +164,55 @@ class RunWriter:
         """Does what is left of saving a checkpoint, or averages.
 
         Raises:
-            SaverError: the system does not let it be done.
+            SaverError: the system refuses.
         """
         with explained(f"cannot save {what} of {self.directory}"):
+            # A training that resumes from a checkpoint finds the epochs before it in the history.
             self._history.sync()
             if not self._has_config:
                 self._write_config()
             return write()
 
-    def write(
-        self, stem: str, structure: Structure, values: Mapping[str, np.ndarray], record: Record
-    ) -> Record:
-        """Writes a checkpoint named after `stem`, then removes those that are not to be kept."""
-        path, place, record = self._places(stem, record)
-        return self._taken_in(path, write_checkpoint(path, place, structure, values, record))
+    def write(self, content: Content) -> Record:
+        """Writes a checkpoint, then removes those that are not to be kept."""
+        written = self._written(content)
+        self._add(written)
+        return written.record
 
-    def write_notes(self, notes: Sequence[Content], is_passing: bool) -> Record:
+    def write_notes(self, notes: Sequence[Content], step: int, *, is_passing: bool) -> Record:
         """Writes tracked averages of one step, and removes those that they make out of date.
 
         These are averages of later steps, of a training that was given up, before; and those of
         earlier steps that were passing, afterwards.
 
         Args:
-            notes: stem, structure, values and record of each, as `write` takes them.
-            is_passing: whether they are there only until those of a later step are.
+            notes: the averages.
+            step: the step that they have come to.
+            is_passing: whether they stay only until those of a later step are written.
 
         Returns:
-            A record of them as it was written, of one with NaN or infinity if there is such.
+            The record of one of them, of one with NaN or infinity if there is such.
         """
-        step = notes[0][-1].ema.step
+        # Until now, averages of later steps belonged to a training that might have been resumed.
+        # See docs/decisions/0058-averages-are-tracked-after-every-step.md.
         self._remove_averages(a for a in self.averages if a.record.ema.step > step)
         written = []
-        for stem, structure, values, record in notes:
-            path, place, record = self._places(stem, record)
-            record = write_checkpoint(path, place, structure, values, record)
-            others = [a for a in self.averages if a.record.path != place]
-            written.append(Checkpoint(path, record))
-            self.averages = sorted([*others, written[-1]], key=in_order_of_tracking)
+        for content in notes:
+            note = self._written(content)
+            written.append(note)
+            others = [a for a in self.averages if a.record.path != note.record.path]
+            self.averages = sorted([*others, note], key=in_order_of_tracking)
         self._remove_averages(a for a in self._passing if a in self.averages and a not in written)
         self._passing = written if is_passing else []
-        return max((average.record for average in written), key=lambda r: len(r.non_finite))
+        return max((note.record for note in written), key=lambda r: len(r.non_finite))
 
     def adopt(self, stem: str, temporary: Path, record: Record) -> Record:
         """Takes in a checkpoint that is written already, as `write` does."""
         path, place, record = self._places(stem, record)
         try:
-            return self._taken_in(path, adopt_checkpoint(temporary, path, place, record))
+            record = adopt_checkpoint(temporary, path, place, record)
+            self._add(Checkpoint(path, record))
+            return record
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -170,7 +221,7 @@ class RunWriter:
         return self.directory / CHECKPOINT_FOLDER / record.file
 
     def _write_config(self) -> None:
-        """Writes the configuration of the model; a former one may be another model's."""
+        """Writes the configuration of the model; an earlier one may be another model's."""
         path = self.directory / MODEL_FILE
         if self._config is None:
             path.unlink(missing_ok=True)
@@ -179,10 +230,11 @@ class RunWriter:
         self._has_config = True
 
     def _leftovers(self) -> Iterator[Path]:
-        """What a kill left: temporary files; beside records also checkpoints that have none.
+        """What a kill left: temporary files; beside records also checkpoints without one.
 
         Where there is no record at all, checkpoints may be somebody else's.
         """
+        # See docs/decisions/0044-what-a-killed-training-leaves-behind.md.
         folder = self.directory / CHECKPOINT_FOLDER
         yield from folder.glob(f"{TEMPORARY_PREFIX}*")
         yield from self.directory.glob(f"{TEMPORARY_PREFIX}{'[0-9a-f]' * 16}.json")
@@ -200,42 +252,31 @@ class RunWriter:
         model = f"../{MODEL_FILE}" if (self.directory / MODEL_FILE).is_file() else None
         return path, place, replace(record, model=model)
 
-    def _taken_in(self, path: Path, record: Record) -> Record:
-        others = [c for c in self.checkpoints if c.record.path != record.path]
-        self.checkpoints = sorted([*others, Checkpoint(path, record)], key=in_order_of_training)
-        for checkpoint in self._superfluous():
+    def _written(self, content: Content) -> Checkpoint:
+        path, place, record = self._places(content.stem, content.record)
+        record = write_checkpoint(path, place, content.structure, content.values, record)
+        return Checkpoint(path, record)
+
+    def _add(self, written: Checkpoint) -> None:
+        """Counts a checkpoint among those of the run, and removes those that are not to be kept."""
+        _log.debug("saved %s", written.path)
+        others = [c for c in self.checkpoints if c.record.path != written.record.path]
+        self.checkpoints = sorted([*others, written], key=in_order_of_training)
+        newest, best = self._options.max_to_keep, self._options.keep_best
+        for checkpoint in superfluous(self.checkpoints, newest, best):
+            _log.debug("removing %s", checkpoint.path)
             remove_checkpoint(checkpoint)
             self.checkpoints.remove(checkpoint)
-        return record
 
     def _remove_averages(self, averages: Iterable[Checkpoint]) -> None:
         for average in list(averages):
             remove_checkpoint(average)
             self.averages.remove(average)
 
-    def _superfluous(self) -> list[Checkpoint]:
-        """Checkpoints that are neither among the newest nor among the best, as far as asked."""
-        newest, best = self._options.max_to_keep, self._options.keep_best
-        measured = []
-        if best is not None:
-            measured = [c for c in self.checkpoints if best.monitor in c.record.metrics]
-            measured.sort(key=lambda c: _rank(c, best.monitor, best.sign))
-        if newest is None and not measured:
-            return []  # nothing is asked for, or the metric has not come yet
-        kept = self.checkpoints[-(newest or 1) :]
-        if best is not None:
-            kept += measured[: best.count]
-        return [checkpoint for checkpoint in self.checkpoints if checkpoint not in kept]
-
-
-def _rank(checkpoint: Checkpoint, monitor: str, sign: int) -> tuple[bool, float]:
-    value = sign * checkpoint.record.metrics[monitor]
-    return bool(checkpoint.record.non_finite) or math.isnan(value), value
-
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Says of a run what the system says against writing there."""
+    """Raises an error of the system as one of saving, which says what was not done."""
     try:
         yield
     except OSError as error:
@@ -244,17 +285,19 @@ def explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def initial_rate(directory: Path) -> float | None:
-    """The learning rate that a run started from, which a training that goes on may have lowered.
+def noted_rate(directory: Path) -> float | None:
+    """The learning rate that a run started from; None if it was not noted.
+
+    The optimizer of a training that resumes may hold a lowered one.
 
     Raises:
-        SaverError: what was noted of it is damaged.
+        SaverError: the file that holds it is damaged.
     """
-    path = directory / STATE_FILE
+    path = directory / SAVER_FILE
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT or content["version"] != 1:
-            raise ValueError("it is of another program or version")
+            raise ValueError("it was written by another program or version")
         return float(content["initial_learning_rate"])
     except FileNotFoundError:
         return None

@@ -1,27 +1,26 @@
-"""Counts the optimizer steps of a training by its batches: to ask the optimizer would wait."""
+"""Counts the optimizer steps of a training."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from ckptavg.saving.framework import Framework
+from ckptavg.saving.framework import Training
 
 
-class Steps:
+class StepCounter:
     """The optimizer steps of a training that began with some epoch.
 
-    At the beginning of each epoch the optimizer is asked, so that steps that it left out (for the
-    infinite gradients of mixed precision) and those of former trainings count as it says. Where it
-    counts nothing, because a training step of the user's own has other optimizers, or because its
-    state was not loaded, earlier epochs count as many batches as this one has.
+    Steps are counted by batches, because asking the optimizer waits for the device. At the
+    beginning of each epoch it is asked all the same, so that steps that it skipped (for the
+    infinite gradients of mixed precision) and those of earlier trainings count as it says. Where it
+    counts nothing, because a custom training step has other optimizers, or because its state was
+    not loaded, earlier epochs count as many batches as this one has.
     """
 
-    def __init__(
-        self, framework: Framework, model: Any, params: Mapping[str, Any], epoch: int
-    ) -> None:
-        self._framework = framework
-        self._optimizer = getattr(model, "optimizer", None)
-        self._per_epoch: int | None = (params or {}).get("steps")
-        self._each = 1 if self._optimizer is None else framework.accumulation(self._optimizer)
+    def __init__(self, training: Training, epoch: int) -> None:
+        """Starts to count at the beginning of a 0-based epoch, the first of the training."""
+        self._framework = training.framework
+        self._optimizer = training.optimizer
+        self._per_epoch = training.batches
+        self._accumulation = 1
+        if self._optimizer is not None:
+            self._accumulation = self._framework.accumulation(self._optimizer)
         self._known = self._asked()
         self._earlier = 0 if self._known else epoch * (self._per_epoch or 0)
         self._batches = self._earlier + self._known
@@ -30,12 +29,14 @@ class Steps:
     @property
     def taken(self) -> int:
         """Optimizer steps so far."""
-        return self._batches // self._each
+        return self._batches // self._accumulation
 
-    @property
-    def earlier(self) -> int:
-        """Steps of earlier epochs that the optimizer does not know of."""
-        return self._earlier // self._each
+    def exact(self) -> int | None:
+        """Optimizer steps so far as the optimizer counts them, for which this waits."""
+        if self._optimizer is None:
+            return self.taken or None
+        counted = self._framework.iterations(self._optimizer)
+        return self._earlier // self._accumulation + counted if counted else None
 
     def begin_epoch(self) -> None:
         """Notes that an epoch begins."""

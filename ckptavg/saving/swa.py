@@ -1,6 +1,6 @@
 """SWA, the Keras callback that averages weights within `fit`, BatchNorm statistics included."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -8,41 +8,42 @@ import keras
 from ckptavg.batch_norm import BatchNormPass, update_batch_norm
 from ckptavg.models.model import batch_norm_layers
 from ckptavg.saving.epoch_pass import EpochPass
-from ckptavg.saving.keras3 import Keras3
+from ckptavg.saving.keras3 import Keras3, KerasCallback
 from ckptavg.saving.swa_callback import AveragingCallback
 
 
-class SWA(AveragingCallback, keras.callbacks.Callback):
+class SWA(AveragingCallback, KerasCallback):
     """Stochastic weight averaging within `fit`, with the arguments of keras-swa.
 
-    The epochs to be averaged are saved to a directory, their mean is taken as `ckptavg merge` does,
-    exactly and in fixed memory, and `fit` leaves it in the model. Where the model has trainable
-    BatchNorm layers, the last epoch trains nothing: its batches go through the network under the
-    mean in training mode, and their pooled statistics become those of the layers, as
-    `ckptavg.update_batch_norm` sets them; no other variable changes.
+    The epochs to be averaged are saved to a directory, their mean is computed as `ckptavg merge`
+    does it, exactly and in fixed memory, and `fit` leaves the mean in the model. Where the model
+    has trainable BatchNorm layers, the last epoch trains nothing: its batches go through the
+    averaged network in training mode, and their pooled statistics become those of the layers, as
+    `ckptavg.update_batch_norm` sets them. No other variable changes.
 
-    A training that is stopped early (`EarlyStopping`) leaves the mean of what was saved, and warns
-    that BatchNorm statistics are not those of the mean unless there are `bn_data`. After an
-    exception the model is as it was and the checkpoints stay. Callbacks that set weights at the end
-    of training, such as `EarlyStopping(restore_best_weights=True)`, belong before this one.
+    A training that stops early (`EarlyStopping`) leaves the mean of what was saved, and warns that
+    the BatchNorm statistics are not those of the mean, unless `bn_data` is given. After an
+    exception the model keeps the weights that it had, and the checkpoints stay. Put callbacks that
+    set weights at the end of training, such as `EarlyStopping(restore_best_weights=True)`, before
+    this one.
 
     Args:
-        start_epoch: first epoch of averaging, 1-based, from 2 on.
+        start_epoch: first epoch of averaging, 1-based, 2 or more.
         lr_schedule: `manual`, `constant` or `cyclic`, see `CheckpointSaver`.
         swa_lr: learning rate of averaging, or the lowest of a cycle; `auto` is a tenth of the
             optimizer's initial rate.
         swa_lr2: highest rate of a cycle; `auto` is a quarter of the way from `swa_lr` to the
             initial rate.
         swa_freq: epochs from one checkpoint to the next; the length of a cycle.
-        batch_size: accepted for keras-swa's sake; the batches are those of `fit`.
+        batch_size: accepted for compatibility with keras-swa; the batches are those of `fit`.
         verbose: 1 prints what happens.
         directory: folder of the run, which stays; by default a temporary one, removed at the end.
-        bn_data: data to take BatchNorm statistics from after the last epoch, which then trains and
-            is averaged like the others; whatever `update_batch_norm` takes.
+        bn_data: data to estimate BatchNorm statistics from after the last epoch, which then trains
+            and is averaged like the others; whatever `update_batch_norm` takes.
         existing: what to do with checkpoints in `directory`, see `CheckpointSaver`.
 
     Raises:
-        SaverError: arguments that cannot work, here or when training begins; or a checkpoint
+        SaverError: an argument cannot work (raised here or when training begins), or a checkpoint
             cannot be saved.
         DataError: a batch of the last epoch brought NaN or infinity to a BatchNorm layer.
 
@@ -71,27 +72,33 @@ class _KerasPass(EpochPass):
         self._pass = BatchNormPass(model)
 
     def _run(self, *arguments: Any) -> Any:
-        return _RUNS[keras.backend.backend()](self, *arguments)
+        # Each backend's fit hands other things to the function that it calls for a batch.
+        runs: dict[str, Callable[..., Any]] = {
+            "tensorflow": self._on_tensorflow,
+            "torch": self._on_torch,
+            "jax": self._on_jax,
+        }
+        return runs[keras.backend.backend()](*arguments)
 
     def _set_statistics(self) -> None:
         self._pass.finish()
 
-    def on_tensorflow(self, iterator: Iterator[Any]) -> dict[str, Any]:
+    def _on_tensorflow(self, iterator: Iterator[Any]) -> dict[str, Any]:
         logs = {}
         for _ in range(self._model.steps_per_execution):
             logs = self._take(next(iterator))
         return logs
 
-    def on_torch(self, batches: Iterable[Any]) -> dict[str, Any]:
+    def _on_torch(self, batches: Iterable[Any]) -> dict[str, Any]:
         logs = {}
         for batch in batches:
             logs = self._take(batch)
         return logs
 
-    def on_jax(self, state: Any, iterator: Iterator[Any]) -> tuple[dict[str, Any], Any]:
+    def _on_jax(self, state: Any, iterator: Iterator[Any]) -> tuple[dict[str, Any], Any]:
         model = self._model
-        # Keras took the state out of the variables: it goes back for the pass, and stays the same
-        # but for the metrics.
+        # fit keeps the state of an epoch beside the variables: it is put back for the pass, which
+        # changes nothing of it except the metrics, and is handed to Keras again afterwards.
         model._jax_state = dict(zip(_JAX_STATE, state, strict=True))
         model._jax_state_synced = False
         model.jax_state_sync()
@@ -105,15 +112,10 @@ class _KerasPass(EpochPass):
         with self._pass:
             outputs = self._pass.add(x)
         if type(self._model).train_step is not keras.Model.train_step:
-            return {}  # what a step of the user's own would log is not known
+            return {}  # what a custom training step would log is unknown
         return _logs(self._model, x, y, sample_weight, outputs)
 
 
-_RUNS = {
-    "tensorflow": _KerasPass.on_tensorflow,
-    "torch": _KerasPass.on_torch,
-    "jax": _KerasPass.on_jax,
-}
 _JAX_STATE = (
     "trainable_variables",
     "non_trainable_variables",
@@ -127,7 +129,7 @@ def _logs(model: keras.Model, x: Any, y: Any, sample_weight: Any, outputs: Any) 
     strategy = getattr(model, "distribute_strategy", None)
 
     def update(x: Any, y: Any, sample_weight: Any, outputs: Any) -> None:
-        model._clear_losses()  # those of the traced pass
+        model._clear_losses()  # those that tracing the pass left behind
         loss = model.compute_loss(
             x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True
         )
@@ -139,4 +141,4 @@ def _logs(model: keras.Model, x: Any, y: Any, sample_weight: Any, outputs: Any) 
         strategy.run(update, args=(x, y, sample_weight, outputs))
     else:
         update(x, y, sample_weight, outputs)
-    return model.get_metrics_result()
+    return dict(model.get_metrics_result())

@@ -1,4 +1,4 @@
-"""What SWA does as a callback, for any framework: save, average through disk, load, refresh."""
+"""What SWA does as a callback, for any framework: save, average on disk, load, re-estimate."""
 
 import shutil
 import tempfile
@@ -9,18 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from ckptavg.errors import SaverError
+from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.merging.merge import merge
 from ckptavg.runs.run import open_run
 from ckptavg.saving.callback import SavingCallback
 from ckptavg.saving.epoch_pass import EpochPass
+from ckptavg.saving.options import integer
 
 
 class AveragingCallback(SavingCallback):
     """Saves epochs as `CheckpointSaver` does, and leaves their mean in the model.
 
     Where a model has BatchNorm statistics to re-estimate, the last epoch is a forward pass over its
-    batches under the mean, unless `bn_data` are to be used after it.
+    batches with the mean in the model, unless `bn_data` is to be used after it.
+
+    Attributes:
+        batch_size: accepted for compatibility with keras-swa, and not used.
+        bn_data: data for BatchNorm statistics, used after the last epoch.
     """
 
     def __init__(
@@ -37,11 +42,9 @@ class AveragingCallback(SavingCallback):
         *,
         existing: str = "error",
     ) -> None:
-        if not isinstance(start_epoch, bool) and isinstance(start_epoch, int) and start_epoch < 2:
-            raise SaverError(f"start_epoch is {start_epoch}, but must be 2 or more")
         super().__init__(
             directory or "",
-            start_epoch=start_epoch,
+            start_epoch=integer("start_epoch", start_epoch, 2),
             swa_freq=swa_freq,
             lr_schedule=lr_schedule,
             swa_lr=swa_lr,
@@ -50,8 +53,12 @@ class AveragingCallback(SavingCallback):
         )
         self.batch_size = batch_size
         self.bn_data = bn_data
-        self._says = verbose
+        self._verbose_swa = verbose
         self._is_temporary = directory is None
+        self._pass: EpochPass | None = None  # in the last epoch only
+        self._takes_pass = False
+        self._final: list[np.ndarray] | None = None
+        self._last_epoch = 0
         self.on_train_batch_begin = self._begin_batch
 
     @abstractmethod
@@ -67,9 +74,7 @@ class AveragingCallback(SavingCallback):
         """Re-estimates statistics from data."""
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._final: list[np.ndarray] | None = None
-        self._last_epoch = 0
-        self._in_pass = False
+        self._pass, self._final, self._last_epoch = None, None, 0
         self._takes_pass = self._has_statistics() and self.bn_data is None
         if not self.framework.is_chief(self.model):
             raise SaverError(
@@ -90,23 +95,23 @@ class AveragingCallback(SavingCallback):
         if epoch + 1 == self.schedule.start_epoch:
             self._tell("starting stochastic weight averaging")
         if self._is_pass(epoch):
-            self._pass = self._new_pass()
-            with self._pass.undone_by_errors():
+            epoch_pass = self._new_pass()
+            with epoch_pass.undone_by_errors():
                 self._set_average()
             self._tell("reinitializing batch normalization layers")
             self._tell("running forward pass to adjust batch normalization")
-            self._in_pass = True
+            self._pass = epoch_pass
             if logs is not None:
                 logs["learning_rate"] = 0.0
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if self._in_pass:  # the validation of this epoch is to see the statistics
+        if self._pass is not None:  # the validation of this epoch is to see the statistics
             self._pass.finish()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._in_pass:
+        if self._pass is not None:
             self._pass.finish()
-            self._in_pass = False
+            self._pass = None
             self._final = self.model.get_weights()
             logs = {} if logs is None else logs
             logs["learning_rate"] = 0.0
@@ -119,18 +124,25 @@ class AveragingCallback(SavingCallback):
         if self._final is not None:
             # Optimizers that average for themselves (use_ema) have set the weights meanwhile.
             self.model.set_weights(self._final)
-        elif self._run.checkpoints:
+        elif self._has_saved:
             self._finish()
         else:
             warnings.warn(
-                f"training stopped before epoch {self.schedule.first_save} ended, the first to be "
-                "averaged: the model keeps its weights",
+                f"training stopped before the end of epoch {self.schedule.first_save}, the first "
+                "to be averaged: the model keeps its weights",
+                CkptavgWarning,
                 stacklevel=2,
             )
         self._remove()
 
+    @property
+    def _has_saved(self) -> bool:
+        """Whether the run holds a checkpoint to average."""
+        run = None if self._prepared is None else self._prepared.run
+        return run is not None and bool(run.checkpoints)
+
     def _begin_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._in_pass:
+        if self._pass is not None:
             self._pass.take_batch()
         else:
             super()._begin_batch(batch, logs)
@@ -142,8 +154,7 @@ class AveragingCallback(SavingCallback):
         """Whether a 0-based epoch is the forward pass."""
         return self._takes_pass and epoch + 1 == self.params.get("epochs")
 
-    def _check_epochs(self) -> None:
-        epochs = self.params.get("epochs")
+    def _check_epochs(self, epochs: int | None) -> None:
         if epochs is None:
             return
         if self.schedule.start_epoch >= epochs:
@@ -173,13 +184,15 @@ class AveragingCallback(SavingCallback):
                 "training stopped before its last epoch, the forward pass for BatchNorm: the "
                 "statistics are averages, not those of the averaged network. Pass bn_data, or call "
                 "ckptavg.update_batch_norm(model, data)",
+                CkptavgWarning,
                 stacklevel=2,
             )
         self._final = self.model.get_weights()
 
     def _set_average(self) -> None:
         """Averages the checkpoints on disk, as `ckptavg merge` does, and loads the mean."""
-        self._check(self._background.drain())
+        if self._session is not None:
+            self._session.wait()
         output = self.directory / f"average{self.framework.suffix}"
         merge(open_run(self.directory), output, overwrite=True)
         self.framework.load(self.model, output)
@@ -190,5 +203,6 @@ class AveragingCallback(SavingCallback):
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _tell(self, message: str) -> None:
-        if self._says:
+        if self._verbose_swa:
+            # These are the lines of keras-swa, whose epochs have five digits.
             print(f"\nEpoch {self._last_epoch + 1:05d}: {message}")  # noqa: T201

@@ -1,31 +1,82 @@
-"""The power-function averages that a saver tracks: their time, their values, when to note them.
+"""The power-function averages that a saver tracks: their values, and when to note them.
 
-Updated after each optimizer step by `average += (1 - decay) * (weights - average)`, with the decay
-of `power_profiles.decay_over` (Karras et al., arXiv 2312.02696, section 3.1).
+A note is an average as it is at some step, written as a checkpoint of the run. Averages are updated
+after each optimizer step by `average += (1 - decay) * (weights - average)`, with the decay of
+`power_ema.decay_over` (Karras et al., arXiv 2312.02696, section 3.1).
 """
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from ckptavg.errors import CkptavgWarning, SaverError
-from ckptavg.formats import Structure
 from ckptavg.models.placement import Placement
 from ckptavg.recipes.power_profiles import decay_over, gamma_of
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import read_proven
 from ckptavg.runs.record import EmaRecord
-from ckptavg.saving.framework import DeviceAverages, Framework
-from ckptavg.saving.note_schedule import NoteSchedule
+from ckptavg.saving.framework import DeviceAverages, Training
 from ckptavg.saving.options import Options
-from ckptavg.saving.weight_placement import Layout
+from ckptavg.saving.weight_placement import PlacementFinder, WeightPlacement
 
-KEPT, PASSING = "kept", "passing"
-"""Kinds of notes: those of the schedule; and those that are there to go on from, until the next."""
+LEAST_NOTES = 64
+"""Notes in a training: with fewer, averages of other widths cannot be combined well enough."""
+
+
+class NoteKind(Enum):
+    """Why a note is written."""
+
+    KEPT = "asked for by the schedule"
+    PASSING = "there to resume from until the next note is written"
+
+
+@dataclass(frozen=True, slots=True)
+class NoteSchedule:
+    """Notes every `freq` steps, or else at least 64 in a training, with the ends of epochs.
+
+    Trainings of fewer than 64 epochs have notes at equal distances in every epoch, and those of 128
+    and more have one every second, third ... epoch. How long an epoch is may be unknown until the
+    first one has ended; until then it has no notes except at its end.
+
+    Attributes:
+        freq: optimizer steps from one note to the next; None for the rule above.
+        epochs: number of epochs in the whole training, where it is known.
+    """
+
+    freq: int | None
+    epochs: int | None
+
+    def within(
+        self,
+        steps: tuple[int, int],
+        batches: tuple[int, int],
+        length: int | None,
+    ) -> bool:
+        """Whether a note is due after some batches.
+
+        Args:
+            steps: steps that the averages had seen before these batches, and have seen now.
+            batches: batches of the epoch that had been trained before, and have been now.
+            length: batches in an epoch, where it is known.
+        """
+        if self.freq is not None:
+            return steps[0] // self.freq < steps[1] // self.freq
+        if length is None or self.epochs is None or self.epochs >= LEAST_NOTES:
+            return False
+        each = math.ceil(LEAST_NOTES / self.epochs)
+        return batches[0] * each // length < batches[1] * each // length
+
+    def at_end(self, epoch: int) -> bool:
+        """Whether a note is due at the end of a 0-based epoch, whatever `within` says."""
+        if self.freq is not None:
+            return False
+        return (epoch + 1) % max(1, (self.epochs or 0) // LEAST_NOTES) == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,104 +84,99 @@ class Note:
     """One average, ready to be copied.
 
     Attributes:
-        ema: which it is.
-        structure: of its file, floating-point tensors in float32.
-        variables: what each tensor holds, by its stored name.
-        view: a variable's values in the average on the host.
+        ema: which average it is.
+        files: the structure of its file, floating-point tensors in float32, and what fills it.
+        view: returns a variable's values in the average on the host.
     """
 
     ema: EmaRecord
-    structure: Structure
-    variables: Mapping[str, Any]
+    files: Placement
     view: Callable[[Any], np.ndarray]
 
     @property
     def stem(self) -> str:
-        """Of the names of its file and its record."""
+        """The name of its file and of its record, without suffixes."""
         return f"ema-{self.ema.sigma_rel:.3f}-step-{self.ema.step:08d}"
 
 
-class Tracking:
+@dataclass(frozen=True, slots=True)
+class _Resumed:
+    """What the averages of a training start from.
+
+    Attributes:
+        step: the step that training resumes from, as the averages count it.
+        averaged: the step of the notes that the averages resume from; 0 without any.
+        values: the values of these notes by stored name, one mapping for each average.
+    """
+
+    step: int = 0
+    averaged: int = 0
+    values: Sequence[Mapping[str, np.ndarray]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _OnDevice:
+    """Averages on the device, and the variables that they follow.
+
+    Attributes:
+        placement: of the model when the averages were made.
+        files: where notes put the variables.
+        variables: those that are averaged, by the stored name of a tensor that each fills.
+        averages: their values.
+    """
+
+    placement: WeightPlacement
+    files: Placement
+    variables: Mapping[str, Any]
+    averages: DeviceAverages
+
+
+class TrackedAverages:
     """The averages of one training.
 
     Time is counted in optimizer steps from the first one tracked. Steps that no callback saw,
-    within an execution of several, or since the note that a training goes on from, count with the
+    within an execution of several or since the note that a training resumes from, count with the
     weights at their end.
 
     Attributes:
-        layout: of the notes.
-        step: that averages have come to; 0 before the first.
+        step: the step that the averages have come to; 0 before the first.
+        placements: where the model's variables go in notes.
     """
 
     def __init__(
-        self, framework: Framework, options: Options, model: Any, params: Mapping[str, Any]
+        self, training: Training, options: Options, notes: Sequence[Checkpoint], step: int
     ) -> None:
-        """Begins a training.
-
-        Raises:
-            SaverError: the averages of this model cannot be tracked.
-        """
-        framework.check_tracking(model)
-        self._framework = framework
-        self._model = model
-        self._sigmas = options.tracked_sigmas
-        self._gammas = [gamma_of(sigma) for sigma in self._sigmas]
-        self._schedule = NoteSchedule(options.track_freq, (params or {}).get("epochs"))
-        self._length: int | None = (params or {}).get("steps")
-        plain = replace(options, include_optimizer=False, save_dtype="float32")
-        self.layout = Layout(framework, plain, model)
-        self._averages: DeviceAverages | None = None
-        self._placement: Placement | None = None
-        self._variables: list[Any] = []
-        self._values: list[Mapping[str, np.ndarray]] = []
-        self._batches = 0
-        self._is_due = False
-        self.step = self._averaged = self._noted = 0
-
-    def go_on(self, notes: Sequence[Checkpoint], step: int) -> None:
-        """Goes on from what a training before has noted.
+        """Resumes from what an earlier training has noted, if it has.
 
         Args:
-            notes: all that there are.
-            step: optimizer steps that the training goes on from.
+            training: the training whose weights are averaged.
+            options: its options.
+            notes: all notes of the training that is resumed; none for a new one.
+            step: optimizer steps that training resumes from.
 
         Warns:
-            CkptavgWarning: none was noted at this very step.
+            CkptavgWarning: nothing was noted at this very step.
 
         Raises:
-            SaverError: the notes are of other lengths.
-            IntegrityError: a note is not what its record says.
+            SaverError: the notes are of other widths.
+            IntegrityError: a note differs from its record.
         """
-        if not notes:
-            return
-        groups: dict[int, dict[float, Checkpoint]] = defaultdict(dict)
-        for note in sorted(notes, key=lambda note: note.record.ema.step):
-            groups[note.record.ema.step][note.record.ema.sigma_rel] = note
-        wanted, known = set(self._sigmas), {note.record.ema.sigma_rel for note in notes}
-        if not wanted <= known and len(groups) > 1:  # a kill may have left half of the first one
-            raise SaverError(
-                f"the run tracks averages of sigma_rel {_listed(sorted(known))}, but "
-                f"tracked_sigmas are {_listed(self._sigmas)}: go on with the same, or begin "
-                "anew in another run"
-            )
-        usable = [g for g in groups.values() if wanted <= g.keys() and _is_usable(g, step)]
-        record = next(iter((usable or [groups[max(groups)]])[-1].values())).record
-        self.step = max(0, record.ema.step + step - (record.step or record.ema.step))
-        if usable:
-            self._averaged = self._noted = record.ema.step
-            found = [usable[-1][sigma] for sigma in self._sigmas]
-            self._values = [read_proven(note.path, note.record) for note in found]
-        if self.step > self._averaged:
-            warnings.warn(
-                f"tracked averages go on from step {self._averaged}, training from step "
-                f"{self.step}: the steps between count with the weights that follow. Averages are "
-                "noted when a checkpoint is saved at the end of an epoch, and as track_freq says",
-                CkptavgWarning,
-                stacklevel=2,
-            )
+        self._training = training
+        self._sigmas = options.tracked_sigmas
+        self._gammas = [gamma_of(sigma) for sigma in self._sigmas]
+        self._schedule = NoteSchedule(options.track_freq, training.epochs)
+        self._length = training.batches
+        plain = replace(options, include_optimizer=False, save_dtype="float32")
+        self.placements = PlacementFinder(training, plain)
+        self._resumed = _resumed(notes, self._sigmas, step) if notes else _Resumed()
+        self._device: _OnDevice | None = None
+        self._batches = 0
+        self._is_due = False
+        self.step = self._resumed.step
+        self._averaged = self._noted = self._resumed.averaged
 
-    def end_batch(self, batch: int, steps: int) -> str | None:
-        """Takes in the weights, if optimizer steps were taken; returns which note is due, if any.
+    def end_batch(self, batch: int, steps: int) -> NoteKind | None:
+        """Takes in the weights if optimizer steps were taken; returns which note is due, if any.
 
         Raises:
             SaverError: the averages of this model cannot be tracked.
@@ -146,9 +192,9 @@ class Tracking:
         if not self._is_due or not self._has_news or seen == self._length:
             return None  # at the end of an epoch, a note is written with the checkpoint
         self._is_due = False
-        return KEPT
+        return NoteKind.KEPT
 
-    def end_epoch(self, epoch: int, saves: bool) -> str | None:
+    def end_epoch(self, epoch: int, saves: bool) -> NoteKind | None:
         """Which note is due at the end of an epoch, if any.
 
         Args:
@@ -159,90 +205,120 @@ class Tracking:
         due, self._is_due = self._is_due or self._schedule.at_end(epoch), False
         if not self._has_news:
             return None
-        return KEPT if due else PASSING if saves else None
+        if due:
+            return NoteKind.KEPT
+        # Whoever resumes from this checkpoint needs the averages of its step.
+        # See docs/decisions/0058-averages-are-tracked-after-every-step.md.
+        return NoteKind.PASSING if saves else None
 
-    def end(self) -> str | None:
+    def end(self) -> NoteKind | None:
         """Which note is due at the end of training, if any."""
-        return KEPT if self._has_news else None
+        return NoteKind.KEPT if self._has_news else None
 
-    def notes(self) -> list[Note]:
-        """The averages as they are; they count as noted. `layout` must have been found anew.
+    def notes(self, placement: WeightPlacement) -> list[Note]:
+        """The averages as they are; they count as noted.
+
+        Args:
+            placement: where `placements` says that variables go now.
 
         Raises:
             SaverError: the model has other variables than at the first step.
         """
         self._noted = self.step
-        if self.layout.placement is not self._placement:
+        device = self._device
+        if device is None or placement is not device.placement:
             raise SaverError(
-                "layers were built while averages were tracked, which hold nothing of them: build "
-                "the whole model before training, or leave tracked_sigmas away"
+                "layers were built while averages were tracked, which lack their weights: build "
+                "the whole model before training, or omit tracked_sigmas"
             )
-        places = {id(variable): place for place, variable in enumerate(self._variables)}
+        places = {id(variable): n for n, variable in enumerate(device.variables.values())}
 
         def view(number: int) -> Callable[[Any], np.ndarray]:
             def values(variable: Any) -> np.ndarray:
                 place = places.get(id(variable))
-                if place is None:
-                    return self._framework.host_view(variable)
-                return self._averages.host_view(number, place)
+                if place is None:  # integers, which have no average
+                    return self._training.framework.host_view(variable)
+                return device.averages.host_view(number, place)
 
             return values
 
         return [
-            Note(
-                EmaRecord(sigma, self.step),
-                self.layout.structure,
-                self._placement.variables,
-                view(number),
-            )
+            Note(EmaRecord(sigma, self.step), device.files, view(number))
             for number, sigma in enumerate(self._sigmas)
         ]
 
     @property
     def _has_news(self) -> bool:
-        """Whether the averages are not those that were noted last."""
-        return self._averages is not None and self.step > self._noted
+        """Whether the averages have changed since they were noted last."""
+        return self._device is not None and self.step > self._noted
 
     def _update(self) -> None:
-        if self._averages is None:
-            self._start()
+        if self._device is None:
+            # Only now, after a training step, are all variables certain to exist.
+            self._device = self._on_device()
         decays = [decay_over(self._averaged, self.step, gamma) for gamma in self._gammas]
-        self._averages.update([1.0 - decay for decay in decays])
+        self._device.averages.update([1.0 - decay for decay in decays])
         self._averaged = self.step
 
-    def _start(self) -> None:
-        """Makes the averages, which only now have variables for certain."""
-        try:
-            self.layout.find()
-        except SaverError as error:
+    def _on_device(self) -> _OnDevice:
+        placement = self.placements.current()
+        files = placement.files
+        if files is None:
             raise SaverError(
                 "tracked_sigmas: a layer of the model saves more than its variables, so that its "
-                "averages cannot be tracked: leave tracked_sigmas away"
-            ) from error
-        placement = self._placement = self.layout.placement
-        held = {
-            id(placement.variables[name]): (name, placement.variables[name])
-            for name, tensor in placement.structure.tensors.items()
-            if tensor.is_float
-        }
-        names = [name for name, _ in held.values()]
-        self._variables = [variable for _, variable in held.values()]
-        count = len(self._sigmas)
-        self._averages = self._framework.device_averages(self._model, self._variables, count)
-        for number, values in enumerate(self._values):
-            tensors = self.layout.structure.tensors
-            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+                "averages cannot be tracked: omit tracked_sigmas"
+            )
+        tensors = files.structure.tensors
+        # A variable may fill several tensors, but is averaged once.
+        names = {id(files.variables[n]): n for n, tensor in tensors.items() if tensor.is_float}
+        variables = {name: files.variables[name] for name in names.values()}
+        averages = self._training.framework.device_averages(
+            self._training.model, [*variables.values()], len(self._sigmas)
+        )
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        for number, values in enumerate(self._resumed.values):
             if {name: value.shape for name, value in values.items()} != shapes:
                 raise SaverError(
-                    "the averages that were tracked are of another model: go on with the model "
-                    "that wrote the run, or begin anew in another run"
+                    "the averages of the run belong to another model: resume with the model that "
+                    "wrote the run, or begin a new run"
                 )
-            self._averages.set(number, [values[name] for name in names])
-        self._values = []
+            averages.set(number, [values[name] for name in variables])
+        self._resumed = _Resumed()  # its values are as large as the model
+        return _OnDevice(placement, files, variables, averages)
+
+
+def _resumed(notes: Sequence[Checkpoint], sigmas: Sequence[float], step: int) -> _Resumed:
+    """Finds the notes of the last step that a training at `step` can resume from."""
+    groups: dict[int, dict[float, Checkpoint]] = defaultdict(dict)
+    for note in sorted(notes, key=lambda note: note.record.ema.step):
+        groups[note.record.ema.step][note.record.ema.sigma_rel] = note
+    wanted, known = set(sigmas), {note.record.ema.sigma_rel for note in notes}
+    if not wanted <= known and len(groups) > 1:  # a kill may have left half of the first one
+        raise SaverError(
+            f"the run tracks averages of sigma_rel {_listed(sorted(known))}, but tracked_sigmas "
+            f"is {_listed(sigmas)}: resume with the same, or begin a new run"
+        )
+    usable = [g for g in groups.values() if wanted <= g.keys() and _is_usable(g, step)]
+    record = next(iter((usable or [groups[max(groups)]])[-1].values())).record
+    # Averages count from the first step tracked, which may have been later than the first of all.
+    resumed = max(0, record.ema.step + step - (record.step or record.ema.step))
+    found = _Resumed(resumed)
+    if usable:
+        values = [read_proven(usable[-1][s].path, usable[-1][s].record) for s in sigmas]
+        found = _Resumed(resumed, record.ema.step, values)
+    if found.step > found.averaged:
+        warnings.warn(
+            f"tracked averages resume from step {found.averaged}, training from step "
+            f"{found.step}: the steps between count with the weights that follow. Averages are "
+            "noted when a checkpoint is saved at the end of an epoch, and as track_freq says",
+            CkptavgWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def _is_usable(group: Mapping[float, Checkpoint], step: int) -> bool:
-    """Whether notes of one step are there, hold no NaN, and are not of a step after `step`."""
+    """Whether notes of one step exist, hold no NaN, and are not of a step after `step`."""
     for note in group.values():
         record = note.record
         if record.non_finite or record.step is None or record.step > step:

@@ -1,61 +1,57 @@
-"""Where a model's variables go in its checkpoints, found out once and whenever they change."""
+"""Where a model's variables go in its checkpoints, found again whenever they change."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ckptavg.errors import SaverError
-from ckptavg.formats import Structure
 from ckptavg.models.placement import Placement, moving_statistics
 from ckptavg.runs.record import BatchNormRecord
 from ckptavg.saving.checkpoint_files import stored_as
-from ckptavg.saving.framework import Framework
+from ckptavg.saving.framework import Training
 from ckptavg.saving.options import Options
 
 
-class Layout:
-    """The layout of the checkpoints of one training.
+@dataclass(frozen=True, slots=True)
+class WeightPlacement:
+    """What checkpoints hold of the model as it is built now.
 
     Attributes:
-        placement: where variables go; None if the framework alone can write the files.
-        structure: of the files, as the options ask for it; None as `placement`.
+        files: the structure of the files, as the options ask for it, and what fills it; None if
+            only the framework itself can write files of this model.
         batch_norm: what records say of the statistics that training left; None without BatchNorm.
     """
 
-    def __init__(self, framework: Framework, options: Options, model: Any) -> None:
-        self._framework = framework
+    files: Placement | None
+    batch_norm: BatchNormRecord | None
+
+
+class PlacementFinder:
+    """Finds the placement of a model, and finds it again when layers were built meanwhile."""
+
+    def __init__(self, training: Training, options: Options) -> None:
+        self._training = training
         self._options = options
-        self._model = model
-        self._variables: list[Any] | None = None
-        self.placement: Placement | None = None
-        self.structure: Structure | None = None
-        self.batch_norm: BatchNormRecord | None = None
+        # They are kept with the placement, so that no other variable can get their identity.
+        self._variables: list[Any] = []
+        self._found: WeightPlacement | None = None
 
-    def find(self) -> None:
-        """Asks the framework, unless nothing changed: layers may build themselves late.
+    def current(self) -> WeightPlacement:
+        """The placement of the variables that the model has now."""
+        framework, model = self._training.framework, self._training.model
+        include = self._options.include_optimizer
+        variables = framework.variables(model, include)
+        # Asked at every save (1.5 ms for 700 variables): layers may build themselves late.
+        # See docs/decisions/0045-marks-tell-where-variables-are-stored.md.
+        if self._found is None or [*map(id, variables)] != [*map(id, self._variables)]:
+            self._found = self._find(framework.place(model, include))
+            self._variables = variables
+        return self._found
 
-        Raises:
-            SaverError: only the framework can write the files, but not as the options ask for it.
-        """
-        include, dtype = self._options.include_optimizer, self._options.save_dtype
-        size = self._options.max_shard_size
-        variables = self._framework.variables(self._model, include)
-        if self._variables is not None and [*map(id, variables)] == [*map(id, self._variables)]:
-            return
-        self.placement = self._framework.place(self._model, include)
-        if self.placement is not None:
-            self.structure = stored_as(self.placement.structure, dtype, size)
-        elif dtype is not None or size is not None:
-            raise SaverError(
-                "a layer of the model saves more than its variables, so that its checkpoints can "
-                "only be written as Keras does: leave save_dtype and max_shard_size alone"
-            )
-        self.batch_norm = self._find_batch_norm()
-        self._variables = variables
-
-    def _find_batch_norm(self) -> BatchNormRecord | None:
-        layers = self._framework.batch_norm_layers(self._model)
-        if not layers:
-            return None
-        moving = ()
-        if self.placement is not None:
-            moving = moving_statistics(layers, self.placement)
-        return BatchNormRecord(len(layers), "running", moving=moving)
+    def _find(self, placement: Placement | None) -> WeightPlacement:
+        options = self._options
+        layers = self._training.framework.batch_norm_layers(self._training.model)
+        moving = () if placement is None else moving_statistics(layers, placement)
+        if placement is not None:
+            structure = stored_as(placement.structure, options.save_dtype, options.max_shard_size)
+            placement = replace(placement, structure=structure)
+        batch_norm = BatchNormRecord(len(layers), "running", moving=moving) if layers else None
+        return WeightPlacement(placement, batch_norm)

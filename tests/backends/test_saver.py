@@ -8,7 +8,7 @@ import pytest
 from ckptavg import CheckpointSaver, merge, open_run
 from ckptavg.formats import open_reader
 from ckptavg.recipes.power_profiles import gamma_of
-from ckptavg.saving.host_copy import Snapshot
+from ckptavg.saving.host_copy import HostCopy
 from ckptavg.saving.keras3 import Keras3
 from ckptavg.saving.schedule import Schedule
 from tests.helpers.files import leftovers, read_tensors
@@ -124,25 +124,25 @@ def test_cyclic_rates_are_those_that_the_optimizer_takes(tmp_path):
     )
     ones = np.ones((10, 1), "float32")
     model.fit(ones, ones, batch_size=2, epochs=6, verbose=0, callbacks=[saver, keep])
-    schedule = Schedule("cyclic", 3, 2, 0.001, 0.003)
-    expected = [schedule.epoch_rate(epoch, 0.01) for epoch in range(2) for _ in range(5)]
-    expected += [schedule.batch_rate(e, b, 5, 0.01) for e in range(2, 6) for b in range(5)]
+    scheduled = Schedule.of("cyclic", 3, 2, 0.001, 0.003).rates(0.01)
+    expected = [scheduled.of_epoch(epoch) for epoch in range(2) for _ in range(5)]
+    expected += [scheduled.of_batch(e, b, 5) for e in range(2, 6) for b in range(5)]
     taken = -np.diff([0.0, *(kernel.item() for kernel, *_ in keep.steps)])
     np.testing.assert_allclose(taken, expected, rtol=1e-4)
     assert [record.epoch for record in open_run(tmp_path / "run").records] == [4, 6]
     assert open_run(tmp_path / "run").records[0].learning_rate == pytest.approx(0.001)
 
 
-def test_a_snapshot_stays_when_training_goes_on():
+def test_a_host_copy_stays_when_training_goes_on():
     model, (x, y) = small_model(), tiny_data(16)
     model.train_on_batch(x, y)
     placement = Keras3().place(model, include_optimizer=True)
-    snapshot = Snapshot()
+    copy = HostCopy()
     for _ in range(2):  # the second one uses the memory of the first
-        snapshot.take(Keras3().host_view, placement.variables)
-        before = {name: value.tobytes() for name, value in snapshot.values.items()}
+        copy.take(Keras3().host_view, placement.variables)
+        before = {name: value.tobytes() for name, value in copy.values.items()}
         model.train_on_batch(x, y)
-        assert {name: value.tobytes() for name, value in snapshot.values.items()} == before
+        assert {name: value.tobytes() for name, value in copy.values.items()} == before
         now = {
             name: keras.ops.convert_to_numpy(variable.value).tobytes()
             for name, variable in placement.variables.items()

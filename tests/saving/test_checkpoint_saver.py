@@ -62,9 +62,8 @@ def test_constant_rates_reach_the_optimizer(tmp_path):
     history = fit(
         tiny_model(), tmp_path / "run", 10, start_epoch=8, lr_schedule="constant", swa_lr=0.002
     )
-    schedule = Schedule("constant", 8, swa_lr=0.002)
-    initial = float(np.float32(0.01))
-    expected = [np.float32(schedule.epoch_rate(epoch, initial)) for epoch in range(10)]
+    scheduled = Schedule.of("constant", 8, swa_lr=0.002).rates(float(np.float32(0.01)))
+    expected = [np.float32(scheduled.of_epoch(epoch)) for epoch in range(10)]
     assert np.array_equal(np.float32(history["learning_rate"]), expected)
 
 
@@ -94,10 +93,9 @@ def test_cyclic_rates_reach_the_optimizer_in_every_batch(tmp_path, known):
             output_signature=(tf.TensorSpec((8, 6), tf.float32), tf.TensorSpec((8,), tf.int64)),
         )
         model.fit(data, epochs=6, callbacks=[saver, watch], verbose=0)
-    schedule = Schedule("cyclic", 3, 2, 0.001, 0.003)
-    initial = float(np.float32(0.01))
-    expected = [schedule.epoch_rate(0, initial)] * 5 + [schedule.epoch_rate(1, initial)] * 5
-    expected += [schedule.batch_rate(e, b, 5, initial) for e in range(2, 6) for b in range(5)]
+    scheduled = Schedule.of("cyclic", 3, 2, 0.001, 0.003).rates(float(np.float32(0.01)))
+    expected = [scheduled.of_epoch(0)] * 5 + [scheduled.of_epoch(1)] * 5
+    expected += [scheduled.of_batch(e, b, 5) for e in range(2, 6) for b in range(5)]
     assert np.array_equal(np.float32(rates), np.float32(expected))
     assert [record.epoch for record in open_run(tmp_path / "run").records] == [4, 6]
     assert open_run(tmp_path / "run").records[0].learning_rate == pytest.approx(0.001)

@@ -75,7 +75,7 @@ def at_end(epoch, act):
 
 def wait_until_idle():
     """Until everything that the present saver has begun is done, with success or not."""
-    futures_of_work = [future for lot in savers[-1]._background._waiting for future in lot]
+    futures_of_work = [future for lot in savers[-1]._prepared.queue._waiting for future in lot]
     futures.wait(futures_of_work, timeout=60)
     assert all(future.done() for future in futures_of_work)
 
@@ -304,7 +304,7 @@ def test_an_error_in_writing_is_told_after_an_exception_too(model, tmp_path):
     block = directory / "checkpoints" / "epoch-0002.weights.h5"
     with pytest.raises(ZeroDivisionError):
         fit(model, directory, callbacks=[at_begin(2, block.mkdir), at_end(2, fail)])
-    with pytest.warns(UserWarning, match=r"broken off: .*is in the way"):
+    with pytest.warns(UserWarning, match=r"interrupted: .*is in the way"):
         fit(model, directory, 3, initial_epoch=2, existing="resume")
     block.rmdir()
     assert epochs_of(directory) == [1, 3]
@@ -347,7 +347,7 @@ def test_a_program_that_ends_with_an_exception_finishes_what_it_began(tmp_path):
     assert "ZeroDivisionError" in ended.stderr
     assert [record.epoch for record in open_run(tmp_path / "free").records] == [1, 2]
     assert [record.epoch for record in open_run(tmp_path / "blocked").records] == [1]
-    assert "after training was broken off" in ended.stderr
+    assert "after training was interrupted" in ended.stderr
     assert f"{tmp_path}/blocked/checkpoints/epoch-0002.weights.h5 is in the way" in ended.stderr
     assert not leftovers(tmp_path)
 
@@ -429,7 +429,7 @@ def slow_down(monkeypatch, seconds):
 
 def test_training_waits_for_one_write_and_not_for_two(model, tmp_path, monkeypatch):
     slow_down(monkeypatch, 0.8)  # two tensors: 1.6 s a checkpoint
-    with pytest.warns(UserWarning, match=r"training waited 1\.\d s for the checkpoint before"):
+    with pytest.warns(UserWarning, match=r"training waited 1\.\d s for the previous checkpoint"):
         one = fit(model, tmp_path / "one", 2)
     assert one.blocked[0] < 0.8 < one.blocked[1]
     with warnings.catch_warnings():

@@ -41,7 +41,7 @@ def check_equal(model, folder, x, y, *, include_optimizer=False, is_fast=True, e
         x, y, epochs=epochs, batch_size=16, verbose=0, callbacks=[saver, beside], **fit
     )
     assert np.isfinite(history.history["loss"]).all()
-    assert (saver._layout.placement is not None) == is_fast
+    assert (saver._prepared.placement().files is not None) == is_fast
     checkpoints = open_run(folder / "run").checkpoints
     assert [checkpoint.record.epoch for checkpoint in checkpoints] == list(range(1, epochs + 1))
     for checkpoint in checkpoints:
@@ -221,7 +221,7 @@ def test_layers_that_compute_what_they_save(tmp_path, build):
     model = build()
     saver = CheckpointSaver(tmp_path / "probe", start_epoch=1)
     model.fit(x, y, verbose=0, callbacks=[saver])
-    check_equal(model, tmp_path, x, y, is_fast=saver._layout.placement is not None)
+    check_equal(model, tmp_path, x, y, is_fast=saver._prepared.placement().files is not None)
 
 
 class Saving(layers.Layer):

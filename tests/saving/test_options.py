@@ -106,9 +106,9 @@ def test_metrics_of_validation_are_in_the_record_and_the_best_are_kept(model, tm
 @pytest.mark.parametrize(
     ("keep_best", "message"),
     [
-        (("auc", 2), r"goes by 'auc', but Keras logged only: accuracy, loss"),
+        (("auc", 2), r"uses 'auc', but Keras logged only: accuracy, loss"),
         (("val_loss",), r"must be \(monitor, count\)"),
-        (("loss", 0), r"whole number from 1"),
+        (("loss", 0), "must be an integer >= 1"),
         (("loss", 2, "least"), "mode"),
         (("fancy", 2), "direction|mode"),
     ],
@@ -126,18 +126,18 @@ def test_epochs_without_validation_are_none_of_the_best(model, tmp_path):
         on_epoch_begin=lambda epoch, _: seen.append([r.epoch for r in _saved(saver, epoch)])
     )
     seen = []
-    with pytest.warns(UserWarning, match="'val_loss', and no epoch has had it yet") as told:
+    with pytest.warns(UserWarning, match="'val_loss', which no epoch has had yet") as told:
         history = model.fit(
             x, y, epochs=8, verbose=0, callbacks=[saver, kept], **validation
         ).history
-    assert sum("no epoch has had it" in str(warning.message) for warning in told) == 1
+    assert sum("which no epoch has had yet" in str(warning.message) for warning in told) == 1
     best = 3 if history["val_loss"][0] <= history["val_loss"][1] else 6
     assert seen == [[], [1], [1, 2], [3], [3, 4], [3, 5], sorted({best, 6}), sorted({best, 7})]
     assert [record.epoch for record in records(tmp_path / "run")] == sorted({best, 8})
 
 
 def _saved(saver, epoch):
-    saver._background.drain()
+    saver._prepared.queue.drain()
     return records(saver.directory) if epoch else ()
 
 
@@ -157,7 +157,7 @@ def test_a_metric_of_validation_that_cannot_come_is_an_error(model, tmp_path):
     saver = CheckpointSaver(tmp_path / "run", start_epoch=1, keep_best=("val_auc", 1))
     with pytest.raises(SaverError, match="only: accuracy, loss, val_accuracy, val_loss"):
         model.fit(x, y, validation_split=0.25, verbose=0, callbacks=[saver])
-    with pytest.raises(SaverError, match="goes by 'val_loss', but Keras logged only"):
+    with pytest.raises(SaverError, match="uses 'val_loss', but Keras logged only"):
         fit(model, tmp_path / "steps", 1, save_freq=2, keep_best=("val_loss", 1))
 
 
@@ -193,7 +193,7 @@ def test_steps_are_those_of_the_optimizer(tmp_path, steps_per_execution):
 
 @pytest.mark.parametrize("rate", [None, "fast", float("nan"), -1.0])
 def test_a_function_that_gives_no_rate(model, tmp_path, rate):
-    with pytest.raises(SaverError, match=r"lr_schedule gave .* for epoch 1, but must give a rate"):
+    with pytest.raises(SaverError, match=r"lr_schedule returned .* for epoch 1, but must return"):
         fit(model, tmp_path / "run", 2, start_epoch=1, lr_schedule=lambda *_: rate)
 
 

@@ -268,31 +268,24 @@ def test_what_is_kept_is_what_a_naive_model_keeps(tmp_path_factory, values, newe
     one has it, only `newest` counts.
     """
     keep_best = None if best is None else ("score", best, mode)
-    options = Options.of(
-        existing="error",
-        max_to_keep=newest,
-        keep_best=keep_best,
-        include_optimizer=False,
-        save_dtype=None,
-        max_shard_size=None,
-        on_error="raise",
-        in_flight=1,
-    )
+    options = Options.of(max_to_keep=newest, keep_best=keep_best)
     directory = tmp_path_factory.mktemp("run")
     (directory / "checkpoints").mkdir()
-    writer = RunWriter(directory, options)
+    writer = RunWriter(directory, options, lambda: None)
     scores = {}
     for epoch, value in enumerate(values, 1):
         metrics = {} if value is None else {"score": value}
         record = Record(f"{epoch}.weights.h5", 0, "", {}, epoch=epoch, metrics=metrics)
         path = directory / "checkpoints" / record.file
         path.write_bytes(b"")
-        writer._taken_in(path, record.write(path.with_name(f"epoch-{epoch:04d}.json"), {}))
+        record = record.write(path.with_name(f"epoch-{epoch:04d}.json"), {})
+        writer._add(Checkpoint(path, record))
         scores[epoch] = value
         scores = naively_kept(scores, newest, best, mode)
         assert [c.record.epoch for c in writer.checkpoints] == list(scores)
         assert {p.name for p in path.parent.glob("*.h5")} == {f"{e}.weights.h5" for e in scores}
         assert {int(p.stem[-4:]) for p in path.parent.glob("*.json")} == set(scores)
+    writer.close()
 
 
 def naively_kept(scores, newest, best, mode):

@@ -17,14 +17,14 @@ from ckptavg.saving.schedule import Schedule
     ],
 )
 def test_saved_epochs(kind, start, freq, expected):
-    schedule = Schedule(kind, start, freq)
+    schedule = Schedule.of(kind, start, freq)
     assert [epoch + 1 for epoch in range(10) if schedule.saves(epoch)] == expected
     assert schedule.first_save == expected[0]
 
 
 def test_constant_rates_follow_the_formula_to_the_bit():
     initial, low, start = 0.1, 0.01, 75
-    schedule = Schedule("constant", start, swa_lr=low)
+    schedule = Schedule.of("constant", start, swa_lr=low)
     for epoch in range(100):
         t = epoch / (start - 1)
         if t <= 0.5:
@@ -33,25 +33,25 @@ def test_constant_rates_follow_the_formula_to_the_bit():
             expected = initial * (1.0 - (1.0 - low / initial) * (t - 0.5) / 0.4)
         else:
             expected = low
-        assert schedule.epoch_rate(epoch, initial) == expected
+        assert schedule.rates(initial).of_epoch(epoch) == expected
 
 
 def test_cyclic_rates_fall_within_each_cycle_to_the_bit():
-    schedule = Schedule("cyclic", 5, 3, swa_lr=0.001, swa_lr2=0.003)
+    rates = Schedule.of("cyclic", 5, 3, swa_lr=0.001, swa_lr2=0.003).rates(0.01)
     steps = 7
     for epoch in range(4, 16):
         for batch in range(steps):
             t = (((epoch - 4) % 3) * steps + batch + 1) / (3 * steps)
             expected = (1.0 - t) * 0.003 + t * 0.001
-            assert schedule.batch_rate(epoch, batch, steps, 0.01) == expected
-    assert schedule.batch_rate(6, steps - 1, steps, 0.01) == 0.001
-    assert schedule.epoch_rate(0, 0.01) == 0.01
+            assert rates.of_batch(epoch, batch, steps) == expected
+    assert rates.of_batch(6, steps - 1, steps) == 0.001
+    assert rates.of_epoch(0) == 0.01
 
 
 def test_auto_rates():
-    low, high = Schedule("cyclic", 5, 3).rates(0.1)
-    assert low == 0.1 * 0.1
-    assert high == low + 0.25 * (0.1 - low)
+    rates = Schedule.of("cyclic", 5, 3).rates(0.1)
+    assert rates.low == 0.1 * 0.1
+    assert rates.high == rates.low + 0.25 * (0.1 - rates.low)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_auto_rates():
     [
         ({"kind": "linear", "start_epoch": 5}, "must be one of manual, constant, cyclic"),
         ({"kind": "constant", "start_epoch": 1}, "must be 2 or more"),
-        ({"kind": "manual", "start_epoch": 0}, "from 1 on"),
-        ({"kind": "manual", "start_epoch": 2.5}, "whole number"),
+        ({"kind": "manual", "start_epoch": 0}, "must be an integer >= 1"),
+        ({"kind": "manual", "start_epoch": 2.5}, "start_epoch is 2.5, but must be an integer"),
         ({"kind": "manual", "start_epoch": 2, "swa_freq": 0}, "swa_freq is 0"),
         ({"kind": "cyclic", "start_epoch": 2, "swa_freq": 1}, "a cycle needs 2 epochs"),
         ({"kind": "cyclic", "start_epoch": 2, "swa_freq": 2, "swa_lr2": 0.1}, "both or neither"),
@@ -68,17 +68,17 @@ def test_auto_rates():
             {"kind": "cyclic", "start_epoch": 2, "swa_freq": 2, "swa_lr": 0.2, "swa_lr2": 0.1},
             "must not be the larger",
         ),
-        ({"kind": "constant", "start_epoch": 2, "swa_lr": "high"}, "'auto' or a rate"),
-        ({"kind": "constant", "start_epoch": 2, "swa_lr": float("nan")}, "'auto' or a rate"),
-        ({"kind": "constant", "start_epoch": 2, "swa_lr": -0.1}, "'auto' or a rate"),
+        ({"kind": "constant", "start_epoch": 2, "swa_lr": "high"}, "'auto' or a number >= 0"),
+        ({"kind": "constant", "start_epoch": 2, "swa_lr": float("nan")}, "'auto' or a number >= 0"),
+        ({"kind": "constant", "start_epoch": 2, "swa_lr": -0.1}, "'auto' or a number >= 0"),
     ],
 )
 def test_refused(arguments, message):
     with pytest.raises(SaverError, match=message):
-        Schedule(**arguments)
+        Schedule.of(**arguments)
 
 
 def test_swa_rate_above_the_initial_one_is_refused():
     with pytest.raises(SaverError, match="must not be above"):
-        Schedule("constant", 5, swa_lr=0.5).rates(0.1)
-    Schedule("manual", 5, swa_lr=0.5).rates(0.1)  # manual leaves rates alone
+        Schedule.of("constant", 5, swa_lr=0.5).rates(0.1)
+    Schedule.of("manual", 5, swa_lr=0.5).rates(0.1)  # manual leaves rates alone

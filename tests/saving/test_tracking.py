@@ -18,7 +18,7 @@ from ckptavg.errors import CkptavgWarning, IntegrityError, SaverError
 from ckptavg.formats import open_reader
 from ckptavg.recipes import Recipe
 from ckptavg.recipes.power_profiles import decay_over, gamma_of
-from ckptavg.saving.note_schedule import LEAST_NOTES, NoteSchedule
+from ckptavg.saving.tracking import LEAST_NOTES, NoteSchedule
 from tests.helpers.files import fill, flip_bit, leftovers, read_tensors
 from tests.helpers.models import tiny_model
 from tests.helpers.posthoc_ema import decay_at
@@ -72,7 +72,7 @@ def fit(directory, epochs=EPOCHS, *, model=None, callbacks=(), first=0, steps=ST
             callbacks=[*callbacks, saver],
         )
     finally:
-        saver._background.drain()  # what an exception has outrun
+        saver._prepared.queue.drain()  # what an exception has outrun
     return model
 
 
@@ -256,7 +256,7 @@ def test_steps_between_notes_and_a_later_start_count_with_the_weights_that_follo
     assert [note.record.ema.step for note in last] == [18, 18]
     last[0].path.unlink()
     more = Keep()
-    with pytest.warns(CkptavgWarning, match="go on from step 16, training from step 18"):
+    with pytest.warns(CkptavgWarning, match="resume from step 16, training from step 18"):
         fit(
             tmp_path / "run",
             4,
@@ -408,11 +408,11 @@ class Computing(keras.layers.Layer):
 
 def test_what_cannot_be_tracked(tmp_path):
     for arguments, message in (
-        ({"tracked_sigmas": 0.05}, "must be lengths of averages as shares"),
+        ({"tracked_sigmas": 0.05}, "must be widths of averages as fractions"),
         ({"tracked_sigmas": (0.05, 0.3)}, "sigma_rel is 0.3, but must lie between"),
         ({"tracked_sigmas": (0.05, 0.0502)}, "have the same first 3 decimals"),
         ({"tracked_sigmas": SIGMAS, "track_freq": 0}, "track_freq is 0"),
-        ({"track_freq": 10}, "how often tracked_sigmas are noted"),
+        ({"track_freq": 10}, "how often the averages of tracked_sigmas are saved"),
     ):
         with pytest.raises(SaverError, match=message):
             CheckpointSaver(tmp_path / "run", start_epoch=1, **arguments)

@@ -25,7 +25,7 @@ class TorchAverages(DeviceAverages):
             torch._foreach_lerp_(averages, values, float(rate))
 
     def host_view(self, number: int, place: int) -> np.ndarray:
-        return self._averages[number][place].cpu().numpy()
+        return np.asarray(self._averages[number][place].cpu())
 
     def set(self, number: int, values: Sequence[np.ndarray]) -> None:
         for average, value in zip(self._averages[number], values, strict=True):

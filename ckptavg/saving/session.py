@@ -1,0 +1,389 @@
+"""One training of a saver: what is held while `fit` runs, and each save from copy to record."""
+
+import atexit
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ckptavg.errors import CkptavgWarning, ModelError, SaverError
+from ckptavg.runs.history import EpochLog
+from ckptavg.runs.record import Record, now, versions
+from ckptavg.runs.run import MODEL_FILE
+from ckptavg.saving.checkpoint_files import save_beside
+from ckptavg.saving.framework import Training
+from ckptavg.saving.learning_rate import LearningRates, initial_rate
+from ckptavg.saving.options import Options
+from ckptavg.saving.retention import AwaitedMetric
+from ckptavg.saving.run_writer import Content, RunWriter, noted_rate
+from ckptavg.saving.save_queue import Outcome, SaveQueue, Work
+from ckptavg.saving.schedule import Schedule
+from ckptavg.saving.step_counter import StepCounter
+from ckptavg.saving.tracking import NoteKind, TrackedAverages
+from ckptavg.saving.weight_placement import PlacementFinder, WeightPlacement
+
+_PATIENCE = 1.0
+"""Seconds that training may wait for the disk before its user is warned."""
+
+Say = Callable[[int | None, str], None]
+"""Prints a message, of a 0-based epoch if one is given, where the user asked for messages."""
+
+
+class PreparedTraining:
+    """What is settled and held from the beginning of a training, before its first epoch is known.
+
+    `BackupAndRestore` decides which epoch comes first, and may do so after the saver was told that
+    training begins. What can fail is checked here, before any step is taken.
+
+    Attributes:
+        training: the call of `fit`.
+        directory: directory of the run.
+        schedule: when to save, at which rates to train.
+        options: what to write and to keep.
+        initial_rate: the learning rate of the optimizer; None where the schedule sets none.
+        queue: the saves under way.
+        run: the run while it is written; None in a process that is not the chief.
+    """
+
+    def __init__(
+        self, training: Training, directory: Path, schedule: Schedule, options: Options
+    ) -> None:
+        """Locks the run, in the process that is to write.
+
+        Raises:
+            SaverError: the options do not suit the model, or the directory cannot be used.
+            RecordError: a record in the directory is damaged.
+        """
+        self.training = training
+        self.directory = directory
+        self.schedule = schedule
+        self.options = options
+        self.initial_rate = initial_rate(training, schedule)
+        if options.tracked_sigmas:
+            training.framework.check_tracking(training.model)
+        if self.initial_rate is not None and options.existing != "resume":
+            schedule.rates(self.initial_rate)
+        self._placements = PlacementFinder(training, options)
+        self.queue = SaveQueue(options.in_flight, 1 + len(options.tracked_sigmas))
+        self.run: RunWriter | None = None
+        try:
+            if training.framework.is_chief(training.model):
+                self.run = RunWriter(directory, options, self.abandon)
+                atexit.register(self.abandon)
+            if training.framework.is_built(training.model, options.include_optimizer):
+                self.placement()
+        except BaseException:
+            self.close()
+            raise
+
+    def placement(self) -> WeightPlacement:
+        """Where the model's variables go now.
+
+        Raises:
+            SaverError: only the framework can write the files, but not as the options ask for it.
+        """
+        found = self._placements.current()
+        changed = self.options.save_dtype is not None or self.options.max_shard_size is not None
+        if found.files is None and changed:
+            raise SaverError(
+                "a layer of the model saves more than its variables, so that its checkpoints can "
+                "only be written as Keras does: omit save_dtype and max_shard_size"
+            )
+        return found
+
+    def close(self) -> list[Outcome]:
+        """Waits for the saves under way, gives up the run and returns what came of them."""
+        outcomes = self.queue.drain()
+        atexit.unregister(self.abandon)
+        if self.run is not None:
+            self.run.close()
+        return outcomes
+
+    def abandon(self) -> None:
+        """Ends a training that an exception has ended: saves under way are finished."""
+        for outcome in self.close():
+            if isinstance(outcome, BaseException):
+                _warn(f"after training was interrupted: {outcome}")
+
+
+class TrainingSession:
+    """One training from its first epoch on.
+
+    Attributes:
+        blocked: seconds that each save kept the training waiting.
+    """
+
+    def __init__(self, prepared: PreparedTraining, epoch: int, say: Say) -> None:
+        """Begins with a 0-based epoch, or resumes with it.
+
+        Raises:
+            SaverError: the run holds checkpoints that this training does not resume from, or
+                tracked averages that do not suit it.
+            IntegrityError: a tracked average differs from its record.
+        """
+        training, options, run = prepared.training, prepared.options, prepared.run
+        self.blocked: list[float] = []
+        self._prepared = prepared
+        self._training = training
+        self._schedule = prepared.schedule
+        self._options = options
+        self._say = say
+        self._epoch = epoch
+        self._versions = versions(training.framework.packages)
+        self._has_config = False
+        self._has_warned = False
+        self._metric = AwaitedMetric(options.keep_best)
+        self._steps = StepCounter(training, epoch)
+        resumes = options.existing == "resume" and (epoch > 0 or self._steps.taken > 0)
+        if run is not None:
+            run.begin(epoch if resumes else 0, resumes)
+            for checkpoint in run.checkpoints:
+                self._metric.see(checkpoint.record.metrics)
+        self._tracked: TrackedAverages | None = None
+        if options.tracked_sigmas:
+            notes = run.averages if run is not None and resumes else []
+            self._tracked = TrackedAverages(training, options, notes, self._steps.taken)
+        initial = prepared.initial_rate
+        if initial is not None and resumes:
+            noted = noted_rate(prepared.directory)
+            initial = initial if noted is None else noted
+        self._rates = LearningRates(training, prepared.schedule, initial)
+        if initial is not None and run is not None:
+            run.note_rate(initial)
+
+    def begin_epoch(self, epoch: int) -> float | None:
+        """Begins a 0-based epoch; returns its learning rate, or None without an optimizer."""
+        self._epoch = epoch
+        self._steps.begin_epoch()
+        return self._rates.begin_epoch(epoch)
+
+    def begin_batch(self, batch: int) -> None:
+        """Begins a 0-based batch of the epoch."""
+        self._rates.begin_batch(self._epoch, batch)
+
+    def end_batch(self, batch: int, logs: Mapping[str, Any]) -> None:
+        """Ends a batch; saves if its step is one to save at."""
+        self._rates.end_batch(batch)
+        former, step = self._steps.end_batch(batch), self._steps.taken
+        note = None if self._tracked is None else self._tracked.end_batch(batch, step - former)
+        is_due = self._schedule.saves_step(step, former, self._epoch)
+        self._save(f"step-{step:08d}" if is_due else None, logs, note)
+
+    def end_epoch(self, logs: dict[str, Any], is_due: bool) -> None:
+        """Ends the epoch, whose checkpoint may be due; puts its learning rate among the logs."""
+        self._rates.end_epoch()
+        rate = self._rates.current()
+        if rate is not None:
+            logs.setdefault("learning_rate", rate)
+        if self._schedule.save_freq is None:
+            self._metric.see(logs.keys() - {"learning_rate"})  # which records keep apart
+        self._note_epoch(logs)
+        note = None if self._tracked is None else self._tracked.end_epoch(self._epoch, is_due)
+        self._save(f"epoch-{self._epoch + 1:04d}" if is_due else None, logs, note)
+        self.collect()
+
+    def end(self) -> None:
+        """Ends the training: what is left is saved, and the run is given up."""
+        if self._tracked is not None:
+            self._save(None, {}, self._tracked.end())
+        self._report(self._prepared.close())
+
+    def collect(self) -> None:
+        """Reports the saves that have finished.
+
+        Raises:
+            SaverError: one has failed, and `on_error` is `raise`.
+        """
+        self._report(self._prepared.queue.collect())
+
+    def wait(self) -> None:
+        """Waits for all saves, and reports them as `collect` does."""
+        self._report(self._prepared.queue.drain())
+
+    def _note_epoch(self, logs: Mapping[str, Any]) -> None:
+        """Adds an epoch to the history of the run, before its checkpoint is begun."""
+        if self._prepared.run is None:
+            return
+        try:
+            rate = logs.get("learning_rate")
+            log = EpochLog(
+                epoch=self._epoch + 1,
+                step=self._step(),
+                learning_rate=None if rate is None else float(rate),
+                metrics=_metrics(logs),
+                time=now(),
+            )
+            self._prepared.run.note_epoch(log)
+        except Exception as error:  # converting what others logged may raise anything
+            self._fail(error)
+
+    def _save(self, stem: str | None, logs: Mapping[str, Any], note: NoteKind | None) -> None:
+        """Begins to save a checkpoint, tracked averages, or both, once there is room for it."""
+        # Averages come first: a checkpoint must never stand without those to resume with.
+        prepare: list[Callable[[], Work | None]] = []
+        if note is not None and self._tracked is not None:
+            prepare.append(partial(self._prepare_notes, self._tracked, note))
+        if stem is not None:
+            prepare.append(partial(self._prepare_checkpoint, stem, logs))
+        if not prepare:
+            return
+        started = time.perf_counter()
+        self._make_room()
+        work = []
+        for one in prepare:
+            try:
+                work.append(one())
+            except Exception as error:  # reading a model may raise anything
+                self._fail(error)
+        pieces = [piece for piece in work if piece is not None]
+        if pieces:
+            self._prepared.queue.submit(pieces)
+        self.blocked.append(time.perf_counter() - started)
+
+    def _make_room(self) -> None:
+        outcomes, waited = self._prepared.queue.make_room()
+        self._report(outcomes)
+        if waited > _PATIENCE and not self._has_warned:
+            self._has_warned = True
+            _warn(
+                f"epoch {self._epoch + 1}: training waited {waited:.1f} s for the previous "
+                "checkpoint to be written: save less often, to a faster disk, or raise in_flight"
+            )
+
+    def _prepare_checkpoint(self, stem: str, logs: Mapping[str, Any]) -> Work | None:
+        """Copies the weights; returns what is left to do in the other thread."""
+        framework, run = self._training.framework, self._prepared.run
+        placement = self._placement()
+        files, copy = placement.files, self._prepared.queue.copies[0]
+        if files is not None:
+            # In every process: under some strategies values are read by all at once only.
+            copy.take(framework.host_view, files.variables)
+        if run is None:  # another process writes
+            return None
+        record = self._record(stem, logs, placement)
+        self._hand_over_config(run)
+        path = run.path(record)
+        self._say(self._epoch, f"saving {path}")
+        if files is not None:
+            write = partial(run.write, Content(stem, files.structure, copy.values, record))
+        else:
+            include = self._options.include_optimizer
+            save = partial(framework.save, self._training.model, include_optimizer=include)
+            write = partial(run.adopt, stem, save_beside(path, save), record)
+        return partial(run.written, f"the checkpoint {stem}", write)
+
+    def _prepare_notes(self, tracked: TrackedAverages, kind: NoteKind) -> Work | None:
+        """Copies the tracked averages; returns what is left to do in the other thread."""
+        run = self._prepared.run
+        placement = self._placement(tracked.placements)
+        notes, contents = tracked.notes(placement), []
+        if run is None:
+            return None
+        self._steps.ask()
+        for note, copy in zip(notes, self._prepared.queue.copies[1:], strict=True):
+            copy.take(note.view, note.files.variables)
+            record = Record(
+                file=self._file(note.stem),
+                size=0,
+                time=now(),
+                versions=self._versions,
+                step=self._steps.taken,
+                batch_norm=placement.batch_norm,
+                ema=note.ema,
+            )
+            contents.append(Content(note.stem, note.files.structure, copy.values, record))
+        self._hand_over_config(run)
+        what = f"averages at step {tracked.step}"
+        self._say(None, f"saving {what}")
+        is_passing = kind is NoteKind.PASSING
+        write = partial(run.write_notes, contents, tracked.step, is_passing=is_passing)
+        return partial(run.written, f"the {what}", write)
+
+    def _placement(self, finder: PlacementFinder | None = None) -> WeightPlacement:
+        """Makes sure that the run is this training's, and variables are where they are stored."""
+        if self._prepared.run is not None:
+            # A process loses a POSIX lock by closing any descriptor of its file, as whoever copies
+            # the run does. See docs/decisions/0033-a-posix-record-lock-guards-the-run.md.
+            self._prepared.run.renew_lock()
+        found = self._prepared.placement() if finder is None else finder.current()
+        self._training.framework.synchronize(self._training.model)
+        return found
+
+    def _record(self, stem: str, logs: Mapping[str, Any], placement: WeightPlacement) -> Record:
+        metrics = _metrics(logs)
+        self._metric.check(metrics, of_epoch=self._schedule.save_freq is None)
+        return Record(
+            file=self._file(stem),
+            size=0,
+            time=now(),
+            versions=self._versions,
+            epoch=self._epoch + 1,
+            step=self._step(),
+            learning_rate=self._rates.current(),
+            initial_learning_rate=self._rates.initial,
+            metrics=metrics,
+            batch_norm=placement.batch_norm,
+        )
+
+    def _file(self, stem: str) -> str:
+        return stem + self._training.framework.suffix_for(self._options)
+
+    def _step(self) -> int | None:
+        """Optimizer steps taken; None without an optimizer that counts them."""
+        by_steps = self._schedule.save_freq is not None
+        return self._steps.taken or None if by_steps else self._steps.exact()
+
+    def _hand_over_config(self, run: RunWriter) -> None:
+        """Hands the model's configuration to the other thread, once in each training."""
+        if self._has_config:
+            return
+        self._has_config = True
+        config = None
+        try:
+            config = self._training.framework.model_json(self._training.model)
+        except ModelError as error:
+            self._say(None, f"no {run.directory / MODEL_FILE}: {error}")
+        run.take_config(config)
+
+    def _report(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                self._fail(outcome)
+            elif outcome.non_finite:
+                place = f"epoch {outcome.epoch}"
+                if outcome.ema is not None:
+                    place = f"tracked averages at step {outcome.ema.step}"
+                _warn(
+                    f"{place}: '{outcome.non_finite[0]}' holds NaN or infinity. Its record says "
+                    "so, and merges leave the checkpoint out"
+                )
+
+    def _fail(self, error: BaseException) -> None:
+        explained = error
+        if not isinstance(error, SaverError):
+            explained = SaverError(f"a checkpoint could not be saved: {error!r}")
+            explained.__cause__ = error
+        if self._options.on_error == "warn":
+            _warn(str(explained))
+            return
+        for other in self._prepared.close():
+            if isinstance(other, BaseException):
+                explained.add_note(f"also: {other}")
+        raise explained
+
+
+def _metrics(logs: Mapping[str, Any]) -> dict[str, float]:
+    """What Keras logged, as far as it is numbers."""
+    metrics = {}
+    for name, value in logs.items():
+        if name != "learning_rate":
+            with contextlib.suppress(TypeError, ValueError):
+                metrics[name] = float(value)
+    return metrics
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CkptavgWarning, stacklevel=3)
