@@ -79,6 +79,14 @@ class CkptavgWarning(UserWarning):
     """Category of every warning of ckptavg: the result may not be what was intended."""
 
 
+def check_count(name: str, value: object, error: type[CkptavgError]) -> None:
+    """Raises `error` unless an argument is an integer >= 1, or None."""
+    # True is an int, but never meant as a number.
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return
+    raise error(f"{name} is {value!r:.80}, but must be an integer >= 1")
+
+
 def first_line(error: BaseException) -> str:
     """The type and the first line of an error; those of Keras and HDF5 run over many lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

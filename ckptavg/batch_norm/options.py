@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckptavg.errors import DataError, ModelError, SpecError
+from ckptavg.errors import DataError, ModelError, SpecError, check_count
 from ckptavg.models.devices import check_device
 
 if TYPE_CHECKING:
@@ -46,11 +46,8 @@ class BatchNormOptions:
     distribute: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("batch_size", self.batch_size)):
-            # True is an int, but never meant as a number of batches.
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and value >= 1):
-                raise DataError(f"{name} is {value!r:.40}, but must be an integer >= 1")
+        check_count("steps", self.steps, DataError)
+        check_count("batch_size", self.batch_size, DataError)
         if self.bn_mode not in BN_MODES:
             raise ModelError(
                 f"bn_mode is {self.bn_mode!r:.40}, but must be 'batch', 'population' or "

@@ -1,6 +1,7 @@
 """Batches of inputs from whatever a Keras user calls data."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,28 +9,29 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.errors import DataError
+from ckptavg.errors import DataError, check_count
 
 BATCH_SIZE = 32
+"""Samples per batch of arrays and images, as in Keras."""
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with the number of new batches (1) and of new samples."""
 
 _EXPECTED = (
     "but must be a tf.data.Dataset, a PyDataset, arrays x or (x, y), or an iterable of batches"
 )
-_ENDLESS = "repeats without end: say how many batches to take with steps (--steps)"
-
-Progress = Callable[[int, int], None]
-"""Is told how many more batches, and samples in them, were seen."""
+_ENDLESS = "repeats without end: pass steps (--steps), the number of batches to use"
 
 
 def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
-    """The inputs of each batch of `data`, in order; targets and sample weights are left out.
+    """Yields the inputs of each batch of `data`, in order, without targets and sample weights.
 
     Args:
         data: a `tf.data.Dataset` or other iterable of batches (each `x`, `(x, y)` or
             `(x, y, sample_weight)`), a `keras.utils.PyDataset`, an array or a dictionary of arrays
             `x`, or a tuple of arrays `(x, y)`. Arrays are cut into batches of 32. A
             `tf.data.Dataset` reads ahead while batches are used.
-        steps: number of batches to stop at; data without an end need it.
+        steps: number of batches to stop at; required for data without an end.
 
     Raises:
         DataError: `data` is none of these, has no end, or a part of it cannot be read.
@@ -46,12 +48,12 @@ def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class PreparedInputs:
-    """Data as batches of inputs, made to measure; as often as the data can be read.
+    """Batches of inputs of a chosen size, preprocessed; may be read as often as the data.
 
     Attributes:
         data: as in `input_batches`.
-        batch_size: samples in a batch of arrays, or of a `tf.data.Dataset`; None for as they are.
-        preprocess: makes of the inputs of a batch what the model takes; None for nothing.
+        batch_size: samples per batch of arrays or of a `tf.data.Dataset`; None keeps its batches.
+        preprocess: function applied to the inputs of each batch; None for none.
     """
 
     data: Any
@@ -59,14 +61,11 @@ class PreparedInputs:
     preprocess: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        size = self.batch_size
-        if size is None:
-            return
-        if size < 1:
-            raise DataError(f"the batch size is {size}, but must be at least 1")
-        if not (_is_arrays(self.data) or hasattr(self.data, "rebatch")):
+        check_count("batch_size", self.batch_size, DataError)
+        rebatches = _is_arrays(self.data) or hasattr(self.data, "rebatch")
+        if self.batch_size is not None and not rebatches:
             raise DataError(
-                f"a batch size is for arrays and for a tf.data.Dataset: a "
+                f"batch_size is for arrays, images and a tf.data.Dataset: a "
                 f"{type(self.data).__name__} comes in batches of its own"
             )
 
@@ -78,40 +77,36 @@ class PreparedInputs:
             data = data.rebatch(self.batch_size)
         for index, batch in enumerate(_read_ahead(data)):
             inputs = _unpack(batch, f"batch {index} of the data")[0]
-            # Several inputs in a tuple are not to be taken for inputs and targets.
+            # As a tuple of one, because several inputs in a tuple look like inputs and targets.
             yield (inputs if self.preprocess is None else self.preprocess(inputs),)
 
     def __len__(self) -> int:
-        """Number of batches; a TypeError where it is not known, as `list` and `len` expect it."""
-        if self.batch_size is None:
-            known = count_batches(self.data, None)
-        elif _is_arrays(self.data):
-            known = -(-_length(self.data) // self.batch_size)
-        else:
-            known = None
+        """Number of batches; raises TypeError where it is not known, as `list` and `len` expect."""
+        if _is_arrays(self.data):
+            return math.ceil(_length(self.data) / (self.batch_size or BATCH_SIZE))
+        known = count_batches(self.data, None) if self.batch_size is None else None
         if known is None:
             raise TypeError("the number of batches is not known")
         return known
 
     def cardinality(self) -> int:
-        """That of the data, if they have one; -2, as tf.data says it, for an unknown one."""
+        """That of the data; -2, as in `tf.data`, if it is unknown."""
         return int(self.data.cardinality()) if hasattr(self.data, "cardinality") else -2
 
 
 def fit_arguments(data: Any) -> dict[str, Any]:
-    """`data` as keyword arguments of `model.evaluate`."""
+    """Returns `data` as keyword arguments of `model.evaluate`."""
     if _is_arrays(data):
         x, y, sample_weight = _unpack(data, "the data")
         if y is None:
             raise DataError("the data have no targets: evaluation needs (x, y)")
         return {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": BATCH_SIZE}
-    if not isinstance(data, Iterable | keras.utils.PyDataset) or isinstance(data, str | bytes):
-        raise DataError(f"data are of type {type(data).__name__}, {_EXPECTED}")
+    _check_iterable(data)
     if _has_no_end(data):
         raise DataError("the data set repeats without end, but evaluation needs one that ends")
     if isinstance(data, keras.utils.PyDataset) or hasattr(data, "element_spec"):
         return {"x": data}
-    return {"x": (batch for batch in data)}  # of iterables Keras takes generators only
+    return {"x": (batch for batch in data)}  # Keras takes generators, but no other iterables
 
 
 def count_samples(inputs: Any) -> int:
@@ -120,9 +115,10 @@ def count_samples(inputs: Any) -> int:
 
 
 def count_batches(data: Any, steps: int | None) -> int | None:
-    """How many batches `input_batches` will give, if the data say so."""
+    """Number of batches that `input_batches` will yield; None if the data do not tell."""
+    known: int | None
     if _is_arrays(data):
-        known = -(-_length(data) // BATCH_SIZE)
+        known = math.ceil(_length(data) / BATCH_SIZE)
     elif isinstance(data, keras.utils.PyDataset):
         known = data.num_batches
     else:
@@ -134,45 +130,51 @@ def count_batches(data: Any, steps: int | None) -> int | None:
 
 
 def peek(data: Any) -> tuple[Any, Any]:
-    """The inputs of the first batch, and the data as they were before."""
-    if not isinstance(data, Iterator):
-        return next(_first(data)), data
-    batch = next(_first(data, whole=True))
-    return _unpack(batch, "batch 0 of the data")[0], itertools.chain([batch], data)
-
-
-def _first(data: Any, *, whole: bool = False) -> Iterator[Any]:
-    batches = iter(_limited(data, 1)) if whole else input_batches(data, steps=1)
-    yield from batches
+    """Returns the inputs of the first batch, and data that still begin with that batch."""
+    first = data
+    if isinstance(data, Iterator):  # gives its first batch only once
+        first = list(_limited(data, 1))
+        data = itertools.chain(first, data)
+    for inputs in input_batches(first, steps=1):
+        return inputs, data
     raise DataError("the data are empty")
 
 
 def _unpack(batch: Any, what: str) -> tuple[Any, Any, Any]:
     try:
-        return keras.utils.unpack_x_y_sample_weight(batch)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
     except ValueError as error:
         raise DataError(
             f"{what} must be x, (x, y) or (x, y, sample_weight), but has {len(batch)} parts"
         ) from error
+    return x, y, sample_weight
 
 
 def _batches(data: Any, steps: int | None) -> Iterable[Any]:
     if _is_arrays(data):
         return _slices(data)
     if isinstance(data, keras.utils.PyDataset):
-        if data.num_batches is None and steps is None:
+        known: int | None = steps if data.num_batches is None else data.num_batches
+        if known is None:
             raise DataError(f"the PyDataset {_ENDLESS}")
-        return (data[index] for index in range(data.num_batches or steps))
+        return (data[index] for index in range(known))
     if _has_no_end(data) and steps is None:
         raise DataError(f"the data set {_ENDLESS}")
-    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        return _read_ahead(data)
-    raise DataError(f"data are of type {type(data).__name__}, {_EXPECTED}")
+    _check_iterable(data)
+    return _read_ahead(data)
 
 
-def _read_ahead(data: Any) -> Any:
+def _check_iterable(data: Any) -> None:
+    # A PyDataset has items, but is not an iterable of the kind that abc knows.
+    iterable = isinstance(data, Iterable | keras.utils.PyDataset)
+    if not iterable or isinstance(data, str | bytes):
+        raise DataError(f"data are of type {type(data).__name__}, {_EXPECTED}")
+
+
+def _read_ahead(data: Any) -> Iterable[Any]:
     """The data; a `tf.data.Dataset` loads the next batches while one is used."""
-    return data.prefetch(2) if hasattr(data, "prefetch") else data
+    ahead: Iterable[Any] = data.prefetch(2) if hasattr(data, "prefetch") else data
+    return ahead
 
 
 def _slices(data: Any, size: int = BATCH_SIZE) -> Iterator[Any]:
@@ -184,7 +186,7 @@ def _slices(data: Any, size: int = BATCH_SIZE) -> Iterator[Any]:
 
 
 def _length(data: Any) -> int:
-    lengths = {np.shape(part)[0] for part in keras.tree.flatten(data) if part is not None}
+    lengths = {len(part) for part in keras.tree.flatten(data) if part is not None}
     if len(lengths) != 1:
         raise DataError(f"arrays of the data differ in length: {sorted(lengths)}")
     return lengths.pop()
@@ -208,9 +210,8 @@ def _has_no_end(data: Any) -> bool:
 
 
 def _limited(batches: Iterable[Any], steps: int | None) -> Iterator[Any]:
-    """At most `steps` batches, and not one more is asked for."""
-    if steps is not None and (not isinstance(steps, int) or steps < 1):
-        raise DataError(f"steps is {steps!r}, but must be a whole number, at least 1")
+    """At most `steps` batches. The next one is not even asked for: reading it may be expensive."""
+    check_count("steps", steps, DataError)
     iterator = iter(batches)
     index = 0
     while steps is None or index < steps:
@@ -218,7 +219,7 @@ def _limited(batches: Iterable[Any], steps: int | None) -> Iterator[Any]:
             batch = next(iterator)
         except StopIteration:
             return
-        except Exception as error:
+        except Exception as error:  # the user's own code may raise anything
             raise DataError(
                 f"batch {index} of the data cannot be read: {type(error).__name__}: {error}"
             ) from error

@@ -1,5 +1,6 @@
 """Data in folders: images by class, and data sets that `tf.data.Dataset.save` wrote."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +10,29 @@ from ckptavg.errors import SpecError, first_line
 from ckptavg.models.batches import BATCH_SIZE
 
 _SAVED = "dataset_spec.pb"
-"""A file in every folder that `tf.data.Dataset.save` wrote."""
+"""A file in every folder written by `tf.data.Dataset.save`."""
 
 _COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
-"""Of Keras, by the number of channels."""
+"""Keras' color modes by number of channels."""
 
 
 def open_folder(path: Path, model: keras.Model | None, batch_size: int | None) -> Any:
-    """The data set in a folder.
+    """Opens the data set in a folder.
 
-    Images are resized to what the model takes, in a fixed random order, with values from 0 to
-    255. A data set that was saved sample by sample is cut into batches.
+    Images are resized to what the model takes, and come in a fixed random order with values from 0
+    to 255. A data set that was saved sample by sample is cut into batches.
 
     Args:
-        path: the folder.
-        model: that the data are for; images need it, which have no size of their own.
-        batch_size: samples in a batch; None for 32, or as they were saved.
+        path: a folder of images (in class subfolders or not), or one written by
+            `tf.data.Dataset.save`.
+        model: the model that the data are for; images need it, because it says their size.
+        batch_size: samples per batch; None for 32, or the batches that were saved.
 
     Returns:
         A `tf.data.Dataset` of batches of inputs, or of what was saved.
 
     Raises:
-        SpecError: the folder holds neither, or cannot be read.
+        SpecError: the folder holds neither images nor a data set, or cannot be read.
     """
     try:
         if (path / _SAVED).is_file():
@@ -38,10 +40,10 @@ def open_folder(path: Path, model: keras.Model | None, batch_size: int | None) -
         return _open_images(path, model, batch_size or BATCH_SIZE)
     except SpecError:
         raise
-    except Exception as error:  # of TensorFlow, of nearly any kind
+    except Exception as error:  # TensorFlow raises errors of nearly any kind
         raise SpecError(
-            f"the folder {path} holds neither images, by class or not, nor a data set that "
-            f"tf.data.Dataset.save wrote: {first_line(error)}"
+            f"the folder {path} holds neither images (in class subfolders or not) nor a data set "
+            f"written by tf.data.Dataset.save: {first_line(error)}"
         ) from error
 
 
@@ -52,33 +54,37 @@ def _open_saved(path: Path, model: keras.Model | None, batch_size: int | None) -
     inputs = keras.utils.unpack_x_y_sample_weight(data.element_spec)[0]
     ranks = sorted(len(spec.shape) for spec in keras.tree.flatten(inputs))
     wanted = sorted(len(x.shape) for x in getattr(model, "inputs", None) or ())
+    # Without the axis of samples that the model expects: it was saved sample by sample.
     if [rank + 1 for rank in ranks] == wanted:
         return data.batch(batch_size or BATCH_SIZE)
     return data
 
 
 def _open_images(path: Path, model: keras.Model | None, batch_size: int) -> Any:
-    height, width, channels = _image_shape(path, model)
+    size, color_mode = _image_shape(path, model)
     return keras.utils.image_dataset_from_directory(
         path,
         labels=None,
-        color_mode=_COLOR_MODES[channels],
+        color_mode=color_mode,
         batch_size=batch_size,
-        image_size=(height, width),
-        seed=0,  # shuffled: batches of a single class are not what training saw
+        image_size=size,
+        seed=0,  # shuffled: training did not see batches of a single class
         verbose=False,
     )
 
 
-def _image_shape(path: Path, model: keras.Model | None) -> tuple[int, int, int]:
-    inputs = getattr(model, "inputs", None) or ()
-    shape = inputs[0].shape[1:] if len(inputs) == 1 else ()
-    if len(shape) == 3 and keras.config.image_data_format() == "channels_first":
-        shape = (*shape[1:], shape[0])
-    if len(shape) != 3 or None in shape or shape[2] not in _COLOR_MODES:
+def _image_shape(path: Path, model: keras.Model | None) -> tuple[tuple[int, int], str]:
+    """Height and width of the images that a model takes, and their color mode."""
+    inputs: Sequence[Any] = getattr(model, "inputs", None) or ()
+    shape: list[int | None] = list(inputs[0].shape[1:]) if len(inputs) == 1 else []
+    if keras.config.image_data_format() == "channels_first":
+        shape = [*shape[1:], *shape[:1]]
+    height, width, channels = shape if len(shape) == 3 else (None, None, None)
+    color_mode = _COLOR_MODES.get(channels or 0)
+    if height is None or width is None or color_mode is None:
         raise SpecError(
             f"the images in {path} need a model with one input of fixed height, width and 1, 3 or "
             f"4 channels, but this one takes {[x.shape for x in inputs] or 'anything'}: pass "
             "file.py:callable"
         )
-    return shape
+    return (height, width), color_mode

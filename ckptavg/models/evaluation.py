@@ -54,18 +54,18 @@ def evaluate(
 def measure(
     model: keras.Model, data: Any, *, progress: Callable[[int], None] | None = None
 ) -> dict[str, float]:
-    """Evaluates a built model as it is; arguments, result and errors are those of `evaluate`."""
+    """Evaluates a built model on live data; result and errors are those of `evaluate`."""
     _check_compiled(model)
     arguments = fit_arguments(data)
     try:
         with warnings.catch_warnings():
-            # Keras warns when data end where they end.
+            # Keras warns at the end of every generator, which is how iterables are passed to it.
             warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
             metrics = model.evaluate(
                 **arguments,
                 verbose=0,
                 return_dict=True,
-                callbacks=[_Telling(progress)] if progress else None,
+                callbacks=[_Reporting(progress)] if progress else None,
             )
     except Exception as error:
         raise DataError(
@@ -83,7 +83,7 @@ def _check_compiled(model: keras.Model) -> None:
 
 
 def _numbers(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Metrics as numbers; one that is an array, such as F1Score by class, as one for each entry."""
+    """Metrics as numbers; an array, such as F1Score by class, becomes one number per entry."""
     for name, value in metrics.items():
         values = np.ravel(keras.ops.convert_to_numpy(value))
         if len(values) == 1:
@@ -92,14 +92,15 @@ def _numbers(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}_{index}", float(entry)) for index, entry in enumerate(values))
 
 
-class _Telling(keras.callbacks.Callback):
-    """Tells of batches as they have been evaluated."""
+class _Reporting(keras.callbacks.Callback):
+    """Reports batches as they are evaluated."""
 
     def __init__(self, progress: Callable[[int], None]) -> None:
         super().__init__()
         self._progress = progress
-        self._told = 0
+        self._reported = 0
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._progress(batch + 1 - self._told)
-        self._told = batch + 1
+        # Keras calls this once for every `steps_per_execution` batches.
+        self._progress(batch + 1 - self._reported)
+        self._reported = batch + 1

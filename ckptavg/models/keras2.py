@@ -11,6 +11,7 @@ _BATCH_NORM = (
 
 
 def batch_norm_layers(model: Any) -> list[Any]:
-    """The BatchNorm layers of a model, those in nested models too."""
-    layers = model._flatten_layers(include_self=False, recursive=True)  # as Keras 3 has it
+    """The BatchNormalization layers of a model, nested ones included."""
+    # Private as in Keras 3, and the only method that goes deeper than the first level.
+    layers = model._flatten_layers(include_self=False, recursive=True)
     return [layer for layer in layers if isinstance(layer, _BATCH_NORM)]

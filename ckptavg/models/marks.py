@@ -15,20 +15,25 @@ from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.models.model import save_weights
 from ckptavg.models.placement import Placement
 
+# See docs/decisions/0052-marks-show-rounding.md for why marks are what they are.
 _FIRST_MARK = 2**20
 _MARK_SIZE = 64
-"""Numbers set apart for each variable, more than a mark has."""
+"""Distance of the first numbers of two marks, more than the 36 numbers that a mark has at most."""
 _FRACTION = 1 / 3
-"""Of every mark: rounded to any number of decimals from 0 to 9 it is another float64."""
+"""Fraction of every number in a mark, which rounding to 0 to 9 decimals changes."""
 _MARK_DTYPE = np.dtype(">f8")
-"""Of marks: what computes with them, or casts them to a type by name, gives another byte order."""
+"""Big-endian: arithmetic, and a cast to a type by name, return the machine's own byte order."""
 
 
 def place(model: keras.Model, *, include_optimizer: bool = False) -> Placement | None:
-    """Lets Keras save marks in place of the variables, and looks where they went.
+    """Finds where Keras stores each variable, by letting it save marks in place of the values.
+
+    Args:
+        model: a built model.
+        include_optimizer: whether to find the variables of its optimizers, too.
 
     Returns:
-        None if a layer saves something else than its variables, as quantized ones do.
+        None if a layer saves something other than its variables, as quantized ones do.
     """
     marks = _Marks()
     with tempfile.TemporaryDirectory() as folder:
@@ -38,12 +43,13 @@ def place(model: keras.Model, *, include_optimizer: bool = False) -> Placement |
         try:
             with marks:
                 save_weights(model, path)
+                # docs/decisions/0046-optimizers-are-marked-separately.md
                 for folder_name, optimizer in _optimizers(model) if include_optimizer else ():
                     found: dict[str, Any] = {}
                     optimizer.save_own_variables(found)
                     stored |= {f"{folder_name}/vars/{key}": mark for key, mark in found.items()}
                     groups |= {folder_name: {}, f"{folder_name}/vars": {"name": optimizer.name}}
-        except Exception:  # a layer that computes with what it saves may raise anything
+        except Exception:  # a layer that computes with what it saves may raise anything on marks
             return None
         with open_reader(path) as reader:
             stored |= {
@@ -54,19 +60,21 @@ def place(model: keras.Model, *, include_optimizer: bool = False) -> Placement |
     if any(variable is None for variable in variables.values()):
         return None
     tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
-    return Placement(keras_structure(Structure(tensors, structure.groups | groups)), variables)
+    merged = Structure(tensors, {**structure.groups, **groups})
+    return Placement(keras_structure(merged), variables)
 
 
 class _Marks(keras.StatelessScope):
-    """A scope in which every variable has a small array of numbers of its own for its value.
+    """A scope in which the value of every variable is a small array of numbers of its own.
 
-    What a layer does to its variables before it saves them shows: the numbers are big-endian
-    float64, negative and falling, a third beyond a whole one and more than a million, and their
-    array has as many dimensions as the variable, of unequal size.
+    A layer that changes its variables before it saves them is found out: the numbers are big-endian
+    float64, negative, falling, larger than a million and one third beyond an integer, and their
+    array has as many dimensions as the variable, of unequal size. Clipping, absolute values,
+    sorting, transposing, casting and rounding all leave something else.
 
     Attributes:
-        variables: by the first number of their marks.
-        marks: by the identity of the variables.
+        variables: the variables by the first number of their marks.
+        marks: the marks by the identity of their variables.
     """
 
     def __init__(self) -> None:
@@ -84,7 +92,7 @@ class _Marks(keras.StatelessScope):
         return self.marks[id(variable)].copy()
 
     def variable_of(self, values: np.ndarray) -> Any | None:
-        """The variable whose mark this is, untouched; None if it is no such."""
+        """The variable whose mark these values are; None if they are not an untouched mark."""
         values = np.asarray(values)
         if values.dtype != _MARK_DTYPE or not values.size:
             return None
@@ -95,14 +103,14 @@ class _Marks(keras.StatelessScope):
 
 
 class _Mark(np.ndarray):
-    """An array that is asked for its values as tensors are."""
+    """An array that can be asked for its values as tensors are: some layers save `v.numpy()`."""
 
     def numpy(self) -> np.ndarray:
         return np.asarray(self)
 
 
 def _optimizers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The optimizers of a model, or within one, and the folders of files where Keras puts them."""
+    """The optimizers of a model, or inside an optimizer, with their folders in Keras' files."""
     seen = set()
     for name, value in sorted(vars(owner).items(), key=lambda item: _order(item[0])):
         if isinstance(value, keras.optimizers.Optimizer) and id(value) not in seen:
@@ -119,7 +127,7 @@ def _read(reader: CheckpointReader, tensor: TensorInfo) -> np.ndarray:
     buffer = bytearray(tensor.nbytes)
     reader.read_into(tensor, 0, memoryview(buffer))
     values = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
-    # What Keras writes is big-endian, and then has no extent, only where a mark is.
+    # Only a mark is stored big-endian, and big-endian tensors have no extent; readers swap bytes.
     return values.astype(_MARK_DTYPE) if tensor.extent is None else values
 
 

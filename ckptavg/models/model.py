@@ -1,4 +1,4 @@
-"""What ckptavg asks of a Keras model: its layers, its configuration, its weights in a file."""
+"""A Keras model: its layers, its configuration, and its weights in files."""
 
 import json
 import tempfile
@@ -16,15 +16,13 @@ from ckptavg.runs.proof import check_intact
 
 
 def all_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Every layer of a model once, also those inside nested models and wrappers.
-
-    `model.layers` stops at the first level; only this private method of Keras goes deeper.
-    """
+    """Yields every layer of a model once, including those inside nested models and wrappers."""
+    # `model.layers` stops at the first level; only this private method of Keras goes deeper.
     yield from model._flatten_layers(include_self=False, recursive=True)
 
 
 def batch_norm_layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """The BatchNormalization layers of a model, in Keras' own order."""
+    """The BatchNormalization layers of a model, nested ones included, in Keras' order."""
     return [
         layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
     ]
@@ -32,7 +30,9 @@ def batch_norm_layers(model: keras.Model) -> list[keras.layers.BatchNormalizatio
 
 @contextmanager
 def mixed_float16(model: keras.Model) -> Iterator[None]:
-    """Lets float32 layers compute in float16 until the exit; their variables stay as they are."""
+    """Lets float32 layers compute in float16 until the exit; their variables stay float32."""
+    # See docs/decisions/0013-mixed-precision-passes-use-float16.md. Layers read their policy when
+    # they are called, so a step that is compiled within keeps it.
     layers = [layer for layer in (model, *all_layers(model)) if layer.compute_dtype == "float32"]
     policies = [layer.dtype_policy for layer in layers]
     try:
@@ -45,7 +45,7 @@ def mixed_float16(model: keras.Model) -> Iterator[None]:
 
 
 def model_config(model: keras.Model) -> ModelConfig:
-    """The configuration of a model with that of its compilation, as a `.keras` file holds it.
+    """The configuration of a model and of its compilation, as a `.keras` file holds it.
 
     Raises:
         ModelError: the model cannot be serialized.
@@ -61,14 +61,15 @@ def model_config(model: keras.Model) -> ModelConfig:
 
 
 def from_config(path: Path) -> keras.Model:
-    """The model that a `model.json` describes, compiled as it was, its weights not yet loaded.
+    """Builds the model that a `model.json` describes, compiled as it was, with new weights.
 
     Raises:
         FormatError: the file is damaged.
-        ModelError: it names classes that Keras does not know, or that it deems unsafe.
+        ModelError: it names classes that Keras does not know, or that it considers unsafe.
     """
     config = ModelConfig.read(path)
     try:
+        # Safe mode: a configuration comes from a file, which must not run code of its own.
         return keras.saving.deserialize_keras_object(json.loads(config.config), safe_mode=True)
     except Exception as error:
         raise ModelError(
@@ -78,13 +79,13 @@ def from_config(path: Path) -> keras.Model:
 
 
 def build(model: keras.Model, data: Any = None) -> Any:
-    """Makes sure that a model has its variables, if need be by calling it on a batch of data.
+    """Makes sure that a model has its variables, if necessary by calling it on a batch of data.
 
     Returns:
-        The data, whole: where they can be read only once, the batch is put back.
+        The data, complete: if they can be read only once, the batch is put back.
 
     Raises:
-        ModelError: the model is not built and there is no data to build it from.
+        ModelError: the model is not built, and there are no data to build it from.
     """
     if model.built:
         return data
@@ -102,12 +103,12 @@ def build(model: keras.Model, data: Any = None) -> Any:
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Writes a `.weights.h5` file in place, without optimizers, also those a model adds itself."""
+    """Writes a `.weights.h5` file in place, without any optimizer that the model holds."""
     keras.saving.save_weights(model, path, objects_to_skip=tracked_optimizers(model) or None)
 
 
 def tracked_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The optimizers of a model: the one it was compiled with, and those it has of its own."""
+    """The optimizers of a model: the one it was compiled with, and any other attributes."""
     return [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
 
 
@@ -140,12 +141,13 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
 
 def _check_all_used(model: keras.Model, path: Path) -> None:
-    """Refuses a checkpoint with more tensors than the model has, which Keras would ignore."""
+    """Refuses a checkpoint with tensors that the model lacks, which Keras would ignore."""
     with open_reader(path) as reader:
         stored = set(reader.structure.model_tensors)
     if len(stored) <= len(model.weights):
         return
-    # Some layers save a tensor twice: only what the model itself saves can tell.
+    # Some layers save a tensor twice, so a larger number alone proves nothing: compare with what
+    # the model itself saves.
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "own.weights.h5"
         save_weights(model, own)

@@ -28,17 +28,17 @@ _FORMS = "file.py:callable or package.module:callable"
 
 
 def load_model(spec: str | Path | None) -> keras.Model:
-    """The model that a SPEC names, such as that of a run.
+    """Loads the model that a SPEC names, such as that of a run.
 
     Args:
-        spec: `file.py:callable`, `package.module:callable`, a `.keras` file or the `model.json` of
-            a run, which is `run.model_file`. None, as it is of a run without one, is refused.
+        spec: `file.py:callable`, `package.module:callable`, a `.keras` file, or the `model.json` of
+            a run, which is `run.model_file`; that is None for a run without one, and refused.
 
     Returns:
-        The model; its weights are those of the `.keras` file, or new ones.
+        The model, with the weights of the `.keras` file or with new ones.
 
     Raises:
-        SpecError: some part of the SPEC leads nowhere; the message says which.
+        SpecError: the SPEC leads nowhere; the message says which part.
 
     Example:
         >>> model = ckptavg.load_model(ckptavg.open_run("run").model_file)
@@ -46,7 +46,7 @@ def load_model(spec: str | Path | None) -> keras.Model:
     """
     if spec is None:
         raise SpecError(
-            "no model is named, and the run holds no configuration of its own (model.json): name "
+            "no model was given, and the run has no configuration of its own (model.json): pass "
             f"{_FORMS}, or a .keras file"
         )
     path = Path(spec)
@@ -192,7 +192,7 @@ def _import(spec: str, place: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Imports a file once, as Python would run it: its own folder comes first on the path."""
+    """Imports a file once, with its own folder first on the path, as Python would run it."""
     resolved = path.resolve()
     if not resolved.is_file():
         raise FileNotFoundError(2, "no such file", str(path))
@@ -202,6 +202,8 @@ def _import_file(path: Path) -> ModuleType:
     if str(resolved.parent) not in sys.path:
         sys.path.insert(0, str(resolved.parent))
     spec = importlib.util.spec_from_file_location(name, resolved)
+    assert spec is not None  # the suffix is .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -228,7 +230,7 @@ def _find(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
         )
         known = ", ".join(sorted(own)) or "no function"
         raise SpecError(f"in the SPEC '{spec}': there is no '{name}' in the file, it has: {known}")
-    function = getattr(module, name)
+    function: Callable[..., Any] = getattr(module, name)
     if not callable(function):
         raise SpecError(f"in the SPEC '{spec}': '{name}' is not a function but {function!r:.60}")
     return function
@@ -239,7 +241,7 @@ def _load_archive(path: Path) -> keras.Model:
         raise SpecError(f"there is no model file {path}")
     try:
         with warnings.catch_warnings():
-            # Averages hold no optimizer state, and none is needed here.
+            # Averages hold no optimizer state, and nothing here needs it.
             warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
             return keras.saving.load_model(path)
     except Exception as error:
@@ -262,7 +264,7 @@ def _load_arrays(path: Path) -> Any:
 
 
 def _described(error: BaseException) -> str:
-    """The error and the place in the user's own code that raised it."""
+    """The error, and where in the user's own code it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = next((f for f in reversed(frames) if _is_users(f.filename)), None)
     where = f" ({Path(place.filename).name}, line {place.lineno})" if place else ""

@@ -82,7 +82,7 @@ def test_a_folder_of_images(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--batch-size", "0"), "the batch size is 0"),
+        (("--batch-size", "0"), "batch_size is 0"),
         (("--bn-mode", "exact"), "mode is 'exact'"),
         (("--device", "gpu:77"), "finds"),
         (("--distribute", "tpu"), "must be 'mirrored'"),

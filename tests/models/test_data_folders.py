@@ -122,5 +122,5 @@ def test_several_inputs_in_a_tuple_stay_together():
 def test_a_batch_size_for_what_comes_in_batches_is_refused():
     with pytest.raises(DataError, match="a list comes in batches of its own"):
         PreparedInputs([np.ones((2, 3))], 4)
-    with pytest.raises(DataError, match="batch size is 0"):
+    with pytest.raises(DataError, match="batch_size is 0, but must be an integer >= 1"):
         PreparedInputs(np.ones((2, 3)), 0)
