@@ -12,6 +12,7 @@ from ckptavg.batch_norm import BatchNormOptions, BatchNormReport
 from ckptavg.errors import DataError
 from ckptavg.models.evaluation import measure
 from ckptavg.models.model import batch_norm_layers
+from ckptavg.models.placement import moving_variables
 from ckptavg.runs.checkpoint import metric_sign
 from ckptavg.search.data_fingerprint import DataPrint, data_print
 from ckptavg.search.live_model import LiveModel
@@ -23,25 +24,23 @@ class Statistics:
     """The BatchNorm statistics of a candidate, to be given to a model of the same weights again."""
 
     report: BatchNormReport
-    values: tuple[tuple[np.ndarray, np.ndarray], ...]
+    values: tuple[np.ndarray, ...]
 
     @classmethod
     def of(cls, model: keras.Model, report: BatchNormReport) -> "Statistics":
-        values = tuple(
-            tuple(
-                np.array(keras.ops.convert_to_numpy(v))
-                for v in (layer.moving_mean, layer.moving_variance)
-            )
-            for layer in batch_norm_layers(model)
-        )
-        return cls(report, values)
+        """The statistics that a model has after a pass."""
+        values = (np.array(keras.ops.convert_to_numpy(v)) for v in _statistics(model))
+        return cls(report, tuple(values))
 
     def give(self, model: keras.Model) -> BatchNormReport:
         """Sets the statistics of a model; returns the report of the pass that found them."""
-        for layer, (mean, variance) in zip(batch_norm_layers(model), self.values, strict=True):
-            layer.moving_mean.assign(mean)
-            layer.moving_variance.assign(variance)
+        for variable, value in zip(_statistics(model), self.values, strict=True):
+            variable.assign(value)
         return self.report
+
+
+def _statistics(model: keras.Model) -> list[Any]:
+    return [v for layer in batch_norm_layers(model) for v in moving_variables(layer)]
 
 
 @dataclass(frozen=True, slots=True)

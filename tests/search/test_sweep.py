@@ -359,3 +359,16 @@ def test_the_sweep_command(folder):
         assert (status, message in err) == (1, True), err
     status, _, err = main("sweep", "run", *SPECS)
     assert (status, "pass --eval-data SPEC" in err) == (1, True)
+
+
+def test_statistics_are_given_back_with_those_of_renorm():
+    models = []
+    for seed in (1, 2):
+        layers = [keras.Input((6,)), keras.layers.BatchNormalization(renorm=True)]
+        models.append(randomize(keras.Sequential(layers), seed))
+    one, two = models
+    report = ckptavg.update_batch_norm(one, X)
+    assert judging.Statistics.of(one, report).give(two) == report
+    names = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
+    for name in names:
+        np.testing.assert_array_equal(getattr(one.layers[0], name), getattr(two.layers[0], name))
