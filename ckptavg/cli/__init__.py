@@ -1,79 +1,75 @@
 """The command line of ckptavg."""
 
 import importlib
+import logging
 import signal
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import TextIO
 
-import typer
-from typer.core import TyperGroup
+import click
 
 from ckptavg.errors import CkptavgError, CkptavgWarning
 from ckptavg.version import __version__
 
-_COMMANDS = (
-    "demo",
-    "merge",
-    "recipes",
-    "sweep",
-    "soup",
-    "doctor",
-    "update-bn",
-    "evaluate",
-    "inspect",
-    "report",
-    "verify",
-    "convert",
-)
+_SUMMARIES = {
+    "demo": "Train, merge, compare and draw, on handwritten digits.",
+    "merge": "Average checkpoints into one file.",
+    "recipes": "List the recipes and their coefficients.",
+    "sweep": "Evaluate averages over windows of a run.",
+    "soup": "Average the subset of checkpoints that scores best.",
+    "doctor": "Find checkpoints to leave out of an average.",
+    "update-bn": "Re-estimate the BatchNorm statistics of a checkpoint.",
+    "evaluate": "Print loss and metrics of a checkpoint.",
+    "inspect": "Show what a run or a checkpoint holds.",
+    "report": "Write an HTML page about a run.",
+    "verify": "Check files against their digests.",
+    "convert": "Write a checkpoint in another format.",
+}
+"""Every command with its summary, so that the list of them imports none of them."""
+
+_WORKFLOW = """
+A training in three commands, in the folder of train.py:
+  ckptavg doctor run
+  ckptavg merge run -o swa.weights.h5
+  ckptavg update-bn swa.weights.h5 -o swa-bn.weights.h5 --data train.py:bn_data
+"""
+
 _usual_warning = warnings.showwarning
-_STYLE = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
 
 
-class _Commands(TyperGroup):
-    """The commands, each imported when it is asked for: `merge` waits for none of the others."""
+class _Commands(click.Group):
+    """The commands, each imported when it is called: `merge` waits for none of the others."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.commands = dict.fromkeys(_COMMANDS)
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_SUMMARIES)
 
-    def get_command(self, ctx: typer.Context, name: str) -> Any:  # noqa: ARG002
-        if name in self.commands and self.commands[name] is None:
-            home = name.replace("-", "_")
-            function = getattr(importlib.import_module(f"{__name__}.{home}"), home)
-            single = typer.Typer(**_STYLE, context_settings=app.info.context_settings)
-            single.command(name)(function)
-            self.commands[name] = typer.main.get_command(single)
-        return self.commands.get(name)
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name not in _SUMMARIES:
+            return None
+        home = name.replace("-", "_")
+        build: Callable[[], click.Command]
+        build = getattr(importlib.import_module(f"{__name__}.{home}"), home)
+        return build()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_SUMMARIES.items()))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        formatter.write(_WORKFLOW)
 
 
-app = typer.Typer(
-    name="ckptavg",
+@click.group(
+    "ckptavg",
     cls=_Commands,
-    help="Average the checkpoints of a Keras training run, after the run.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    **_STYLE,
 )
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"ckptavg {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _root(
-    version: bool = typer.Option(
-        False,
-        "--version",
-        help="Print the version and exit.",
-        callback=_print_version,
-        is_eager=True,
-    ),
-) -> None:
-    pass
+@click.version_option(__version__, prog_name="ckptavg", message="%(prog)s %(version)s")
+def app() -> None:
+    """Average the checkpoints of a Keras training run, after the run."""
 
 
 def main() -> None:
@@ -86,19 +82,28 @@ def main() -> None:
     except CkptavgError as error:
         _fail(str(error))
     except OSError as error:
-        # Of the system, such as a full disk or a folder without permission.
+        # From the system, such as a full disk or a folder without permission.
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}")
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-    """Tells of our own warnings as of errors; others go their usual way."""
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Prints our own warnings like errors; those of libraries only if Python was told to (-W)."""
     if issubclass(category, CkptavgWarning):
-        typer.echo(f"warning: {message}", err=True)
+        click.echo(f"warning: {message}", err=True)
+    elif sys.warnoptions:
+        _usual_warning(message, category, filename, lineno, file, line)
     else:
-        _usual_warning(message, category, *rest)
+        logging.getLogger("ckptavg").info("%s: %s", category.__name__, message)
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(1)

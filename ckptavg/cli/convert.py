@@ -1,65 +1,51 @@
 """`ckptavg convert`: write a checkpoint in another format."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
-from ckptavg.cli.printing import Json, Overwrite, print_json, progress_bars
-from ckptavg.merging.convert import convert as convert_checkpoint
+from ckptavg.cli.command import command
+from ckptavg.cli.options import OTHER, OUTPUT, Argument, Option
+from ckptavg.cli.printing import pick, print_json
+from ckptavg.cli.session import session
+from ckptavg.commands.display import bar
+from ckptavg.merging.convert import convert as copy
 from ckptavg.runs.describe import human_size
 
 
-def convert(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(metavar="IN", help="A checkpoint of any format.", show_default=False),
-    ],
-    output: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT", help="The file to write; its suffix says the format.", show_default=False
+@command(
+    copy,
+    only={
+        "checkpoint": Argument("IN", "A checkpoint of any format."),
+        "output": Argument("OUT", "File to write; its suffix chooses the format.", group=OUTPUT),
+        "model": Option(
+            OTHER,
+            "Configuration for a .keras file: model.json of a run, or a .keras file of the same "
+            "model.",
+            "FILE",
         ),
-    ],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="For a .keras file: model.json of a run, or a .keras file of the same model.",
-            show_default=False,
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
+    },
+    example="ckptavg convert swa.weights.h5 swa.safetensors",
+)
+def convert(*, json: bool, **options: Any) -> None:
     """Write a checkpoint in another format, the same to the bit.
 
-    Optimizer state is left out.
+    Optimizer state is not written.
     """
-    with progress_bars() as bar:
-        report = convert_checkpoint(
-            checkpoint,
-            output,
-            model=model,
-            overwrite=overwrite,
-            progress=bar("converting", None),
-        )
-    kept = len(report.plan.structure.tensors)
-    by = "its record" if report.plan.sources[0].proof else "the checksums of its format"
-    proof = "unverified: it has no record" if report.unverified else f"proven by {by}"
+    with session():
+        report = copy(**options, progress=bar("converting", None))
+    plan = report.plan
+    kept = len(plan.structure.tensors)
+    dropped = len(plan.items) - kept
     if json:
+        facts = {"tensors": kept, "dropped": dropped}
         print_json(
-            {
-                "output": str(report.output),
-                "tensors": kept,
-                "dropped": len(report.plan.items) - kept,
-                "bytes_written": report.plan.bytes_written,
-                "unverified": [str(path) for path in report.unverified],
-            }
+            pick(report, "output") | facts | pick(report, "plan.bytes_written", "unverified")
         )
         return
-    dropped = len(report.plan.items) - kept
-    typer.echo(f"wrote {report.output}")
+    by = "its record" if plan.sources[0].proof else "the checksums of its format"
+    proof = "unverified: it has no record" if report.unverified else f"proven by {by}"
     suffix = f", {dropped} of the optimizer left out" if dropped else ""
-    typer.echo(f"  tensors     {kept} copied, {human_size(report.plan.bytes_written)}{suffix}")
-    typer.echo(f"  proof       {proof}")
+    click.echo(f"wrote {report.output}")
+    click.echo(f"  tensors     {kept} copied, {human_size(plan.bytes_written)}{suffix}")
+    click.echo(f"  proof       {proof}")

@@ -3,50 +3,46 @@
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from ckptavg.cli.printing import Json, keras_session, print_json
+from ckptavg.cli.command import command
+from ckptavg.cli.printing import pick, print_json
+from ckptavg.cli.session import session
+from ckptavg.commands.display import import_keras
 from ckptavg.errors import SpecError
 
 
-def demo(
-    directory: Annotated[
-        Path, typer.Option("--directory", "-d", metavar="DIR", help="Where everything goes.")
-    ] = Path("ckptavg-demo"),
-    seed: Annotated[
-        int, typer.Option(help="Of the initial weights and the order of the data.", metavar="N")
-    ] = 0,
-    pictures: Annotated[
-        bool, typer.Option(help="Draw the training, the way of the weights, the loss about them.")
-    ] = True,
-    json: Json = False,
-) -> None:
+@command(
+    None,
+    more={"directory": Path("ckptavg-demo"), "seed": 0, "pictures": True},
+    example="ckptavg demo --directory digits --no-pictures",
+)
+def demo(*, directory: Path, seed: int, pictures: bool, json: bool) -> None:
     """See it all on handwritten digits: train, merge, compare, draw."""
     for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise SpecError(f"the demo needs {package}: pip install 'ckptavg[analysis]'")
-    with keras_session():
+    with session():
+        import_keras()
         from ckptavg.demo import run_demo
 
         report = run_demo(
-            directory, seed=seed, pictures=pictures, say=lambda text: typer.echo(text, err=True)
+            directory, seed=seed, pictures=pictures, say=lambda text: click.echo(text, err=True)
         )
     if json:
-        files = {name: str(path) for name, path in report.files.items()}
-        print_json({"seed": report.seed, "scores": report.scores, "files": files})
+        print_json(pick(report, "seed", "scores", "files"))
         return
-    typer.echo(f"\n{'':32}  held-out loss  accuracy")
+    click.echo(f"\n{'':32}  held-out loss  accuracy")
     for name, score in report.scores.items():
-        typer.echo(f"{name:32}  {score['loss']:13.4f}  {score['accuracy']:8.4f}")
-    typer.echo("\nwritten")
+        click.echo(f"{name:32}  {score['loss']:13.4f}  {score['accuracy']:8.4f}")
+    click.echo("\nwritten")
     for name, path in report.files.items():
-        typer.echo(f"  {name:16} {path}")
+        click.echo(f"  {name:16} {path}")
     run, mean, refreshed = (
         shlex.quote(str(report.files[name])) for name in ("run", "average", "with statistics")
     )
-    typer.echo(
+    click.echo(
         "\nthe same by hand, on the run that stands (--overwrite replaces the files above)\n"
         f"  ckptavg merge {run} -o {mean} --overwrite\n"
         f"  ckptavg update-bn {mean} -o {refreshed} --overwrite \\\n"

@@ -1,60 +1,41 @@
 """`ckptavg evaluate`: loss and metrics of a checkpoint."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
-from ckptavg.cli.printing import (
-    Json,
-    Model,
-    checkpoint_of,
-    keras_session,
-    model_spec,
-    print_json,
-    progress_bars,
+from ckptavg.cli.command import command
+from ckptavg.cli.options import CALLABLE, HELD_OUT, SELECTION, Argument, Option
+from ckptavg.cli.pass_report import print_metrics
+from ckptavg.cli.printing import print_json
+from ckptavg.cli.session import session
+from ckptavg.commands.defaults import checkpoint_file
+from ckptavg.commands.evaluate import evaluate as compute
+
+
+@command(
+    compute,
+    only={
+        "checkpoint": Argument(
+            "FILE|RUN", "A .weights.h5 or .keras file; for a run, its last checkpoint."
+        ),
+        "model": Option(
+            SELECTION,
+            f"Compiled Keras model: {CALLABLE}, or a .keras file. "
+            "Not needed if the checkpoint comes with one.",
+            "SPEC",
+        ),
+        "data": Option(SELECTION, HELD_OUT, "SPEC"),
+    },
+    example="ckptavg evaluate swa-bn.weights.h5 --data train.py:test_data",
 )
-from ckptavg.errors import FormatError
-
-
-def evaluate(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE|RUN",
-            help="A .weights.h5 or .keras file; of a run, its last checkpoint.",
-            show_default=False,
-        ),
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="SPEC",
-            help="Held-out data: file.py:callable or package.module:callable that returns a "
-            "tf.data.Dataset, arrays, a PyDataset or batches; or an .npz file with x (and y).",
-            show_default=False,
-        ),
-    ],
-    model: Model = None,
-    json: Json = False,
-) -> None:
+def evaluate(*, checkpoint: str, json: bool, **options: Any) -> None:
     """Print loss and metrics of a checkpoint on data."""
-    checkpoint = checkpoint_of(checkpoint)
-    if not checkpoint.is_file():
-        raise FormatError(f"there is no checkpoint {checkpoint}")
-    spec = model_spec(model, checkpoint)
-    with keras_session(), progress_bars() as bar:
-        from ckptavg.models.batches import count_batches
-        from ckptavg.models.evaluation import evaluate as evaluate_checkpoint
-        from ckptavg.models.specs import as_data, load_model
-
-        live, loaded = load_model(spec), as_data(data)
-        progress = bar("evaluating", count_batches(loaded, None))
-        metrics = evaluate_checkpoint(checkpoint, model=live, data=loaded, progress=progress)
+    path = checkpoint_file(checkpoint)
+    with session():
+        metrics = compute(path, **options)
     if json:
-        print_json({"checkpoint": str(checkpoint), "metrics": metrics})
+        print_json({"checkpoint": path, "metrics": metrics})
         return
-    typer.echo(f"{checkpoint}")
-    width = max(len(name) for name in metrics)
-    for name, value in metrics.items():
-        typer.echo(f"  {name:<{width}}  {value:.6g}")
+    click.echo(f"{path}")
+    print_metrics(metrics)

@@ -1,19 +1,18 @@
 """`ckptavg inspect`: what a run, a folder of checkpoints or a checkpoint holds."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from ckptavg.cli.printing import Json, new_table, print_json, print_table
-from ckptavg.formats import open_reader
-from ckptavg.runs.checkpoint import Checkpoint, describe_epochs, describe_tracked, list_epochs
+from ckptavg.cli.command import command
+from ckptavg.cli.printing import as_json, new_table, pick, print_json, print_table
+from ckptavg.commands.inspect import CheckpointContent, Inspection
+from ckptavg.commands.inspect import inspect as read
+from ckptavg.runs.checkpoint import describe_epochs, describe_tracked, list_epochs
 from ckptavg.runs.describe import human_number, human_size
 from ckptavg.runs.record import Record
-from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
-from ckptavg.runs.sources import resolve
+from ckptavg.runs.run import Run
 
 _STATISTICS = {
     "running": "statistics as training left them",
@@ -21,152 +20,137 @@ _STATISTICS = {
 }
 
 
-def inspect(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A run, a checkpoint file, a quoted pattern, or a folder of checkpoints.",
-            show_default=False,
-        ),
-    ],
-    json: Json = False,
-) -> None:
+@command(read, example="ckptavg inspect run")
+def inspect(*, source: str, json: bool) -> None:
     """Show what a run, a folder of checkpoints or a checkpoint holds."""
-    if (path / CHECKPOINT_FOLDER).is_dir():
-        run = open_run(path)
-        print_json(_run_content(run)) if json else _print_run(run)
-        return
-    checkpoints = resolve(path)
-    if len(checkpoints) > 1 or path.is_dir():
-        if json:
-            print_json({"checkpoints": [_checkpoint_content(c) for c in checkpoints]})
-        else:
-            _print_several(path, checkpoints)
-        return
-    checkpoint = checkpoints[0]
-    print_json(_checkpoint_content(checkpoint)) if json else _print_checkpoint(checkpoint)
+    found = read(source)
+    single = len(found.contents) == 1 and not Path(source).is_dir()
+    if json:
+        print_json(_content(found, single))
+    elif found.run is not None:
+        _print_run(found.run)
+    elif single:
+        _print_checkpoint(found.contents[0])
+    else:
+        _print_several(source, found)
 
 
 def _print_run(run: Run) -> None:
     records = run.records
+    click.echo(
+        f"{run.directory}: {describe_epochs(run.checkpoints)}, "
+        f"{human_size(sum(record.size for record in records))}"
+    )
+    _print_record(records[-1])
+    click.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
+    if run.averages:
+        click.echo(f"  tracked     {describe_tracked(run.averages)}")
+    if run.uncommitted:
+        names = ", ".join(path.name for path in run.uncommitted)
+        click.echo(f"  not saved whole (no record): {names}")
+    click.echo()
     metrics = list(dict.fromkeys(name for record in records for name in record.metrics))
     table = new_table()
     for title in ("epoch", "step", "rate", "size", *metrics):
         table.add_column(title, justify="right")
-    for checkpoint in run.checkpoints:
-        record = checkpoint.record
-        size = human_size(record.size) if checkpoint.path.is_file() else "no file"
-        values = (human_number(record.metrics.get(name)) for name in metrics)
-        row = (
+    for checkpoint, record in zip(run.checkpoints, records, strict=True):
+        table.add_row(
             str(record.epoch),
             human_number(record.step),
             human_number(record.learning_rate),
-            size,
+            human_size(record.size) if checkpoint.path.is_file() else "no file",
+            *(human_number(record.metrics.get(name)) for name in metrics),
         )
-        table.add_row(*row, *values)
-    total = human_size(sum(record.size for record in records))
-    typer.echo(f"{run.directory}: {describe_epochs(run.checkpoints)}, {total}")
-    _describe(records[-1])
-    typer.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
-    if run.averages:
-        typer.echo(f"  tracked     {describe_tracked(run.averages)}")
-    if run.uncommitted:
-        names = ", ".join(path.name for path in run.uncommitted)
-        typer.echo(f"  not saved whole (no record): {names}")
-    typer.echo()
     print_table(table)
 
 
-def _print_several(source: Path, checkpoints: Sequence[Checkpoint]) -> None:
+def _print_several(source: str, found: Inspection) -> None:
+    size = human_size(sum(content.size for content in found.contents))
+    click.echo(f"{source}: {describe_epochs(found.checkpoints)}, {size}")
+    click.echo()
     table = new_table()
     table.add_column("checkpoint", overflow="fold")
     for title in ("epoch", "tensors", "size", "record"):
         table.add_column(title, justify="right", no_wrap=True)
-    total = 0
-    for checkpoint in checkpoints:
-        with open_reader(checkpoint.path) as reader:
-            tensors, size = len(reader.structure.model_tensors), reader.size
-        total += size
-        record = "none" if checkpoint.record is None else "yes"
-        facts = (human_number(checkpoint.epoch), str(tensors), human_size(size), record)
-        table.add_row(checkpoint.path.name, *facts)
-    typer.echo(f"{source}: {describe_epochs(checkpoints)}, {human_size(total)}")
-    typer.echo()
+    for content in found.contents:
+        checkpoint = content.checkpoint
+        table.add_row(
+            checkpoint.path.name,
+            human_number(checkpoint.epoch),
+            str(len(content.model_tensors)),
+            human_size(content.size),
+            "none" if checkpoint.record is None else "yes",
+        )
     print_table(table)
 
 
-def _print_checkpoint(checkpoint: Checkpoint) -> None:
-    with open_reader(checkpoint.path) as reader:
-        structure = reader.structure
+def _print_checkpoint(content: CheckpointContent) -> None:
+    checkpoint = content.checkpoint
+    click.echo(f"{checkpoint.path}")
+    if checkpoint.record is None:
+        click.echo("  record      none")
+    else:
+        _print_record(checkpoint.record)
+    dropped = len(content.tensors) - len(content.model_tensors)
+    if dropped:
+        click.echo(f"  optimizer   {dropped} tensors, which a merge drops")
+    click.echo()
     table = new_table()
     table.add_column("tensor", overflow="fold")
     for title in ("shape", "dtype", "size"):
         table.add_column(title, justify="right", no_wrap=True)
-    for tensor in structure.model_tensors.values():
-        size = human_size(tensor.nbytes)
-        table.add_row(tensor.name, str(tensor.shape), tensor.dtype, size)
-    typer.echo(f"{checkpoint.path}")
-    if checkpoint.record is None:
-        typer.echo("  record      none")
-    else:
-        _describe(checkpoint.record)
-    dropped = len(structure.tensors) - len(structure.model_tensors)
-    if dropped:
-        typer.echo(f"  optimizer   {dropped} tensors, which a merge drops")
-    typer.echo()
+    for tensor in content.model_tensors:
+        table.add_row(tensor.name, str(tensor.shape), tensor.dtype, human_size(tensor.nbytes))
     print_table(table)
 
 
-def _describe(record: Record) -> None:
-    typer.echo(f"  written     {record.time} by ckptavg {record.versions.get('ckptavg', '?')}")
+def _print_record(record: Record) -> None:
+    click.echo(f"  written     {record.time} by ckptavg {record.versions.get('ckptavg', '?')}")
     if record.sources:
         epochs = [source.epoch for source in record.sources if source.epoch is not None]
         span = f", epochs {list_epochs(epochs)}" if epochs else ""
-        typer.echo(f"  average     {record.recipe}, {len(record.sources)} checkpoints{span}")
+        click.echo(f"  average     {record.recipe}, {len(record.sources)} checkpoints{span}")
     state = record.batch_norm
     if state is None:
-        typer.echo("  BatchNorm   none")
+        click.echo("  BatchNorm   none")
     elif state.samples is not None:
-        typer.echo(
+        click.echo(
             f"  BatchNorm   {state.layers} layers, statistics {state.statistics}: "
             f"{state.samples:,} samples" + (f" of {state.data}" if state.data else "")
         )
     else:
         meaning = _STATISTICS.get(state.statistics, state.statistics)
-        typer.echo(f"  BatchNorm   {state.layers} layers, {meaning}")
+        click.echo(f"  BatchNorm   {state.layers} layers, {meaning}")
 
 
-def _run_content(run: Run) -> dict[str, Any]:
+def _content(found: Inspection, single: bool) -> dict[str, Any]:
+    run = found.run
+    if run is not None:
+        recorded = {"checkpoints": run.checkpoints, "averages": run.averages}
+        return {
+            "run": run.directory,
+            "model": run.model_file,
+            "uncommitted": run.uncommitted,
+            **{
+                kind: [{"path": c.path, **_facts(c.record)} for c in checkpoints]
+                for kind, checkpoints in recorded.items()
+            },
+        }
+    contents = [_checkpoint_content(content) for content in found.contents]
+    return contents[0] if single else {"checkpoints": contents}
+
+
+def _checkpoint_content(content: CheckpointContent) -> dict[str, Any]:
+    checkpoint = content.checkpoint
     return {
-        "run": str(run.directory),
-        "model": run.model_file and str(run.model_file),
-        "uncommitted": [str(path) for path in run.uncommitted],
-        "checkpoints": [
-            {"path": str(checkpoint.path), **_facts(checkpoint.record)}
-            for checkpoint in run.checkpoints
-        ],
-        "averages": [
-            {"path": str(average.path), **_facts(average.record)} for average in run.averages
-        ],
-    }
-
-
-def _checkpoint_content(checkpoint: Checkpoint) -> dict[str, Any]:
-    with open_reader(checkpoint.path) as reader:
-        tensors = reader.structure.tensors.values()
-    return {
-        "path": str(checkpoint.path),
+        "path": checkpoint.path,
         "epoch": checkpoint.epoch,
-        "record": checkpoint.record and _facts(checkpoint.record),
-        "tensors": [
-            {"name": t.name, "shape": t.shape, "dtype": t.dtype, "nbytes": t.nbytes}
-            for t in tensors
-        ],
+        "record": None if checkpoint.record is None else _facts(checkpoint.record),
+        "tensors": [pick(t, "name", "shape", "dtype", "nbytes") for t in content.tensors],
     }
 
 
-def _facts(record: Record) -> dict[str, Any]:
-    content = asdict(record)
-    del content["path"]
-    return content
+def _facts(record: Record | None) -> dict[str, Any]:
+    facts: dict[str, Any] = as_json(record)
+    del facts["path"]
+    return facts

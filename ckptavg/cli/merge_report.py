@@ -1,114 +1,180 @@
-"""What `ckptavg merge` did, as text for people and as a report for machines."""
+"""What a merge did or would do, as text for people and as a report for machines."""
 
 import textwrap
 from collections import Counter
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import typer
+import click
 
-from ckptavg.merging.merge import MergeReport
+from ckptavg.cli.printing import new_table, pick, plural, print_table, resident
+from ckptavg.commands.merge import MergeResult
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.reproduce import refreshing
 from ckptavg.recipes import effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint, list_epochs
 from ckptavg.runs.describe import human_size, list_coefficients
-from ckptavg.runs.record import BatchNormRecord
 
+_ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}
 _IN_PYTHON = "load it into your model, then call ckptavg.update_batch_norm(model, data)"
 
 
-def print_merged(report: MergeReport, output: Path | None = None) -> None:
+def print_merged(result: MergeResult) -> None:
     """Prints what a merge wrote, from what, and how it was proven."""
-    plan = report.plan
-    actions = Counter(item.action for item in plan.items)
-    copied = actions["equal"] + actions["last"]
+    plan = result.plan
+    actions = Counter(_ACTIONS[item.action] for item in plan.items)
     tensors = [f"{actions['average']} averaged"]
-    tensors += [f"{copied} copied"] if copied else []
+    tensors += [f"{actions['copy']} copied"] if actions["copy"] else []
     tensors += [f"{actions['drop']} dropped (optimizer state)"] if actions["drop"] else []
-    typer.echo(f"wrote {output or report.output}: {_described(plan)}")
-    typer.echo(f"  tensors     {', '.join(tensors)}")
-    print_recipe(plan)
-    speed = plan.bytes_read / max(report.seconds, 1e-9)
-    typer.echo(
-        f"  read        {human_size(plan.bytes_read)} in {report.seconds:.2f} s "
-        f"({human_size(speed)}/s)"
-    )
-    unverified = len(report.unverified)
-    recorded = all(source.proof is not None for source in plan.sources)
+    click.echo(f"wrote {result.output}: {_described(plan)}")
+    click.echo(f"  tensors     {', '.join(tensors)}")
+    _print_recipe(plan)
+    speed = human_size(plan.bytes_read / max(result.seconds, 1e-9))
+    click.echo(f"  read        {human_size(plan.bytes_read)} in {result.seconds:.2f} s ({speed}/s)")
+    click.echo(f"  proof       {_proof(result)}")
+    _print_left_out(plan)
+    if result.resumed:
+        click.echo(f"  resumed     {result.resumed:.0%} were done before, and proven again")
+
+
+def _proof(result: MergeResult) -> str:
+    sources = result.plan.sources
+    if result.unverified:
+        return f"{len(result.unverified)} of {len(sources)} checkpoints unverified: no record"
+    recorded = all(source.proof is not None for source in sources)
     by = "the digests in the records" if recorded else "digests and checksums"
-    proof = f"every byte proven by {by}"
-    if unverified:
-        proof = f"{unverified} of {len(plan.sources)} checkpoints unverified: they have no record"
-    typer.echo(f"  proof       {proof}")
-    print_left_out(plan)
-    if report.resumed:
-        typer.echo(f"  resumed     {report.resumed:.0%} were done before, and proven again")
+    return f"every byte proven by {by}"
 
 
-def print_left_out(plan: MergePlan) -> None:
-    """Prints which checkpoints a merge leaves out, and why."""
-    for checkpoint in plan.left_out:
-        name = checkpoint.record.non_finite[0]
-        typer.echo(f"  left out    {checkpoint.path.name}: '{name}' holds NaN or infinity")
-
-
-def _described(plan: MergePlan) -> str:
-    epochs = [source.epoch for source in plan.sources if source.epoch is not None]
-    count = f"{len(plan.sources)} checkpoint" + ("s" if len(plan.sources) != 1 else "")
-    mean = "mean" if plan.recipe == "uniform" else "weighted mean"
-    return f"the {mean} of {count}" + (f" (epochs {list_epochs(epochs)})" if epochs else "")
-
-
-def print_recipe(plan: MergePlan) -> None:
-    """Prints the coefficients of a plan and what they are worth."""
-    coefficients = plan.coefficients
-    lines = textwrap.wrap(f"{plan.recipe}: {list_coefficients(coefficients)}", 66)
-    worth = (
-        f"effective sample size {effective_sample_size(coefficients):.3g} of {len(coefficients)}"
-    )
-    for label, line in zip(("recipe", *[""] * len(lines)), (*lines, worth), strict=True):
-        typer.echo(f"  {label:<12}{line}")
-
-
-def print_batch_norm(output: Path, state: BatchNormRecord | None) -> None:
-    """Prints what the BatchNorm statistics of an output are worth."""
+def print_state(result: MergeResult) -> None:
+    """Prints what the BatchNorm statistics of an output are worth that no pass has set."""
+    state = result.record.batch_norm
     if state is None:
         return
     if state.samples is not None:
-        typer.echo(
+        click.echo(
             f"  BatchNorm   statistics of {state.layers} layers {state.statistics}: re-estimated "
             f"from {state.samples:,} samples"
         )
     elif state.statistics == "stale":
-        typer.echo(
+        command = refreshing(Checkpoint.open(result.output))
+        click.echo(
             "  BatchNorm   statistics are stale: they are averages, not those of the averaged\n"
             "              network. Re-estimate them from training data before use:\n\n"
-            f"    {refreshing(Checkpoint.open(output)) or _IN_PYTHON}"
+            f"    {command or _IN_PYTHON}"
         )
 
 
-def report_content(report: MergeReport) -> dict[str, Any]:
-    """A report for machines."""
-    plan = report.plan
-    return {
-        "output": str(report.output),
-        "recipe": plan.recipe,
+def print_plan(plan: MergePlan) -> None:
+    """Prints what a merge would do: the totals, the sources, then tensor by tensor."""
+    counts = Counter(_ACTIONS[item.action] for item in plan.items)
+    click.echo(f"would write {plan.output}, nothing is written now")
+    click.echo(f"  tensors     {', '.join(f'{n} {action}' for action, n in counts.items())}")
+    _print_recipe(plan)
+    click.echo(f"  read        {human_size(plan.bytes_read)} of {len(plan.sources)} checkpoints")
+    click.echo(f"  written     {human_size(plan.bytes_written)}")
+    click.echo(f"  disk        {human_size(plan.disk)}")
+    peak = human_size(plan.memory + resident())
+    click.echo(
+        f"  memory      {peak} at most: {human_size(plan.memory)} to merge, by "
+        f"{plural(plan.jobs, 'thread')}"
+    )
+    decoded = sum(item.tensor.extent is None for item in plan.items)
+    if decoded:
+        click.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
+    _print_left_out(plan)
+    click.echo()
+    _print_sources(plan)
+    click.echo()
+    _print_tensors(plan)
+
+
+def _print_sources(plan: MergePlan) -> None:
+    table = new_table()
+    table.add_column("checkpoint", overflow="fold")
+    for title in ("epoch", "coefficient", "size", "proof"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for source in plan.sources:
+        epoch = "" if source.epoch is None else str(source.epoch)
+        proof = "record" if source.proof else "checksums" if source.checksummed else "none"
+        coefficient = f"{source.coefficient:.6g}"
+        table.add_row(str(source.path), epoch, coefficient, human_size(source.size), proof)
+    print_table(table)
+
+
+def _print_tensors(plan: MergePlan) -> None:
+    table = new_table()
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape", justify="right", overflow="fold")
+    for title in ("dtype", "action"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for item in plan.items:
+        tensor = item.tensor
+        row = (tensor.name, str(tensor.shape), tensor.dtype, _ACTIONS[item.action], item.reason)
+        table.add_row(*row)
+    print_table(table)
+
+
+def _print_left_out(plan: MergePlan) -> None:
+    for checkpoint in plan.left_out:
+        if checkpoint.record is not None:
+            name = checkpoint.record.non_finite[0]
+            click.echo(f"  left out    {checkpoint.path.name}: '{name}' holds NaN or infinity")
+
+
+def _print_recipe(plan: MergePlan) -> None:
+    """Prints the coefficients of a plan and what they are worth."""
+    coefficients = plan.coefficients
+    lines = textwrap.wrap(f"{plan.recipe}: {list_coefficients(coefficients)}", 66)
+    size = effective_sample_size(coefficients)
+    lines.append(f"effective sample size {size:.3g} of {len(coefficients)}")
+    for label, line in zip(("recipe", *[""] * len(lines)), lines, strict=False):
+        click.echo(f"  {label:<12}{line}")
+
+
+def _described(plan: MergePlan) -> str:
+    epochs = [source.epoch for source in plan.sources if source.epoch is not None]
+    mean = "mean" if plan.recipe == "uniform" else "weighted mean"
+    of_epochs = f" (epochs {list_epochs(epochs)})" if epochs else ""
+    return f"the {mean} of {plural(len(plan.sources), 'checkpoint')}{of_epochs}"
+
+
+def result_content(result: MergeResult) -> dict[str, Any]:
+    """What a merge did, for machines."""
+    plan = result.plan
+    content = {
+        **pick(result, "output", "plan.recipe"),
         "effective_sample_size": effective_sample_size(plan.coefficients),
-        "sources": [asdict(source) for source in report.record.sources],
-        "tensors": dict(Counter(item.action for item in plan.items)),
-        "bytes_read": plan.bytes_read,
-        "bytes_written": plan.bytes_written,
-        "seconds": report.seconds,
-        "resumed": report.resumed,
-        "jobs": plan.jobs,
-        "unverified": [str(path) for path in report.unverified],
-        "left_out": [str(checkpoint.path) for checkpoint in plan.left_out],
-        "batch_norm": batch_norm_content(report.record.batch_norm),
+        **pick(result, "record.sources"),
+        "tensors": Counter(item.action for item in plan.items),
+        **pick(result, "plan.bytes_read", "plan.bytes_written", "seconds", "resumed", "plan.jobs"),
+        **pick(result, "unverified"),
+        "left_out": [checkpoint.path for checkpoint in plan.left_out],
+        **pick(result, "record.batch_norm"),
     }
+    return content if result.metrics is None else {**content, "metrics": result.metrics}
 
 
-def batch_norm_content(state: BatchNormRecord | None) -> dict[str, Any] | None:
-    """What the BatchNorm statistics are worth, for machines."""
-    return None if state is None else asdict(state)
+def plan_content(plan: MergePlan) -> dict[str, Any]:
+    """A plan, for machines."""
+    return {
+        "output": plan.output,
+        "files": plan.output_files,
+        "recipe": plan.recipe,
+        "left_out": [checkpoint.path for checkpoint in plan.left_out],
+        "effective_sample_size": effective_sample_size(plan.coefficients),
+        "sources": [
+            pick(source, "path", "epoch", "coefficient", "size", "proven")
+            for source in plan.sources
+        ],
+        "tensors": [
+            {
+                **pick(item.tensor, "name", "shape", "dtype", "nbytes"),
+                **pick(item, "action", "reason"),
+            }
+            for item in plan.items
+        ],
+        **pick(plan, "bytes_read", "bytes_written", "disk", "memory"),
+        "peak": plan.memory + resident(),
+        "jobs": plan.jobs,
+    }

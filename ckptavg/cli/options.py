@@ -1,166 +1,291 @@
-"""Options of commands that run a BatchNorm pass, and how they print what it did."""
+"""The options of all commands: one row says how an option is written, read and explained."""
 
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Any
 
-import typer
+from ckptavg.recipes import RECIPES, all_parameters, owners
 
-from ckptavg.cli.printing import Bar, keras_session, progress_bars
-from ckptavg.errors import SpecError
-
-if TYPE_CHECKING:
-    from ckptavg.batch_norm import BatchNormReport
-
-DATA_HELP = (
-    "file.py:callable or package.module:callable that returns a tf.data.Dataset, arrays, "
-    "a PyDataset or batches; an .npz file with x; a folder of images, by class or not, or one "
-    "that tf.data.Dataset.save wrote. Targets are not needed."
+WHICH, AVERAGE, PASS, SELECTION, OUTPUT, RESOURCES, OTHER = GROUPS = (
+    "Which checkpoints",
+    "Which average",
+    "BatchNorm pass",
+    "Evaluation and selection",
+    "Output",
+    "Resources",
+    "Other",
 )
+"""Groups in the order in which a help text lists them."""
 
-Training = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="SPEC",
-        help=f"Training data for BatchNorm passes: {DATA_HELP}",
-        show_default=False,
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option("--steps", help="Batches of --data to see; all if left out.", metavar="N"),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        help="Samples in a batch of arrays, images or a tf.data.Dataset; 32 for the first two.",
-        metavar="N",
-        show_default=False,
-    ),
-]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(
-        "--preprocess",
-        help="file.py:callable that makes of the inputs of a batch what the model takes.",
-        metavar="SPEC",
-        show_default=False,
-    ),
-]
-BatchNormMode = Annotated[
-    str,
-    typer.Option(
-        "--bn-mode",
-        help="Statistics that a layer meets in training (batch) or in the deployed network "
-        "(population); PyTorch's mean of batches (cumulative).",
-        metavar="MODE",
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, gpu or gpu:N.", metavar="DEVICE")]
-Distribute = Annotated[
-    str | None,
-    typer.Option(
-        "--distribute",
-        help="mirrored: divide batches among all GPUs (TensorFlow).",
-        metavar="STRATEGY",
-        show_default=False,
-    ),
-]
-MixedPrecision = Annotated[
-    bool,
-    typer.Option("--mixed-precision", help="Compute in float16, for speed on a GPU."),
-]
+_UNITS = {"": 1, "B": 1}
+_UNITS.update({f"{unit}B": 1000 ** (n + 1) for n, unit in enumerate("KMGT")})
+_UNITS.update({f"{unit}IB": 1024 ** (n + 1) for n, unit in enumerate("KMGT")})
+
+
+def parse_size(text: str) -> int:
+    """Reads a size such as `96MiB`, `1.5GB` or `100000`, in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or len(match[1]) > 15 or match[2].upper() not in _UNITS:
+        raise ValueError(f"'{text}' is not a size: write it like 96MiB or 1GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_epochs(text: str) -> list[int]:
+    """Reads a list of epochs such as `16-30` or `16,20,24-26`."""
+    epochs: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise ValueError(f"'{text}' names no epochs: write them like 16-30 or 16,20,24")
+        epochs.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return epochs
+
+
+def parse_numbers(text: str) -> list[float]:
+    """Reads numbers such as `0.2,0.3,0.5`."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"'{text}' is not a list of numbers: write it like 0.2,0.3,0.5") from None
+
+
+def parse_texts(text: str) -> list[str]:
+    """Reads words such as `uniform,ema:0.9`."""
+    return [part.strip() for part in text.split(",")]
+
+
+def parse_integer(text: str) -> int:
+    """Reads an integer."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is not an integer") from None
+
+
+def parse_count(text: str) -> int:
+    """Reads a number of checkpoints to draw."""
+    count = parse_integer(text)
+    if not 1 <= count <= 1000:
+        raise ValueError(f"{count} is not in the range from 1 to 1000")
+    return count
+
+
+def parse_float(text: str) -> float:
+    """Reads a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is not a number") from None
 
 
 @dataclass(frozen=True, slots=True)
-class PassOptions:
-    """The options above, as a command was given them."""
+class Argument:
+    """A positional argument of a command.
 
-    steps: int | None
-    batch_size: int | None
-    preprocess: str | None
-    mode: str
-    device: str
-    distribute: str | None
-    mixed_precision: bool
+    Attributes:
+        metavar: what stands for it in the usage.
+        help: what it is.
+        several: whether there may be more than one.
+        group: the heading under which the help lists it.
+    """
 
-    @property
-    def of_the_pass(self) -> dict[str, Any]:
-        """Those that `update_batch_norm` knows."""
-        return {
-            "steps": self.steps,
-            "mode": self.mode,
-            "mixed_precision": self.mixed_precision,
-        }
-
-    @property
-    def of_each_pass(self) -> dict[str, Any]:
-        """The same for a search of many passes, where `mode` is that of a metric."""
-        options = self.of_the_pass
-        return {"bn_mode": options.pop("mode"), **options}
-
-    @contextmanager
-    def session(self, model: str, data: str | None) -> Iterator[tuple[Any, Any, Bar]]:
-        """A Keras session with the model and the data of two SPECs, and bars for progress."""
-        with keras_session(), progress_bars() as bar:
-            from ckptavg.models.devices import computing_on
-            from ckptavg.models.specs import as_inputs, load_model
-
-            with computing_on(self.device, self.distribute):
-                live = load_model(model)
-                loaded = data and as_inputs(
-                    data, model=live, batch_size=self.batch_size, preprocess=self.preprocess
-                )
-                yield live, loaded, bar
-
-    def check(self, data: str | None) -> None:
-        """Refuses options of data that are not given.
-
-        Raises:
-            SpecError: there is one.
-        """
-        for option, value in (
-            ("--steps", self.steps),
-            ("--batch-size", self.batch_size),
-            ("--preprocess", self.preprocess),
-        ):
-            if value is not None and data is None:
-                raise SpecError(f"{option} is about --data, which is missing")
-
-    def batches(self, data: Any) -> int | None:
-        """How many batches of data a pass will see, if that is known."""
-        from ckptavg.models.batches import count_batches
-
-        return None if self.mode == "population" else count_batches(data, self.steps)
+    metavar: str
+    help: str
+    several: bool = False
+    group: str = WHICH
 
 
-def print_pass(done: "BatchNormReport") -> None:
-    """What a pass did, as lines below what was written."""
-    if not done.layers:
-        typer.echo("  BatchNorm   the model has no statistics to re-estimate: nothing changed")
-    else:
-        counted = f"{len(done.layers)} layer" + ("s" if len(done.layers) != 1 else "")
-        typer.echo(
-            f"  BatchNorm   {counted} re-estimated from {done.samples:,} samples "
-            f"in {done.batches:,} batches" + (f", {done.mode}" if done.mode != "batch" else "")
-        )
-    if done.shifts:
-        worst = max(done.shifts, key=lambda shift: shift.mean)
-        typer.echo(
-            f"  moved       by up to {worst.mean:.2g} standard deviations in the mean, "
-            f"{max(shift.deviation for shift in done.shifts):.2g} in the\n"
-            f"              deviation; the mean most in {worst.layer}"
-        )
-    for what, paths in (
-        ("not trainable", done.frozen),
-        ("not called in training mode", done.unused),
-    ):
-        if paths:
-            typer.echo(f"  left alone  {', '.join(paths)} ({what})")
-    for warning in done.warnings:
-        lines = textwrap.wrap(warning, 66)
-        typer.echo("  doubtful    " + "\n              ".join(lines))
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of a command.
+
+    Attributes:
+        group: the heading under which the help lists it.
+        help: what it does.
+        metavar: what stands for its value in the help; None for a flag.
+        parse: reads its value, and raises a ValueError with what is wrong.
+        short: its short form.
+        default: how the help words the default; None for the default itself.
+    """
+
+    group: str
+    help: str
+    metavar: str | None = None
+    parse: Callable[[str], Any] = str
+    short: str = ""
+    default: str | None = None
+
+
+CALLABLE = "file.py:callable or package.module:callable"
+_RETURNS = f"{CALLABLE}, which returns a tf.data.Dataset, arrays, a PyDataset or batches"
+_DATA = (
+    f"Training data: {_RETURNS}; an .npz file with x; a folder of images, by class or not; or a "
+    "folder written by tf.data.Dataset.save. Targets are not needed."
+)
+HELD_OUT = f"Held-out data: {_RETURNS}; or an .npz file with x and y."
+SOURCE = "A run, checkpoint files, a quoted pattern, or a folder of checkpoints."
+
+OPTIONS: dict[str, Argument | Option] = {
+    "sources": Argument("SOURCE", SOURCE, several=True),
+    "source": Argument("SOURCE", SOURCE),
+    "paths": Argument(
+        "PATH", "Runs, checkpoint files, quoted patterns, or folders of checkpoints.", several=True
+    ),
+    "checkpoint": Argument("FILE", "A .weights.h5 or .keras file."),
+    "run": Argument("RUN", "A directory that CheckpointSaver wrote."),
+    "epochs": Option(WHICH, "Only these epochs, such as 16-30 or 16,20,24.", "LIST", parse_epochs),
+    "last": Option(WHICH, "Only the last N checkpoints.", "N", parse_integer),
+    "best": Option(WHICH, "Only the N checkpoints with the best --monitor.", "N", parse_integer),
+    "monitor": Option(WHICH, "Metric in the records for --best and --window.", "NAME"),
+    "mode": Option(WHICH, "Direction of the metric; auto infers it from the name.", "min|max|auto"),
+    "window": Option(
+        WHICH,
+        "Keep the checkpoints from where the validation loss settles until it starts to rise "
+        "(SWAD).",
+        "swad",
+    ),
+    "n_converge": Option(
+        WHICH, "SWAD: the loss settles after N checkpoints without a new best.", "N", parse_integer
+    ),
+    "n_tolerance": Option(
+        WHICH, "SWAD: stop after N consecutive losses above the tolerance.", "N", parse_integer
+    ),
+    "tolerance_ratio": Option(
+        WHICH, "SWAD: tolerance, as a fraction of the settled loss.", "R", parse_float
+    ),
+    "windows": Option(
+        WHICH, "Windows that end with the last checkpoint, or all of them.", "last|all"
+    ),
+    "stride": Option(WHICH, "Try every Nth window end and length.", "N", parse_integer),
+    "budget": Option(
+        WHICH, "Try at most N candidates, evenly spread.", "N", parse_integer, default="all"
+    ),
+    "method": Option(
+        WHICH, "Keep checkpoints that improve the soup, or all of them.", "greedy|uniform"
+    ),
+    "count": Option(WHICH, "Number of evenly spaced checkpoints.", "N", parse_count),
+    "coefficients": Option(
+        AVERAGE,
+        "One coefficient per checkpoint, such as 0.2,0.3,0.5, instead of a recipe.",
+        "LIST",
+        parse_numbers,
+    ),
+    "normalize": Option(AVERAGE, "Whether --coefficients must sum to 1."),
+    "non_float": Option(
+        AVERAGE,
+        "What to do with integer and string tensors: all must be equal, or take the last.",
+        "equal|last",
+    ),
+    "model": Option(
+        PASS,
+        f"Keras model: {CALLABLE}, or a .keras file. Not needed if the checkpoints come with one.",
+        "SPEC",
+    ),
+    "data": Option(PASS, _DATA, "SPEC"),
+    "steps": Option(PASS, "Number of batches of --data to use.", "N", parse_integer, default="all"),
+    "batch_size": Option(
+        PASS,
+        "Samples per batch of arrays, images or a tf.data.Dataset.",
+        "N",
+        parse_integer,
+        default="32, or that of the Dataset",
+    ),
+    "preprocess": Option(PASS, "Function applied to each batch of inputs.", "SPEC"),
+    "bn_mode": Option(
+        PASS,
+        "Statistics as a layer meets them in training (batch) or in the deployed network "
+        "(population), or PyTorch's mean of batches (cumulative).",
+        "MODE",
+    ),
+    "mixed_precision": Option(PASS, "Compute in float16, for speed on a GPU."),
+    "device": Option(PASS, "auto, cpu, gpu or gpu:N.", "DEVICE"),
+    "distribute": Option(PASS, "mirrored: divide batches among all GPUs (TensorFlow).", "STRATEGY"),
+    "eval_data": Option(
+        SELECTION,
+        "Held-out (x, y) on which the result is evaluated: a callable or an .npz file.",
+        "SPEC",
+    ),
+    "test_data": Option(
+        SELECTION,
+        "(x, y) not used for selection, for an unbiased score of the result.",
+        "SPEC",
+    ),
+    "allow_same_data": Option(SELECTION, "Let --test-data share samples with --eval-data."),
+    "output": Option(
+        OUTPUT, "File to write, .weights.h5 or .keras.", "FILE", parse=Path, short="-o"
+    ),
+    "merged": Option(OUTPUT, "An average of the run, to report on as well.", "FILE"),
+    "plot": Option(
+        OUTPUT, "Draw the coefficients into a picture (needs matplotlib).", "FILE", Path
+    ),
+    "overwrite": Option(OUTPUT, "Replace an existing output."),
+    "resume": Option(OUTPUT, "Continue an interrupted merge; also keep partial work on Ctrl-C."),
+    "dry_run": Option(OUTPUT, "Print what would be done, and write nothing."),
+    "json": Option(OUTPUT, "Print the result as JSON."),
+    "jobs": Option(
+        RESOURCES,
+        "Number of threads.",
+        "N",
+        parse_integer,
+        default="one per core, up to 4",
+    ),
+    "max_memory": Option(
+        RESOURCES,
+        "Memory limit of the whole process while it merges, such as 160MiB.",
+        "SIZE",
+        parse_size,
+    ),
+    "directory": Option(OUTPUT, "Folder for everything that is written.", "DIR", Path, short="-d"),
+    "seed": Option(
+        OTHER, "Seed of the initial weights and the order of the data.", "N", parse_integer
+    ),
+    "pictures": Option(OTHER, "Draw the training, the path of the weights and the loss around it."),
+}
+"""Every keyword of the functions behind the commands, but for the recipes."""
+
+FOR_SELECTION: dict[str, Argument | Option] = {
+    "eval_data": Option(
+        SELECTION, "Held-out (x, y) used for selection: a callable or an .npz file.", "SPEC"
+    ),
+    "monitor": Option(SELECTION, "Metric used for selection.", "NAME"),
+    "mode": Option(
+        SELECTION, "Direction of the metric; auto infers it from the name.", "min|max|auto"
+    ),
+}
+"""Rows of commands that choose by evaluating, which the records of a run have no part in."""
+
+
+def option_table() -> dict[str, Argument | Option]:
+    """All rows, with the recipes that are registered now."""
+    names = ", ".join(RECIPES)
+    return OPTIONS | {
+        "recipe": Option(
+            AVERAGE,
+            f"How to weight the checkpoints: {names}. `ckptavg recipes` says what they do.",
+            "NAME",
+        ),
+        "recipes": Option(
+            AVERAGE,
+            f"Recipes to try, such as uniform,ema:0.9,sqrt-decay; of {names}.",
+            "LIST",
+            parse_texts,
+        ),
+    }
+
+
+def recipe_options(*, examples: bool = False) -> dict[str, Option]:
+    """The options of the parameters of all recipes, those registered from outside included.
+
+    With `examples`, only those that have an example to fall back on, which the help then names.
+    """
+    found = {}
+    for name, parameter in all_parameters().items():
+        if examples and parameter.example is None:
+            continue
+        parse = parse_integer if parameter.value_type is int else parse_float
+        default = f"{parameter.example:g}" if examples else None
+        help_text = f"{' and '.join(owners(name))}: {parameter.help}"
+        found[name] = Option(AVERAGE, help_text, parameter.metavar, parse, default=default)
+    return found

@@ -1,77 +1,30 @@
 """`ckptavg update-bn`: re-estimate the BatchNorm statistics of a checkpoint."""
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
-from ckptavg.cli.options import (
-    DATA_HELP,
-    BatchNormMode,
-    BatchSize,
-    Device,
-    Distribute,
-    MixedPrecision,
-    PassOptions,
-    Preprocess,
-    Steps,
-    print_pass,
+from ckptavg.cli.command import command
+from ckptavg.cli.pass_report import print_pass
+from ckptavg.cli.printing import as_json, print_json
+from ckptavg.cli.session import session
+from ckptavg.commands.update_bn import update_bn as refresh
+
+
+@command(
+    refresh, example="ckptavg update-bn swa.weights.h5 -o swa-bn.weights.h5 --data train.py:bn_data"
 )
-from ckptavg.cli.printing import Json, Model, Output, Overwrite, model_spec, print_json
-from ckptavg.errors import FormatError
-from ckptavg.formats import check_keras_output
-from ckptavg.runs.outputs import check_output
-
-
-def update_bn(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="A .weights.h5 or .keras file.", show_default=False),
-    ],
-    output: Output,
-    data: Annotated[
-        str, typer.Option(metavar="SPEC", help=f"Training data: {DATA_HELP}", show_default=False)
-    ],
-    model: Model = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    preprocess: Preprocess = None,
-    bn_mode: BatchNormMode = "batch",
-    device: Device = "auto",
-    distribute: Distribute = None,
-    mixed_precision: MixedPrecision = False,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
+def update_bn(*, json: bool, **options: Any) -> None:
     """Re-estimate BatchNorm statistics by a forward pass over data.
 
-    The pass changes nothing but the statistics, and pools them over all batches by true counts. It
-    runs on the backend that KERAS_BACKEND names, and there on the GPU if it has one.
+    Only the statistics change, and they are pooled over all batches by true counts. The pass runs
+    on the backend that KERAS_BACKEND names, on its GPU if there is one.
     """
-    if not checkpoint.is_file():
-        raise FormatError(f"there is no checkpoint {checkpoint}")
-    check_keras_output(output)
-    check_output(output, overwrite)
-    spec = model_spec(model, checkpoint)
-    options = PassOptions(
-        steps, batch_size, preprocess, bn_mode, device, distribute, mixed_precision
-    )
-    with options.session(spec, data) as (live, loaded, bar):
-        from ckptavg.batch_norm.refresh import refresh_batch_norm
-
-        report = refresh_batch_norm(
-            checkpoint,
-            output,
-            model=live,
-            data=loaded,
-            data_name=data,
-            overwrite=overwrite,
-            progress=bar("BatchNorm pass", options.batches(loaded)),
-            **options.of_the_pass,
-        )
+    with session():
+        report = refresh(**options)
     if json:
-        print_json({"output": str(output), **asdict(report.batch_norm)})
+        print_json({"output": report.output, **as_json(report.batch_norm)})
         return
-    typer.echo(f"wrote {output}")
-    print_pass(report.batch_norm)
+    click.echo(f"wrote {report.output}")
+    if report.batch_norm is not None:
+        print_pass(report.batch_norm)

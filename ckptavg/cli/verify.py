@@ -1,41 +1,37 @@
-"""`ckptavg verify`: hold checkpoints against their records."""
+"""`ckptavg verify`: check files against their digests."""
 
-from dataclasses import asdict
-from typing import Annotated
+import click
 
-import typer
+from ckptavg.cli.command import command
+from ckptavg.cli.printing import print_json
+from ckptavg.merging.verify import (
+    INTACT,
+    NOT_RECOMPUTED,
+    REPRODUCED,
+    Verification,
+    verify_each,
+)
+from ckptavg.merging.verify import verify as verify_all
 
-from ckptavg.cli.printing import Json, print_json
-from ckptavg.merging.verify import INTACT, NOT_RECOMPUTED, REPRODUCED, Verification, verify_each
 
+@command(verify_all, example="ckptavg verify run swa.weights.h5")
+def verify(*, paths: tuple[str, ...], json: bool) -> None:
+    """Check files against their digests; recompute averages and compare.
 
-def verify(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="Runs, checkpoint files, quoted patterns, or folders of checkpoints.",
-            show_default=False,
-        ),
-    ],
-    json: Json = False,
-) -> None:
-    """Prove checkpoints by their records, averages by their sources.
-
-    An average whose sources still stand is computed again and compared to the bit. The first thing
-    that is not as recorded is an error.
+    An average whose sources still exist is computed again and compared to the bit. The first
+    difference is an error.
     """
     found = []
     for verification in verify_each(paths):
         found.append(verification)
         if not json:
-            typer.echo(_line(verification))
+            click.echo(_line(verification))
     if json:
-        print_json({"checkpoints": [asdict(verification) for verification in found]})
+        print_json({"checkpoints": found})
         return
     unverified = sum(verification.proof != INTACT for verification in found)
     if unverified:
-        typer.echo(f"{unverified} of {len(found)} have no record: nothing is proven of them")
+        click.echo(f"{unverified} of {len(found)} have no record: nothing is proven of them")
 
 
 def _line(found: Verification) -> str:

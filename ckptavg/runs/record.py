@@ -10,6 +10,7 @@ holds for that file only.
 import json
 import platform
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -283,15 +284,13 @@ def now() -> str:
 
 
 def versions(packages: Iterable[str] = ("numpy", "h5py")) -> dict[str, str]:
-    """Versions of ckptavg, Python and the packages named, as installed."""
-    from importlib import metadata  # takes longer than all else here
-
+    """Versions of ckptavg, Python and those of the packages that this process has imported."""
     found = {"ckptavg": __version__, "python": platform.python_version()}
     for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+        # The modules know their versions; importlib.metadata would parse files for 20 ms.
+        version = getattr(sys.modules.get(package), "__version__", None)
+        if version is not None:
+            found[package] = str(version)
     return found
 
 

@@ -185,7 +185,10 @@ def test_inspect_fits_a_terminal(folder):
         (("merge", "run", "-o", "o.weights.h5", "--coefficients", "1,1"), "2 coefficients for 4"),
         (("merge", "run", "-o", "o.weights.h5", "--max-memory", "1MiB"), "too low"),
         (("merge", "run", "-o", "o.weights.h5", "--jobs", "0"), "at least 1"),
-        (("merge", "run", "-o", "o.weights.h5", "--steps", "2"), "--data, which is missing"),
+        (
+            ("merge", "run", "-o", "o.weights.h5", "--steps", "2"),
+            "steps has no effect without data: pass data (--data)",
+        ),
         (("merge", "run", "-o", "o.keras", *MODEL, "--data", "gone.py:f"), "no file gone.py"),
         (("merge", "run", "-o", "o.keras", *MODEL, "--data", "train.py:f"), "there is no 'f'"),
         (("merge", "run", "-o", "o.keras", "--model", "train.py:f", *DATA), "there is no 'f'"),

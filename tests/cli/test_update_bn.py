@@ -82,8 +82,8 @@ def test_a_folder_of_images(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--batch-size", "0"), "batch_size is 0"),
-        (("--bn-mode", "exact"), "mode is 'exact'"),
+        (("--batch-size", "0"), "batch_size is 0, but must be an integer >= 1"),
+        (("--bn-mode", "exact"), "bn_mode is 'exact', but must be"),
         (("--device", "gpu:77"), "finds"),
         (("--distribute", "tpu"), "must be 'mirrored'"),
         (("--preprocess", "pre.py:gone"), "there is no 'gone' in the file, it has: scale"),
@@ -110,7 +110,7 @@ def test_options_of_data_need_data(folder):
         for command in (("merge", "run", "-o", "o.weights.h5"), *SEARCHES):
             status, _, err = main(*command, *option)
             assert status == 1
-            assert f"{option[0]} is about --data, which is missing" in err
+            assert f"(--data), or omit {option[0][2:].replace('-', '_')} ({option[0]})" in err
 
 
 def test_searches_take_the_same_options(mean):

@@ -4,6 +4,8 @@ import contextlib
 import io
 import sys
 
+import click
+
 from ckptavg import cli
 
 TRAIN = """
@@ -43,6 +45,12 @@ MODEL = ("--model", "train.py:build_model")
 
 
 DATA = ("--data", "train.py:bn_data")
+
+
+def known_commands() -> dict[str, click.Command]:
+    """Every command by its name."""
+    context = click.Context(cli.app)
+    return {name: cli.app.get_command(context, name) for name in cli.app.list_commands(context)}
 
 
 def main(*arguments: object) -> tuple[int, str, str]:

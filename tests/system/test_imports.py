@@ -14,7 +14,6 @@ from tests.helpers.processes import run_blocked
 
 def test_the_public_names():
     assert ckptavg.__all__ == [
-        "SWA",
         "BatchNormReport",
         "Checkpoint",
         "CheckpointSaver",
@@ -22,36 +21,44 @@ def test_the_public_names():
         "CkptavgWarning",
         "DoctorReport",
         "EpochLog",
+        "Inspection",
         "MergePlan",
         "MergeReport",
+        "MergeResult",
         "Recipe",
+        "RecipeComparison",
         "Record",
         "RefreshReport",
         "Run",
+        "SWA",
         "SoupReport",
         "Swad",
         "SweepReport",
         "Verification",
         "__version__",
+        "compare_recipes",
         "convert",
         "doctor",
         "evaluate",
+        "inspect",
         "load_model",
         "merge",
         "merge_into_model",
         "open_run",
         "plan_merge",
         "refresh_batch_norm",
+        "report",
         "run_plan",
         "soup",
         "sweep",
         "update_batch_norm",
+        "update_bn",
         "verify",
     ]
     for name in ckptavg.__all__:
         assert not isinstance(getattr(ckptavg, name), type(sys)), f"{name} is a module"
     assert dir(ckptavg) == sorted(ckptavg.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'average'"):
+    with pytest.raises(AttributeError, match="No ckptavg attribute average"):
         ckptavg.average  # noqa: B018
     assert ckptavg.__version__ == version("ckptavg")
 

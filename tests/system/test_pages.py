@@ -10,11 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import typer
 
 from ckptavg import demo
-from ckptavg.cli import app
-from tests.helpers.command_line import main
+from tests.helpers.command_line import known_commands, main
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "ckptavg" / "docs"
@@ -127,8 +125,7 @@ def test_tables_are_whole(page):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in DECISIONS], ids=relative)
 def test_commands_and_options_that_are_shown_exist(page):
-    group = typer.main.get_command(app)
-    known = {name: group.get_command(None, name) for name in group.commands}
+    known = known_commands()
     text = page.read_text()
     scripts = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     lines = [line for script in scripts for line in script.splitlines()]

@@ -8,31 +8,26 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import typer
-import typer.testing
+from click.testing import CliRunner
 
 import ckptavg
 from ckptavg.cli import app
+from tests.helpers.command_line import known_commands
 from tests.helpers.models import tiny_data, tiny_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def commands() -> dict[str, typer.core.TyperCommand]:
-    group = typer.main.get_command(app)
-    return {name: group.get_command(None, name) for name in group.commands}
-
-
 def test_every_command_is_in_the_readme():
-    for name in commands():
+    for name in known_commands():
         assert f"ckptavg {name}" in README or f"make {name}" in README, name
 
 
 def test_no_summary_of_a_command_is_cut_at_80_columns():
-    found = typer.testing.CliRunner().invoke(app, ["--help"], terminal_width=80)
+    found = CliRunner().invoke(app, ["--help"], terminal_width=80)
     listed = found.output.partition("Commands:")[2]
-    assert all(f"  {name} " in listed for name in commands())
+    assert all(f"  {name} " in listed for name in known_commands())
     assert "..." not in listed
 
 

@@ -1,0 +1,90 @@
+"""`compare_recipes`: the coefficients that each recipe gives the same checkpoints."""
+
+from dataclasses import dataclass
+
+from ckptavg.recipes import RECIPES, Recipe, all_parameters, effective_sample_size
+from ckptavg.runs.checkpoint import positions_in
+from ckptavg.runs.sources import Sources, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeCoefficients:
+    """A recipe and what it gives the checkpoints that are compared.
+
+    Attributes:
+        recipe: with its parameter, such as `ema:0.8`; its name if it does not go by positions.
+        summary: what it does, in a line.
+        coefficients: one per checkpoint; None if they do not follow from positions alone.
+    """
+
+    recipe: str
+    summary: str
+    coefficients: tuple[float, ...] | None = None
+
+    @property
+    def effective_sample_size(self) -> float | None:
+        """As many independent checkpoints have a plain mean as little noisy."""
+        return None if self.coefficients is None else effective_sample_size(self.coefficients)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RecipeComparison:
+    """What `compare_recipes` found.
+
+    Attributes:
+        positions: of the checkpoints in training, oldest first.
+        unit: what positions count: `step`, `epoch` or `checkpoint`.
+        recipes: all that there are.
+    """
+
+    positions: tuple[float, ...]
+    unit: str
+    recipes: tuple[RecipeCoefficients, ...]
+
+    def __repr__(self) -> str:
+        rows = (
+            f"  {r.recipe:<20} effective sample size {r.effective_sample_size:.3g}"
+            for r in self.recipes
+            if r.effective_sample_size is not None
+        )
+        return "\n".join((f"<RecipeComparison of {len(self.positions)} checkpoints", *rows)) + ">"
+
+
+def compare_recipes(
+    sources: Sources | None = None,
+    *,
+    count: int = 10,
+    **parameters: float | None,
+) -> RecipeComparison:
+    """Compares the coefficients that the recipes give the same checkpoints.
+
+    Args:
+        sources: checkpoints, as in `merge`; by default evenly spaced ones.
+        count: number of evenly spaced checkpoints, if there are no sources.
+        **parameters: of the recipes, such as `decay` and `sigma_rel`; examples by default.
+
+    Returns:
+        The recipes, those with coefficients and those that need more than positions.
+
+    Raises:
+        RunError: there are no checkpoints where `sources` points.
+        RecipeError: two checkpoints are at the same position.
+
+    Example:
+        >>> print(ckptavg.compare_recipes("run"))
+    """
+    if unknown := parameters.keys() - all_parameters().keys():
+        raise TypeError(f"compare_recipes() got an unexpected keyword argument '{min(unknown)}'")
+    positions, unit = tuple(map(float, range(1, count + 1))), "checkpoint"
+    if sources is not None:
+        positions, unit = positions_in(resolve(sources))
+    found = []
+    for name, definition in RECIPES.items():
+        if definition.over != "positions":
+            found.append(RecipeCoefficients(name, definition.summary))
+            continue
+        own = {p.name: parameters.get(p.name) or p.example for p in definition.parameters}
+        recipe = Recipe(name, **own)
+        coefficients = recipe.coefficients(positions)
+        found.append(RecipeCoefficients(str(recipe), definition.summary, coefficients))
+    return RecipeComparison(positions, unit, tuple(found))

@@ -1,0 +1,48 @@
+"""What a command takes when it is not named: the last checkpoint of a run, the model of a file."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptavg.errors import FormatError, SpecError
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.record import find_record
+from ckptavg.runs.run import CHECKPOINT_FOLDER, open_run
+
+if TYPE_CHECKING:
+    import keras
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """A checkpoint file; for a run, its last checkpoint.
+
+    Raises:
+        FormatError: there is no such file.
+        RunError: the run holds no checkpoint.
+    """
+    path = Path(path)
+    if (path / CHECKPOINT_FOLDER).is_dir():
+        path = open_run(path).checkpoints[-1].path
+    if not path.is_file():
+        raise FormatError(f"there is no checkpoint {path}")
+    return path
+
+
+def model_or_that_of(
+    model: "keras.Model | str | Path | None", checkpoint: Path
+) -> "keras.Model | str | Path":
+    """The model that was given, or the SPEC of the one that a checkpoint comes with.
+
+    Raises:
+        SpecError: no model was given, and the checkpoint comes with none.
+    """
+    if model is not None:
+        return model
+    if checkpoint.suffix == ".keras":
+        return checkpoint
+    found = Checkpoint(checkpoint, find_record(checkpoint)).model_file
+    if found is not None:
+        return os.path.relpath(found)
+    raise SpecError(
+        f"{checkpoint} comes with no model configuration: pass --model SPEC (in Python model=)"
+    )

@@ -1,0 +1,107 @@
+"""`doctor`: which checkpoints should be left out of an average, with models and data by SPEC."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptavg.batch_norm.options import BatchNormOptions
+from ckptavg.commands.defaults import model_or_that_of
+from ckptavg.commands.display import bar, import_keras
+from ckptavg.errors import SpecError
+from ckptavg.merging.worker import Progress
+from ckptavg.runs.sources import Sources, resolve
+
+if TYPE_CHECKING:
+    import keras
+
+    from ckptavg.analysis.doctor.doctor import DoctorReport
+
+
+def doctor(
+    sources: Sources,
+    *,
+    model: "keras.Model | str | Path | None" = None,
+    data: Any = None,
+    eval_data: Any = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    preprocess: Callable[[Any], Any] | str | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
+    device: str = "auto",
+    distribute: str | None = None,
+    progress: Progress | None = None,
+) -> "DoctorReport":
+    """Finds checkpoints that should be left out of an average, and says why.
+
+    One pass reads all of them side by side and finds: files that cannot be read, are damaged or
+    belong to another model; NaN and infinity; duplicates; norms and distances to the mean unlike
+    those of the others (beyond 6 robust standard deviations: 1.4826 times the median deviation from
+    the median, at least 5 % of it for norms, 20 % for distances; with 4 checkpoints or more). With
+    `eval_data`, the loss halfway between neighbours tells whether they lie in one basin: a midpoint
+    worse than both by 10 % is a barrier (linear mode connectivity, Frankle et al., arXiv
+    1912.05671), and only the longest sequence without one is kept.
+
+    Args:
+        sources: checkpoints, as in `merge`, in the order of training.
+        model: the compiled model, or its SPEC; by default the one that the checkpoints come with.
+            A live model keeps the weights of the last midpoint.
+        data: training data for the BatchNorm passes, as in `update_batch_norm`, or their SPEC.
+        eval_data: held-out `(x, y)` on which midpoints are evaluated, or their SPEC.
+        steps: number of batches of `data` to use in each pass; all by default.
+        batch_size: as in `update_batch_norm`.
+        preprocess: as in `update_batch_norm`.
+        bn_mode: as in `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
+        device: `auto`, `cpu`, `gpu` or `gpu:N`.
+        distribute: `mirrored` divides batches among all GPUs (TensorFlow).
+        progress: called with the number of bytes read since the last call, from any thread.
+
+    Returns:
+        A diagnosis for each checkpoint, and which of them to keep.
+
+    Raises:
+        RunError: there are no checkpoints, or none that can be read.
+        SpecError: a model or training data are given without `eval_data`, or a SPEC leads nowhere.
+
+    Example:
+        >>> report = ckptavg.doctor("run")
+        >>> ckptavg.merge(report.keep, "swa.weights.h5")
+    """
+    from ckptavg.analysis.doctor.doctor import doctor as examine
+
+    options = BatchNormOptions(
+        steps=steps,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+        device=device,
+        distribute=distribute,
+    )
+    options.check_data(data)
+    if eval_data is None and (model is not None or data is not None):
+        raise SpecError(
+            "a model and training data are for midpoints: pass --eval-data SPEC, too (in Python "
+            "eval_data=)"
+        )
+    checkpoints = resolve(sources)
+    size = sum(c.record.size for c in checkpoints if c.record is not None) or None
+    progress = progress or bar("reading", size)
+    if eval_data is None:
+        return examine(checkpoints, progress=progress)
+    model = model_or_that_of(model, checkpoints[0].path)
+    import_keras()
+    from ckptavg.models.specs import as_data
+
+    with options.opened(model, data) as (network, inputs):
+        return examine(
+            checkpoints,
+            model=network,
+            data=inputs,
+            eval_data=as_data(eval_data, model=network),
+            steps=steps,
+            bn_mode=bn_mode,
+            mixed_precision=mixed_precision,
+            progress=progress,
+        )

@@ -1,0 +1,429 @@
+"""`merge`: which checkpoints, which average, and what happens to the result in a live model."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ckptavg.batch_norm.options import BatchNormOptions
+from ckptavg.commands.display import bar, import_keras
+from ckptavg.errors import RecipeError, ResourceError, SpecError
+from ckptavg.formats import check_keras_output
+from ckptavg.merging.merge import MergeReport, run_plan
+from ckptavg.merging.plan import MergePlan
+from ckptavg.merging.plan import plan_merge as plan_weighted
+from ckptavg.merging.tensor_rules import EQUAL
+from ckptavg.merging.worker import Progress
+from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe, all_parameters
+from ckptavg.recipes.swad import Swad
+from ckptavg.runs.checkpoint import select
+from ckptavg.runs.sources import Sources, resolve
+
+if TYPE_CHECKING:
+    import keras
+
+    from ckptavg.batch_norm.refresh import RefreshReport
+    from ckptavg.batch_norm.report import BatchNormReport
+
+SWAD = "swad"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MergeResult(MergeReport):
+    """What `merge` did.
+
+    Attributes:
+        batch_norm: what the BatchNorm pass did; None without `data`.
+        metrics: loss and metrics of the output on `eval_data`; None without.
+    """
+
+    batch_norm: "BatchNormReport | None" = None
+    metrics: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, report: MergeReport, **more: Any) -> Self:
+        """The result of a merge with what was done besides, or in place of what it says."""
+        known = {field.name: getattr(report, field.name) for field in fields(MergeReport)}
+        return cls(**(known | more))
+
+
+def merge(
+    sources: Sources,
+    output: str | Path,
+    *,
+    epochs: Iterable[int] | None = None,
+    last: int | None = None,
+    best: int | None = None,
+    monitor: str = "val_loss",
+    mode: str = "auto",
+    window: Swad | str | None = None,
+    n_converge: int = 3,
+    n_tolerance: int = 6,
+    tolerance_ratio: float = 0.3,
+    recipe: Recipe | str = UNIFORM,
+    coefficients: Sequence[float] | None = None,
+    normalize: bool = True,
+    non_float: str = EQUAL,
+    model: "keras.Model | str | Path | None" = None,
+    data: Any = None,
+    eval_data: Any = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    preprocess: Callable[[Any], Any] | str | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
+    device: str = "auto",
+    distribute: str | None = None,
+    data_name: str | None = None,
+    max_memory: int | None = None,
+    jobs: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **parameters: float | None,
+) -> MergeResult:
+    """Averages checkpoints into one file, streaming, in fixed memory.
+
+    Floating-point tensors become the mean sum(c_k x_k), computed in float64 (float64 ones with
+    compensated summation) and rounded once. Integers, booleans and strings must agree in all
+    checkpoints; the state of random generators and step counters are taken from the last one.
+    Optimizer state is dropped. The output appears whole or not at all, with a record
+    `<output>.json` beside it.
+
+    With `data`, the mean is loaded into the model and its BatchNorm statistics are re-estimated
+    before it is saved. With `eval_data`, the result is evaluated. Without both, neither Keras nor
+    a backend is imported.
+
+    Args:
+        sources: a `Run` or its directory, a checkpoint file, a pattern such as
+            `ckpt/*.weights.h5`, a folder of checkpoints, or a sequence of these and of
+            `Checkpoint`s, as `Run.select` returns them.
+        output: the file to write, or the prefix of a TensorFlow checkpoint. The suffix chooses the
+            format, which must be able to hold the names of the tensors; without one, that of the
+            checkpoints.
+        epochs: 1-based epochs to average; by default all.
+        last: average only the last N checkpoints.
+        best: average only the N checkpoints with the best `monitor`.
+        monitor: metric in the records for `best` and `window`.
+        mode: direction of the metric: `min`, `max`, or `auto` to infer it from the name.
+        window: `swad` keeps the checkpoints from where the validation loss `monitor` settles until
+            it starts to rise (Cha et al., arXiv 2102.08604); or a `Swad`.
+        n_converge: for `swad`, checkpoints without a new best loss until it has settled.
+        n_tolerance: for `swad`, consecutive losses above the tolerance that end the window.
+        tolerance_ratio: for `swad`, the tolerance, as a share of the loss where it has settled.
+        recipe: `uniform`, the plain mean, or another of `ckptavg.recipes`: a `Recipe`, its name, or
+            its name with its parameter, such as `ema:0.9`. It goes by the steps in the records,
+            else by the epochs, else by the order of the checkpoints.
+        coefficients: one per checkpoint, with sum 1, in place of a recipe.
+        normalize: whether the coefficients must sum to 1.
+        non_float: what to do with integer and string tensors: `equal` (all must agree) or `last`.
+        model: the Keras model, or its SPEC; for a `.keras` output without `data`, the `model.json`
+            of a run or a `.keras` file. By default that of the run. A live model keeps the new
+            weights.
+        data: training data for the BatchNorm pass, as in `update_batch_norm`, or their SPEC.
+        eval_data: held-out `(x, y)` on which the result is evaluated, or their SPEC.
+        steps: number of batches of `data` to use; all by default.
+        batch_size: as in `update_batch_norm`.
+        preprocess: as in `update_batch_norm`.
+        bn_mode: as in `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`.
+        device: `auto`, `cpu`, `gpu` or `gpu:N`.
+        distribute: `mirrored` divides batches among all GPUs (TensorFlow).
+        data_name: what the record calls the data; by default their SPEC, if they have one.
+        max_memory: bytes that the merge may use in addition to the interpreter and its libraries;
+            by default 64 MiB, or more where many tensors need it. Not with `data` or `eval_data`.
+        jobs: threads; by default one per core, up to 4, fewer if memory does not allow them.
+        overwrite: whether to replace an existing output.
+        resume: whether to continue an interrupted merge of the same plan, and to keep partial work
+            if this one is interrupted.
+        progress: called with the number of bytes read since the last call, from any thread.
+        **parameters: of the recipe, if its name alone is given: `decay` of `ema`, `sigma_rel` of
+            `power-ema` and `posthoc-ema`, `at_step` of `posthoc-ema`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        RunError: there are no checkpoints where `sources` points, or not those that were chosen.
+        FormatError: a file is not a checkpoint, or the output's format cannot be written.
+        MismatchError: checkpoints are of different models.
+        RecipeError: the recipe or the coefficients do not fit the checkpoints.
+        IntegrityError: a file differs from its record, holds NaN or infinity, or changed meanwhile.
+        OutputError: the output exists, or cannot be written there.
+        ResourceError: memory or disk do not suffice.
+        SpecError: a model or data are missing, or their SPEC leads nowhere.
+        ModelError, DataError: the checkpoints or the data do not fit the model.
+
+    Example:
+        >>> report = ckptavg.merge("run", "swa.weights.h5", last=10)
+        >>> report = ckptavg.merge("run", "swa.keras", data=x, eval_data=(x_test, y_test))
+        >>> report.metrics["accuracy"]
+    """
+    options = BatchNormOptions(
+        steps=steps,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+        device=device,
+        distribute=distribute,
+    )
+    plan, live = plan_with_model(
+        sources,
+        output,
+        options,
+        model=model,
+        data=data,
+        eval_data=eval_data,
+        epochs=epochs,
+        last=last,
+        best=best,
+        monitor=monitor,
+        mode=mode,
+        window=window,
+        n_converge=n_converge,
+        n_tolerance=n_tolerance,
+        tolerance_ratio=tolerance_ratio,
+        recipe=recipe,
+        coefficients=coefficients,
+        normalize=normalize,
+        non_float=non_float,
+        max_memory=max_memory,
+        jobs=jobs,
+        overwrite=overwrite,
+        **parameters,
+    )
+    progress = progress or bar("merging", plan.bytes_read)
+    if not live and eval_data is None:
+        return MergeResult.of(run_plan(plan, progress, resume=resume))
+    return _merge_with_model(
+        plan,
+        options,
+        model=model,
+        data=data,
+        eval_data=eval_data,
+        data_name=data_name,
+        live=live,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def plan_merge(
+    sources: Sources,
+    output: str | Path,
+    *,
+    epochs: Iterable[int] | None = None,
+    last: int | None = None,
+    best: int | None = None,
+    monitor: str = "val_loss",
+    mode: str = "auto",
+    window: Swad | str | None = None,
+    n_converge: int = 3,
+    n_tolerance: int = 6,
+    tolerance_ratio: float = 0.3,
+    recipe: Recipe | str = UNIFORM,
+    coefficients: Sequence[float] | None = None,
+    normalize: bool = True,
+    non_float: str = EQUAL,
+    model: str | Path | None = None,
+    max_memory: int | None = None,
+    jobs: int | None = None,
+    overwrite: bool = False,
+    live_model: bool = False,
+    copy: bool = False,
+    **parameters: float | None,
+) -> MergePlan:
+    """Plans a merge from metadata alone; arguments and errors are those of `merge`.
+
+    Args:
+        live_model: whether `merge_into_model` will run the plan: a `.keras` output then takes its
+            configuration from the model that it is given, not from a file.
+        copy: whether every tensor is that of the last checkpoint, to the bit, as for `convert`.
+
+    Example:
+        >>> plan = ckptavg.plan_merge("run", "swa.weights.h5", last=10)
+        >>> plan.coefficients, plan.memory
+        >>> report = ckptavg.run_plan(plan)
+    """
+    if coefficients is not None and recipe == UNIFORM:
+        recipe = COEFFICIENTS
+    chosen_recipe = _with_parameters(recipe, parameters)
+    swad = _swad(window, n_converge, n_tolerance, tolerance_ratio)
+    chosen: Sources = sources
+    if chosen_recipe.name == POSTHOC_EMA:
+        if any(choice is not None for choice in (epochs, last, best, swad)):
+            raise RecipeError(
+                f"{POSTHOC_EMA} takes all averages that a run has tracked: omit --epochs, --last, "
+                "--best and --window"
+            )
+    elif any(choice is not None for choice in (epochs, last, best, swad)):
+        chosen = select(
+            resolve(sources),
+            epochs=epochs,
+            last=last,
+            best=best,
+            monitor=monitor,
+            mode=mode,
+            window=swad,
+        )
+    return plan_weighted(
+        chosen,
+        output,
+        recipe=chosen_recipe,
+        coefficients=coefficients,
+        normalize=normalize,
+        non_float=non_float,
+        model=model,
+        max_memory=max_memory,
+        jobs=jobs,
+        overwrite=overwrite,
+        live_model=live_model,
+        copy=copy,
+    )
+
+
+def plan_with_model(
+    sources: Sources,
+    output: str | Path,
+    options: BatchNormOptions,
+    *,
+    model: "keras.Model | str | Path | None",
+    data: Any,
+    eval_data: Any,
+    max_memory: int | None,
+    **planning: Any,
+) -> tuple[MergePlan, bool]:
+    """Plans what `merge` will do, before Keras is imported.
+
+    Returns:
+        The plan, and whether a live model saves the output.
+
+    Raises:
+        CkptavgError: as `merge` does.
+    """
+    options.check_data(data)
+    if data is not None or eval_data is not None:
+        if max_memory is not None:
+            raise ResourceError(
+                "--max-memory (in Python max_memory=) limits a merge without --data and "
+                "--eval-data: Keras needs what it needs"
+            )
+        check_keras_output(Path(output))
+    live = data is not None or _needs_live_model(model, Path(output))
+    plan = plan_merge(
+        sources,
+        output,
+        model=_configuration(model),
+        max_memory=max_memory,
+        live_model=live,
+        **planning,
+    )
+    return plan, live
+
+
+def _merge_with_model(
+    plan: MergePlan,
+    options: BatchNormOptions,
+    *,
+    model: "keras.Model | str | Path | None",
+    data: Any,
+    eval_data: Any,
+    data_name: str | None,
+    live: bool,
+    resume: bool,
+    progress: Progress,
+) -> MergeResult:
+    """The part of `merge` that needs Keras: the BatchNorm pass, the evaluation, or both."""
+    chosen = plan.model_file if model is None else model
+    if chosen is None:
+        raise SpecError(
+            "the checkpoints come with no model configuration: pass --model SPEC (in Python model=)"
+        )
+    import_keras()
+    from ckptavg.batch_norm.refresh import merge_live
+    from ckptavg.models.batches import count_batches
+    from ckptavg.models.evaluation import evaluate
+    from ckptavg.models.specs import as_data, spec_name
+
+    with options.opened(chosen, data) as (network, inputs):
+        # Held-out data that lead nowhere are found before hours of merging, not after.
+        held_out = None if eval_data is None else as_data(eval_data, model=network)
+        if live:
+            total = None if data is None else options.count_batches(inputs)
+            done = merge_live(
+                plan,
+                network,
+                inputs,
+                options,
+                data_name=spec_name(data) if data_name is None else data_name,
+                resume=resume,
+                bytes_progress=progress,
+                batch_progress=bar("BatchNorm pass", total),
+            )
+            result = _of_model(plan, done)
+        else:
+            result = MergeResult.of(run_plan(plan, progress, resume=resume))
+        if held_out is None:
+            return result
+        advance = bar("evaluating", count_batches(held_out, None))
+        metrics = evaluate(result.output, model=network, data=held_out, progress=advance)
+    return MergeResult.of(result, batch_norm=result.batch_norm, metrics=metrics)
+
+
+def _of_model(plan: MergePlan, done: "RefreshReport") -> MergeResult:
+    """The result of a merge through a live model: its plan names the output that was asked for."""
+    if done.merged is None:
+        raise AssertionError("a merge into a model reports its merge")
+    return MergeResult.of(
+        done.merged,
+        output=done.output,
+        record=done.record,
+        plan=plan,
+        batch_norm=done.batch_norm,
+    )
+
+
+def _needs_live_model(model: "keras.Model | str | Path | None", output: Path) -> bool:
+    """Whether the output must be saved by a live model, although no pass is run.
+
+    The configuration of a model can be read from a file, but a callable must be called.
+    """
+    if model is None or _configuration(model) is not None:
+        return False
+    return not isinstance(model, str | os.PathLike) or output.suffix == ".keras"
+
+
+def _configuration(model: "keras.Model | str | Path | None") -> str | Path | None:
+    """The file that a model's configuration can be read from, if the model is given as one."""
+    if isinstance(model, str | Path) and str(model).endswith((".keras", ".json")):
+        return model
+    return None
+
+
+def _with_parameters(recipe: Recipe | str, parameters: Mapping[str, float | None]) -> Recipe:
+    """The recipe, with the parameters that were given as keywords."""
+    known = all_parameters()
+    for name in parameters:
+        if name not in known:
+            raise TypeError(f"merge() got an unexpected keyword argument '{name}'")
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if not given:
+        return Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(recipe, str) or ":" in recipe:
+        raise RecipeError(
+            f"the recipe {recipe} has its parameters already: omit {known[min(given)].option} (in "
+            f"Python {min(given)}=)"
+        )
+    return Recipe(recipe, **given)
+
+
+def _swad(
+    window: Swad | str | None, n_converge: int, n_tolerance: int, tolerance_ratio: float
+) -> Swad | None:
+    if window is None or isinstance(window, Swad):
+        return window
+    if window != SWAD:
+        raise RecipeError(f"window is {window!r:.40}, but must be '{SWAD}' (--window)")
+    return Swad(n_converge, n_tolerance, tolerance_ratio)

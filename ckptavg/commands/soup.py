@@ -1,0 +1,123 @@
+"""`soup`: the checkpoints whose average scores best, with models and data by SPEC."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptavg.batch_norm.options import BatchNormOptions
+from ckptavg.commands.defaults import model_or_that_of
+from ckptavg.commands.display import bar, import_keras
+from ckptavg.merging.worker import Progress
+from ckptavg.runs.sources import Sources, resolve
+
+if TYPE_CHECKING:
+    import keras
+
+    from ckptavg.search.soup import SoupReport
+
+GREEDY = "greedy"
+
+
+def soup(
+    sources: Sources,
+    output: str | Path,
+    *,
+    eval_data: Any,
+    method: str = GREEDY,
+    model: "keras.Model | str | Path | None" = None,
+    data: Any = None,
+    test_data: Any = None,
+    allow_same_data: bool = False,
+    monitor: str = "val_loss",
+    mode: str = "auto",
+    steps: int | None = None,
+    batch_size: int | None = None,
+    preprocess: Callable[[Any], Any] | str | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
+    device: str = "auto",
+    distribute: str | None = None,
+    data_name: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> "SoupReport":
+    """Averages the subset of checkpoints that scores best (Wortsman et al., arXiv 2203.05482).
+
+    A greedy soup begins with the best checkpoint, tries the others in the order of their metrics,
+    and keeps each with which the soup is not worse (algorithm 1 of the paper): on `eval_data`, it
+    is never worse than its best ingredient. A uniform soup is the mean of all. The checkpoints may
+    be of different runs of one model. Memory does not grow with their number.
+
+    Args:
+        sources: checkpoints, as in `merge`.
+        output: a `.weights.h5` or `.keras` file.
+        eval_data: held-out `(x, y)` used for selection, or their SPEC.
+        method: `greedy` or `uniform`.
+        model: a compiled model, or its SPEC; by default the one that the checkpoints come with. A
+            live model keeps the weights of the soup.
+        data: training data for the BatchNorm passes of soups, as in `update_batch_norm`, or their
+            SPEC. Single checkpoints are evaluated with the statistics that they were saved with.
+        test_data: `(x, y)` not used for selection, or their SPEC, for an unbiased score of the
+            soup.
+        allow_same_data: whether `test_data` may share samples with `eval_data`.
+        monitor: metric used for selection, such as `val_accuracy`.
+        mode: direction of the metric: `min`, `max`, or `auto` to infer it from the name.
+        steps: number of batches of `data` to use in each pass; all by default.
+        batch_size: as in `update_batch_norm`.
+        preprocess: as in `update_batch_norm`.
+        bn_mode: as in `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
+        device: `auto`, `cpu`, `gpu` or `gpu:N`.
+        distribute: `mirrored` divides batches among all GPUs (TensorFlow).
+        data_name: what the record calls `data`; by default their SPEC, if they have one.
+        overwrite: whether to replace an existing output.
+        progress: called with 1 for each evaluation.
+
+    Returns:
+        The checkpoints that were tried, which of them are in the soup, and its metrics.
+
+    Raises:
+        CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do; or `test_data` share
+            samples with `eval_data`.
+
+    Example:
+        >>> report = ckptavg.soup("run", "soup.keras", data=x, eval_data=(x_val, y_val))
+        >>> [found.checkpoint.epoch for found in report.ingredients if found.kept]
+    """
+    options = BatchNormOptions(
+        steps=steps,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+        device=device,
+        distribute=distribute,
+    )
+    options.check_data(data)
+    checkpoints = resolve(sources)
+    model = model_or_that_of(model, checkpoints[0].path)
+    import_keras()
+    from ckptavg.models.specs import as_data, spec_name
+    from ckptavg.search.soup import soup as cook
+
+    # A greedy soup evaluates each checkpoint alone, and each but the best together with the soup.
+    evaluations = 2 * len(checkpoints) - 1 if method == GREEDY else 1
+    with options.opened(model, data) as (network, inputs):
+        return cook(
+            checkpoints,
+            output,
+            method=method,
+            model=network,
+            data=inputs,
+            eval_data=as_data(eval_data, model=network),
+            test_data=None if test_data is None else as_data(test_data, model=network),
+            allow_same_data=allow_same_data,
+            monitor=monitor,
+            mode=mode,
+            steps=steps,
+            bn_mode=bn_mode,
+            mixed_precision=mixed_precision,
+            data_name=spec_name(data) if data_name is None else data_name,
+            overwrite=overwrite,
+            progress=progress or bar("evaluations", evaluations),
+        )

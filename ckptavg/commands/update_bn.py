@@ -1,0 +1,99 @@
+"""`update_bn`: a checkpoint file with BatchNorm statistics that are re-estimated from data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptavg.batch_norm.options import BatchNormOptions
+from ckptavg.commands.defaults import model_or_that_of
+from ckptavg.commands.display import bar, import_keras
+from ckptavg.errors import FormatError
+from ckptavg.formats import check_keras_output
+from ckptavg.runs.outputs import check_output
+
+if TYPE_CHECKING:
+    import keras
+
+    from ckptavg.batch_norm.refresh import RefreshReport
+
+
+def update_bn(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    data: Any,
+    model: "keras.Model | str | Path | None" = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    preprocess: Callable[[Any], Any] | str | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
+    device: str = "auto",
+    distribute: str | None = None,
+    data_name: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> "RefreshReport":
+    """Re-estimates the BatchNorm statistics of a checkpoint by a forward pass over data.
+
+    Nothing but the statistics changes. `refresh_batch_norm` is the same function for a model that
+    is named.
+
+    Args:
+        checkpoint: a `.weights.h5` or `.keras` file.
+        output: a `.weights.h5` or `.keras` file; it appears whole or not at all.
+        data: training data, as in `update_batch_norm`, or their SPEC.
+        model: the Keras model, or its SPEC; by default the one that the checkpoint comes with.
+        steps: number of batches to use; all by default.
+        batch_size: as in `update_batch_norm`.
+        preprocess: as in `update_batch_norm`.
+        bn_mode: as in `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`.
+        device: `auto`, `cpu`, `gpu` or `gpu:N`.
+        distribute: `mirrored` divides batches among all GPUs (TensorFlow).
+        data_name: what the record calls the data; by default their SPEC, if they have one.
+        overwrite: whether to replace an existing output.
+        progress: called after each batch with the number of new batches (1) and of new samples.
+
+    Returns:
+        The new file, its record, and what the pass did.
+
+    Raises:
+        CkptavgError: as `update_batch_norm` does, or the checkpoint does not fit the model, or the
+            output exists.
+
+    Example:
+        >>> ckptavg.update_bn("swa.weights.h5", "swa-bn.weights.h5", data="train.py:bn_data")
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    if not checkpoint.is_file():
+        raise FormatError(f"there is no checkpoint {checkpoint}")
+    check_keras_output(output)
+    check_output(output, overwrite)
+    model = model_or_that_of(model, checkpoint)
+    options = BatchNormOptions(
+        steps=steps,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        bn_mode=bn_mode,
+        mixed_precision=mixed_precision,
+        device=device,
+        distribute=distribute,
+    )
+    import_keras()
+    from ckptavg.batch_norm.refresh import refresh_batch_norm
+    from ckptavg.models.specs import spec_name
+
+    with options.opened(model, data) as (network, inputs):
+        return refresh_batch_norm(
+            checkpoint,
+            output,
+            model=network,
+            data=inputs,
+            data_name=spec_name(data) if data_name is None else data_name,
+            steps=steps,
+            bn_mode=bn_mode,
+            mixed_precision=mixed_precision,
+            overwrite=overwrite,
+            progress=progress or bar("BatchNorm pass", options.count_batches(inputs)),
+        )
