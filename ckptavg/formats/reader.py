@@ -10,7 +10,10 @@ from ckptavg.errors import FormatError, IntegrityError
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.storage.open_file import OpenFile, Range, Stamp, gaps_between
 
-Attributes = Mapping[str, object]
+Attribute = str | bytes | tuple[bytes, ...]
+"""A string in UTF-8; bytes, as TensorFlow stores, or a string in ASCII; a list of names."""
+
+Attributes = Mapping[str, Attribute]
 
 KERAS, LEGACY, TENSORFLOW, FLAT = "keras", "legacy", "tensorflow", "flat"
 """Ways of naming tensors: `layers/dense/vars/0` of Keras 3; `dense/dense/kernel:0` with lists of

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.formats import CheckpointReader, Structure, open_reader
+from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.formats.hdf5.keras3 import keras_structure
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.models.model import save_weights
@@ -60,8 +60,7 @@ def place(model: keras.Model, *, include_optimizer: bool = False) -> Placement |
     if any(variable is None for variable in variables.values()):
         return None
     tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
-    merged = Structure(tensors, {**structure.groups, **groups})
-    return Placement(keras_structure(merged), variables)
+    return Placement(keras_structure(tensors, {**structure.groups, **groups}), variables)
 
 
 class _Marks(keras.StatelessScope):

@@ -18,13 +18,9 @@ from ckptavg.errors import CkptavgError
 from ckptavg.formats import ModelConfig, open_reader
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import Record, find_record, now, record_path
-from tests.formats import (
-    test_keras_files,
-    test_legacy_h5,
-    test_safetensors,
-    test_sharded_h5,
-    test_tensorflow,
-)
+from tests.formats.hdf5 import test_keras2, test_keras3, test_keras3_shards
+from tests.formats.safetensors import test_checkpoint as test_safetensors
+from tests.formats.tensorflow import test_checkpoint as test_tensorflow
 from tests.fuzzing.mutations import mutate
 from tests.fuzzing.worker import Worker
 
@@ -50,11 +46,11 @@ class Compressed:
 
 
 FORMATS = {
-    "weights.h5": test_keras_files.TestWeightsH5,
-    "keras": test_keras_files.TestKerasArchive,
-    "shards.h5": test_sharded_h5.TestShardedWeights,
-    "legacy": test_legacy_h5.TestWeightsOfTfKeras,
-    "model.h5": test_legacy_h5.TestWholeModelOfKeras3,
+    "weights.h5": test_keras3.TestWeightsH5,
+    "keras": test_keras3.TestKerasArchive,
+    "shards.h5": test_keras3_shards.TestShardedWeights,
+    "legacy": test_keras2.TestWeightsOfTfKeras,
+    "model.h5": test_keras2.TestWholeModelOfKeras3,
     "decoded": Compressed,
     "tensorflow": test_tensorflow.TestKeras3Checkpoint,
     "saver": test_tensorflow.TestSaverOfTensorFlow1,

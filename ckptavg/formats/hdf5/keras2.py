@@ -1,17 +1,18 @@
-"""HDF5 files of Keras 2 and tf_keras, and whole models by `model.save("x.h5")`: lists of names.
+"""HDF5 files of Keras 2 and tf_keras, which find their weights by lists of names.
 
-A file of weights has the attribute `layer_names`, each layer's folder `weight_names`. A whole model
-has them under `model_weights`, the optimizer's under `optimizer_weights`, and its configuration as
-texts, which are carried and never looked at. Long lists are split: `weight_names0`, and so on.
+A file of weights has the attribute `layer_names`, and the folder of each layer `weight_names`. A
+whole model, from `model.save("x.h5")`, has them below `model_weights`, those of the optimizer below
+`optimizer_weights`, and its configuration as attributes, which are copied unread. Lists too long
+for one attribute are split into `weight_names0`, `weight_names1`, ...
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import count, takewhile
 from pathlib import Path
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.hdf5.preallocate import lay_out
+from ckptavg.formats.hdf5.walk import Tree
 from ckptavg.formats.reader import LEGACY, Attributes, Structure
 from ckptavg.formats.tensors import Extent
 from ckptavg.formats.writer import CheckpointWriter
@@ -22,32 +23,36 @@ _TOP_LEVEL = "top_level_model_weights"
 _LAYERS, _WEIGHTS = "layer_names", "weight_names"
 _CONFIG = "model_config"
 _NEEDED = (_LAYERS, _WEIGHTS, _CONFIG, "training_config", "keras_version", "backend")
-"""Attributes that Keras reads, or the beginnings of their names: none may be lost."""
+"""Attributes that Keras reads, or how their names begin: a damaged one makes a file unreadable."""
 
 
-def is_legacy(found: Structure) -> bool:
-    """Whether an HDF5 file has lists of names, whatever it is called."""
-    keys = (key for texts in found.groups.values() for key in texts)
+def is_legacy(tree: Tree) -> bool:
+    """Whether an HDF5 file has lists of names."""
+    keys = (key for attributes in tree.groups.values() for key in attributes)
     return any(key.startswith((_LAYERS, _WEIGHTS)) for key in keys)
 
 
-def legacy_structure(path: Path, found: Structure) -> Structure:
-    """What Keras 2 makes of an HDF5 file: the weights are those that the lists name.
+def legacy_structure(path: Path, tree: Tree) -> Structure:
+    """The structure of a file of Keras 2.
+
+    Args:
+        path: the file, for messages.
+        tree: what it holds.
 
     Raises:
-        FormatError: a list is missing or damaged, or tensors are not those that are listed.
+        FormatError: a list is missing or damaged, or the tensors are not the listed ones.
     """
-    return _Legacy(path, found).structure()
+    return _Legacy(path, tree).structure()
 
 
 class LegacyH5Writer(CheckpointWriter):
-    """Writes files of weights and whole models, as they were read."""
+    """Writes files of weights and whole models with the lists that were read."""
 
     def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
         if structure.naming != LEGACY:
             raise FormatError(
-                f"cannot write {path}: Keras reads files of this name only as it wrote them up to "
-                "Keras 2, which the checkpoints are not. Name an output that ends in .weights.h5"
+                f"cannot write {path}: Keras expects a file of this name to be in the format of "
+                "Keras 2, unlike the checkpoints. Name an output that ends in .weights.h5"
             )
         super().__init__(path, structure, resume=resume)
 
@@ -58,65 +63,63 @@ class LegacyH5Writer(CheckpointWriter):
 class _Legacy:
     """An HDF5 file with lists of names, whose tensors and lists must agree."""
 
-    def __init__(self, path: Path, found: Structure) -> None:
+    def __init__(self, path: Path, tree: Tree) -> None:
         self._path = path
-        self._found = found
-        self._groups = {folder: self._carried(folder) for folder in found.groups}
+        self._tensors = tree.tensors
+        self._groups = {folder: self._intact(folder, tree) for folder in tree.groups}
         self._whole = _LAYERS not in self._groups[""] and _MODEL in self._groups
 
     def structure(self) -> Structure:
         if self._whole and _CONFIG not in self._groups[""]:
             raise self._refusal(f"it has '{_MODEL}' but not the attribute '{_CONFIG}'")
         self._check_lists()
-        names = (*self._found.tensors, *self._groups)
+        names = (*self._tensors, *self._groups)
         optimizer = (name for name in names if self._whole and name.split("/")[0] == _OPTIMIZER)
-        return replace(
-            self._found, groups=self._groups, naming=LEGACY, optimizer=frozenset(optimizer)
-        )
+        return Structure(self._tensors, self._groups, LEGACY, frozenset(optimizer))
 
-    def _carried(self, folder: str) -> Attributes:
-        texts = self._found.groups[folder]
-        for key, text in texts.items():
-            if text is None and key.startswith(_NEEDED):
+    def _intact(self, folder: str, tree: Tree) -> Attributes:
+        intact = {}
+        for key, value in tree.groups[folder].items():
+            if value is not None:
+                intact[key] = value
+            elif key.startswith(_NEEDED):
                 raise self._refusal(f"the attribute '{key}' of '{folder or '/'}' is damaged")
-        return {key: text for key, text in texts.items() if text is not None}
+        return intact
 
     def _check_lists(self) -> None:
         listed: set[str] = set()
         for name in self._listed():
             if name in listed:
                 raise self._refusal(f"'{name}' is listed twice")
-            if name not in self._found.tensors:
-                raise self._refusal(f"'{name}' is listed but not there")
+            if name not in self._tensors:
+                raise self._refusal(f"'{name}' is listed but missing")
             listed.add(name)
-        for name in self._found.tensors:
+        for name in self._tensors:
             if name not in listed:
-                raise self._refusal(f"'{name}' is there but not listed")
+                raise self._refusal(f"'{name}' is not listed")
 
     def _listed(self) -> Iterator[str]:
-        """Every weight by its place in the file."""
+        """The paths of all weights that the lists name."""
         prefix = f"{_MODEL}/" if self._whole else ""
         layers = [prefix + layer for layer in self._names(prefix.rstrip("/"), _LAYERS)]
         further = [prefix + _TOP_LEVEL, *([_OPTIMIZER] if self._whole else [])]
         for folder in (*layers, *(folder for folder in further if folder in self._groups)):
             if folder not in self._groups:
-                raise self._refusal(f"the layer '{folder}' is listed but not there")
+                raise self._refusal(f"the layer '{folder}' is listed but missing")
             for weight in self._names(folder, _WEIGHTS):
                 yield f"{folder}/{weight}"
 
     def _names(self, folder: str, key: str) -> list[str]:
-        texts = self._groups[folder]
-        parts = [key] if key in texts else list(takewhile(texts.__contains__, _numbered(key)))
-        found = [texts[part] for part in parts]
-        if not found or not all(isinstance(names, tuple) for names in found):
+        attributes = self._groups[folder]
+        parts = (f"{key}{number}" for number in count())
+        keys = [key] if key in attributes else [*takewhile(attributes.__contains__, parts)]
+        lists = [attributes[key] for key in keys]
+        names = [name for found in lists if isinstance(found, tuple) for name in found]
+        if not lists or not all(isinstance(found, tuple) for found in lists):
             raise self._refusal(f"'{folder or '/'}' lacks the list '{key}'")
-        return [name.decode("utf-8", "replace") for names in found for name in names]
+        return [name.decode("utf-8", "replace") for name in names]
 
     def _refusal(self, why: str) -> FormatError:
         return FormatError(
             f"{self._path} is not an intact file of Keras 2: {why}. Save the checkpoint again"
         )
-
-
-def _numbered(key: str) -> Iterator[str]:
-    return (f"{key}{number}" for number in count())

@@ -1,7 +1,7 @@
-"""Keras 3 `.weights.h5` files: one HDF5 file, a folder of variables for each layer."""
+"""`.weights.h5` files of Keras 3: a folder for each layer, its variables in `vars`, numbered."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from ckptavg.errors import FormatError
@@ -10,8 +10,8 @@ from ckptavg.formats.hdf5.keras2 import is_legacy, legacy_structure
 from ckptavg.formats.hdf5.preallocate import lay_out
 from ckptavg.formats.hdf5.reader import Hdf5Reader
 from ckptavg.formats.names import check_tree
-from ckptavg.formats.reader import FLAT, KERAS, Structure, check_disjoint
-from ckptavg.formats.tensors import Extent
+from ckptavg.formats.reader import FLAT, KERAS, Attribute, Structure, check_disjoint
+from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
 
 _OPTIMIZER = "optimizer"
@@ -19,51 +19,61 @@ _VARIABLES = "vars"
 
 
 class WeightsH5Reader(Hdf5Reader):
-    """Reads a `.weights.h5` file."""
+    """Reads a file of weights; one that Keras 2 wrote is recognized by its lists of names."""
 
     def _read_structure(self) -> Structure:
-        found = self._search(Place(0, 0, self.size))
-        check_disjoint(self.path, found.tensors.values(), self._sizes)
-        return found
+        tree = self._search(self._weights)
+        check_disjoint(self.path, tree.tensors.values(), self._sizes)
+        if is_legacy(tree):
+            return legacy_structure(self.path, tree)
+        return keras_structure(tree.tensors, tree.groups)
 
-    def _interpret(self, found: Structure) -> Structure:
-        if is_legacy(found):
-            return legacy_structure(self.path, found)
-        return keras_structure(found)
+    @cached_property
+    def _weights(self) -> Place:
+        """Where the HDF5 file lies in the checkpoint."""
+        return Place(0, 0, self.size)
+
+    def _place_of(self, tensor: TensorInfo) -> Place:
+        return self._weights
 
 
 class WeightsH5Writer(CheckpointWriter):
-    """Writes a `.weights.h5` file: HDF5 lays it out, the bytes follow by positioned writes."""
+    """Writes a file of weights: HDF5 lays it out, then the tensors are written into it."""
 
     def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
         check_keras_names(path, structure)
         super().__init__(path, structure, resume=resume)
 
     def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        # Keras says nothing of the file itself, and texts of other formats may not fit into HDF5.
+        # Keras gives the file itself no attributes; those of other formats may not fit into HDF5.
         folders = {name: found for name, found in self.structure.groups.items() if name}
         return lay_out(files[0], self.structure.tensors, folders)
 
 
-def keras_structure(found: Structure) -> Structure:
-    """What Keras 3 makes of an HDF5 file: the optimizer has a folder, layers may have names.
+def keras_structure(
+    tensors: Mapping[str, TensorInfo], groups: Mapping[str, Mapping[str, Attribute | None]]
+) -> Structure:
+    """The structure of a file of Keras 3; its optimizer, if there is one, has a folder.
 
-    The names are the users' own, which only people read: a damaged one is left out.
+    Args:
+        tensors: of the file.
+        groups: the attributes of its folders, None where they are damaged.
     """
-    names = (*found.tensors, *found.groups)
+    names = (*tensors, *groups)
     optimizer = frozenset(n for n in names if n == _OPTIMIZER or n.startswith(f"{_OPTIMIZER}/"))
-    groups = {
-        folder: {key: text for key, text in texts.items() if text is not None}
-        for folder, texts in found.groups.items()
+    # Keras 3 finds its variables without attributes: a damaged one is left out.
+    intact = {
+        folder: {key: value for key, value in attributes.items() if value is not None}
+        for folder, attributes in groups.items()
     }
-    return replace(found, groups=groups, optimizer=optimizer)
+    return Structure(tensors, intact, optimizer=optimizer)
 
 
 def check_keras_names(path: Path, structure: Structure) -> None:
-    """Makes sure that Keras can find the tensors again: `.../vars/NAME`.
+    """Makes sure that Keras would find the tensors: their names end in `/vars/NAME`.
 
     Raises:
-        FormatError: they have the names of another format.
+        FormatError: the tensors have the names of another format.
     """
     if structure.naming == KERAS:
         return
@@ -71,8 +81,8 @@ def check_keras_names(path: Path, structure: Structure) -> None:
     if structure.naming != FLAT or strange is not None:
         raise FormatError(
             f"cannot write {path}: its tensors have names of another format, such as "
-            f"'{strange or next(iter(structure.tensors), '')}', where Keras would not find them. "
-            "Write the format that the checkpoints have"
+            f"'{strange or next(iter(structure.tensors), '')}', which Keras would not find. "
+            "Write the format of the checkpoints"
         )
     check_tree(path, structure)
 

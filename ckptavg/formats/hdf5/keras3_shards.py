@@ -1,7 +1,7 @@
-"""Keras 3 sharded weights: `x.weights.json` says which of `x_00000.weights.h5`, ... hold a folder.
+"""Sharded weights of Keras 3: `x.weights.json` maps folders to `x_00000.weights.h5`, ...
 
-Keras writes the index anew whenever it begins another shard. What an interruption leaves looks like
-a whole checkpoint but for its total size, and for shards that the index does not name.
+Keras rewrites the index whenever it begins another shard. A checkpoint whose saving was interrupted
+looks complete, except for its total size and for shards that the index does not name.
 """
 
 import json
@@ -14,28 +14,29 @@ from ckptavg.formats.hdf5.attributes import Place
 from ckptavg.formats.hdf5.keras3 import check_keras_names, keras_structure
 from ckptavg.formats.hdf5.preallocate import lay_out
 from ckptavg.formats.hdf5.reader import Hdf5Reader
-from ckptavg.formats.reader import Attributes, Structure, check_disjoint
+from ckptavg.formats.reader import Attribute, Structure, check_disjoint
 from ckptavg.formats.shards import assign, shard_paths
 from ckptavg.formats.strict_json import parse_object
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
 from ckptavg.storage.files import partial
+from ckptavg.storage.open_file import Range
 
 MAX_SHARD_SIZE = 5 * 1024**3
-"""Bytes of the tensors in one shard; Keras' own default."""
+"""Bytes of the tensors in one shard, as by default in Keras."""
 
 _INDEX_LIMIT = 64 * 1024 * 1024
 _METADATA, _TOTAL, _MAP = "metadata", "total_size", "weight_map"
 
 
 class ShardedH5Reader(Hdf5Reader):
-    """Reads a `.weights.json` file and its shards, all of them or none."""
+    """Reads a `.weights.json` file and all of its shards."""
 
     def _further_files(self) -> Sequence[Path]:
         index = parse_object(self.path, "index", self._read_file(0, _INDEX_LIMIT))
         metadata, folders = index.get(_METADATA), index.get(_MAP)
         if not (isinstance(metadata, dict) and isinstance(folders, dict) and folders):
-            raise FormatError(f"{self.path} is no index of shards: it lacks '{_MAP}'")
+            raise FormatError(f"{self.path} is not an index of shards: it lacks '{_MAP}'")
         places = [
             (folder, shard)
             for folder, shards in folders.items()
@@ -46,15 +47,15 @@ class ShardedH5Reader(Hdf5Reader):
         unnamed = sorted(_shards_beside(self.path) - {path.name for path in paths})
         if unnamed:
             raise FormatError(
-                f"refusing {self.path}: it does not name the shard {unnamed[0]} beside it. Either "
-                "saving was interrupted and the checkpoint must be saved again, or the shard is "
-                "left of a former checkpoint and must be removed"
+                f"refusing {self.path}: it does not name the shard {unnamed[0]} beside it. If "
+                "saving was interrupted, save the checkpoint again; if the shard is a remnant of "
+                "a former checkpoint, remove it"
             )
         return paths
 
     def _read_structure(self) -> Structure:
         tensors: dict[str, TensorInfo] = {}
-        groups: dict[str, Attributes] = {}
+        groups: dict[str, Mapping[str, Attribute | None]] = {}
         places: set[tuple[str, str]] = set()
         for number, shard in list(enumerate(self.files))[1:]:
             found = self._search(Place(number, 0, self._sizes[number]))
@@ -63,23 +64,23 @@ class ShardedH5Reader(Hdf5Reader):
                     raise FormatError(f"refusing {self.path}: '{name}' lies in two shards")
                 tensors[name] = tensor
                 places.add((_key(name), shard.name))
-            for folder, texts in found.groups.items():
-                groups[folder] = {**texts, **groups.get(folder, {})}
+            for folder, attributes in found.groups.items():  # a layer may span several shards
+                groups[folder] = {**attributes, **groups.get(folder, {})}
         check_disjoint(self.path, tensors.values(), self._sizes)
         self._check_index(places, _total_size(tensors.values()))
-        return keras_structure(Structure(tensors, groups))
+        return keras_structure(tensors, groups)
 
     def _check_index(self, places: set[tuple[str, str]], total: float) -> None:
         for folder, shard in sorted(places ^ self._stated):
             named = (folder, shard) in self._stated
             raise FormatError(
-                f"refusing {self.path}: '{folder}' is {'' if named else 'not '}said to lie in "
+                f"refusing {self.path}: it does {'' if named else 'not '}place '{folder}' in "
                 f"{shard}, which {'lacks' if named else 'holds'} it. Saving was interrupted, or "
-                "files were mixed up: save the checkpoint again"
+                "files of several checkpoints are mixed: save the checkpoint again"
             )
         if self._total != total:
             raise FormatError(
-                f"refusing {self.path}: its shards hold {total:,} bytes but it states "
+                f"refusing {self.path}: its shards hold {total:,} bytes but it declares "
                 f"{self._total!r:.40}. Saving was interrupted: save the checkpoint again"
             )
 
@@ -92,14 +93,15 @@ class ShardedH5Reader(Hdf5Reader):
         )
         return next(place for place in places if tensor.name in self._open_tree(place))
 
-    def _read_gaps(self, gaps: Iterable[Sequence[Extent]]) -> tuple[bytes, ...]:
+    def _read_gaps(self, gaps: Iterable[Sequence[Range]]) -> tuple[bytes, ...]:
+        # The index names its shards, so that two alike differ in these names only.
         index, *shards = super()._read_gaps(gaps)
         own_names = f'"{_base(self.path)}_'.encode()
         return index.replace(own_names, b'"_'), *shards
 
 
 class ShardedH5Writer(CheckpointWriter):
-    """Writes shards, split where those of the first checkpoint were, and then their index."""
+    """Writes shards, split as those of the checkpoints are, and then their index."""
 
     def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
         check_keras_names(path, structure)
@@ -107,7 +109,7 @@ class ShardedH5Writer(CheckpointWriter):
         left = sorted(_shards_beside(path) - written)
         if left:
             raise FormatError(
-                f"cannot write {path}: {left[0]} beside it would seem to be one of its shards. "
+                f"cannot write {path}: {left[0]} beside it would be taken for one of its shards. "
                 "Remove it or choose another name"
             )
         super().__init__(path, structure, resume=resume)
@@ -143,21 +145,21 @@ class ShardedH5Writer(CheckpointWriter):
 
 
 def _key(tensor: str) -> str:
-    """The folder of a tensor as the index names it."""
+    """The folder of a tensor, as the index names it."""
     return "/" + tensor.rpartition("/")[0]
 
 
 def _base(index: Path) -> str:
-    """What the names of shards begin with."""
+    """The beginning of the names of shards."""
     return index.name.removesuffix(".json").replace(".weights", "")
 
 
 def _shards_beside(index: Path) -> set[str]:
-    """Names in the folder of the index that its shards may have."""
+    """The files beside the index whose names could be those of its shards."""
     pattern = re.compile(re.escape(_base(index)) + r"_\d{5,}\.weights\.h5")
     return {file.name for file in index.parent.iterdir() if pattern.fullmatch(file.name)}
 
 
 def _total_size(tensors: Iterable[TensorInfo]) -> float:
-    """Bytes of tensors as Keras counts them: a boolean is a bit."""
+    """Bytes of tensors as Keras counts them: a boolean takes one bit."""
     return sum(t.nbytes / (8 if t.dtype == "bool" else 1) for t in tensors)

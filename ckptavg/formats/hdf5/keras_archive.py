@@ -1,4 +1,4 @@
-"""Keras 3 `.keras` files without Keras: an uncompressed zip of configuration and weights."""
+"""`.keras` files without Keras: an uncompressed zip of the configuration and a file of weights."""
 
 import shutil
 import struct
@@ -10,29 +10,19 @@ from ckptavg.errors import FormatError
 from ckptavg.formats.hdf5.attributes import Place
 from ckptavg.formats.hdf5.keras3 import WeightsH5Reader, WeightsH5Writer
 from ckptavg.formats.model_config import CONFIG, METADATA, ModelConfig
-from ckptavg.formats.reader import Structure, check_disjoint
-from ckptavg.formats.tensors import TensorInfo
+from ckptavg.formats.reader import Structure
 from ckptavg.storage.files import partial
 
 _WEIGHTS = "model.weights.h5"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of a zip member: signature, and the lengths of the name and the extra field that follow."""
+"""Header of a zip member: signature, and the lengths of the name and extra field after it."""
 
 
 class KerasArchiveReader(WeightsH5Reader):
-    """Reads the weights of a `.keras` file in place; its configuration is not looked at."""
-
-    def _read_structure(self) -> Structure:
-        found = self._search(self._weights)
-        check_disjoint(self.path, found.tensors.values(), self._sizes)
-        return found
-
-    def _place_of(self, tensor: TensorInfo) -> Place:
-        return self._weights
+    """Reads the weights inside a `.keras` file; its configuration is ignored."""
 
     @cached_property
     def _weights(self) -> Place:
-        """Where the member lies that holds the weights."""
         try:
             with self.path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 member = archive.getinfo(_WEIGHTS)
@@ -46,6 +36,7 @@ class KerasArchiveReader(WeightsH5Reader):
             raise
         except Exception as error:  # zipfile raises nearly anything on a damaged file
             raise FormatError(f"{self.path} is not an intact .keras file: {error}") from error
+        # The extra field may differ from that of the central directory, which zipfile has read.
         base = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         if signature != b"PK\3\4" or base + member.file_size > self.size:
             raise FormatError(f"{self.path} is not an intact .keras file: it is truncated")
@@ -53,7 +44,7 @@ class KerasArchiveReader(WeightsH5Reader):
 
 
 class KerasArchiveWriter(WeightsH5Writer):
-    """Writes a `.keras` file: the weights beside it first, then the archive around them."""
+    """Writes a `.keras` file: first the weights, then the archive around them."""
 
     needs_model_config = True
 
@@ -67,13 +58,15 @@ class KerasArchiveWriter(WeightsH5Writer):
     ) -> None:
         if model_config.has_assets:
             raise FormatError(
-                f"cannot write {path}: the model keeps files of its own (such as a vocabulary), "
-                "which its configuration lacks. Pass --model file.py:callable"
+                f"cannot write {path}: the model has assets (such as a vocabulary), which are "
+                "not part of its configuration. Pass --model file.py:callable"
             )
         self._config = model_config
         super().__init__(path, structure, resume=resume)
 
     def finish(self) -> int:
+        # The bytes are written twice: see
+        # docs/decisions/0015-keras-archives-are-written-without-keras.md.
         weights = self._partial[0]
         whole = partial(weights)
         self._moves = [(whole, self.path)]

@@ -1,4 +1,4 @@
-"""HDF5 files laid out to be filled: their tensors have places, and nothing in them."""
+"""Makes HDF5 files whose tensors are allocated but not written."""
 
 import os
 import re
@@ -9,7 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ckptavg.formats.hdf5.reader import DTYPE_ATTRIBUTE, limit_cache
+from ckptavg.formats.hdf5.reader import limit_cache
+from ckptavg.formats.hdf5.walk import DTYPE_ATTRIBUTE
 from ckptavg.formats.reader import Attributes
 from ckptavg.formats.tensors import Extent, TensorInfo, is_opaque
 
@@ -20,16 +21,22 @@ def lay_out(
     groups: Mapping[str, Attributes],
     number: int = 0,
 ) -> dict[str, Extent]:
-    """Makes an HDF5 file, number `number` of its checkpoint, with its tensors unwritten.
+    """Makes an HDF5 file whose tensors are to be written.
+
+    Args:
+        path: the file; it must not exist.
+        tensors: by their paths in the file.
+        groups: attributes of its folders, parents first; "" is the file itself.
+        number: of the file in its checkpoint.
 
     Returns:
-        Where each tensor is to lie.
+        Where the bytes of each tensor belong.
 
     Raises:
-        OSError: the system does not let the file be written, as on a full disk.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     extents = {}
-    with _errors_of_the_system(path), h5py.File(path, "w-") as file:
+    with _system_errors(path), h5py.File(path, "w-") as file:
         limit_cache(file)
         for name, attributes in groups.items():
             group = file.create_group(name) if name else file
@@ -39,19 +46,21 @@ def lay_out(
         for name, tensor in tensors.items():
             offset = allocate(name, tensor).get_offset()
             assert offset is not None or tensor.nbytes == 0, name
-            extents[name] = Extent(offset or 0, tensor.nbytes, number)  # an empty one has no place
+            extents[name] = Extent(
+                offset or 0, tensor.nbytes, number
+            )  # HDF5 allocates no empty tensors
     return extents
 
 
 class _Allocator:
-    """Makes datasets with their places in a file, and nothing in them."""
+    """Makes datasets that have a place in the file, but are not filled."""
 
     def __init__(self, file: h5py.File) -> None:
         self._file = file.id
         self._creating = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         self._creating.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         self._creating.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        self._creating.set_obj_track_times(False)
+        self._creating.set_obj_track_times(False)  # equal tensors give equal files
         self._linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         self._linking.set_create_intermediate_group(True)
         self._linking.set_char_encoding(h5py.h5t.CSET_UTF8)
@@ -74,8 +83,8 @@ class _Allocator:
 
 
 @contextmanager
-def _errors_of_the_system(path: Path) -> Iterator[None]:
-    """HDF5 tells of a full disk when it closes a file, in the text of a RuntimeError."""
+def _system_errors(path: Path) -> Iterator[None]:
+    """Finds the OSError in the RuntimeError by which HDF5 reports a full disk."""
     try:
         yield
     except RuntimeError as error:

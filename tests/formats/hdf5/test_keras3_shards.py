@@ -164,11 +164,11 @@ def tamper(kind, path):
     ("kind", "reason"),
     [
         ("total", "Saving was interrupted"),
-        ("no total", "it states None"),
+        ("no total", "it declares None"),
         ("no map", "lacks 'weight_map'"),
         ("empty map", "lacks 'weight_map'"),
-        ("folder not named", "is not said to lie in ckpt_00003.weights.h5, which holds it"),
-        ("folder not there", "is said to lie in ckpt_00000.weights.h5, which lacks it"),
+        ("folder not named", "' in ckpt_00003.weights.h5, which holds it"),
+        ("folder not there", "' in ckpt_00000.weights.h5, which lacks it"),
         ("shard missing", "1 of its"),
         ("shard not named", "does not name the shard ckpt_00099.weights.h5"),
         ("outside", "not a file beside it"),
@@ -190,7 +190,7 @@ def test_an_output_does_not_mix_with_other_shards(tmp_path):
     path = save(tmp_path, 1)
     other = tmp_path / "o_00077.weights.h5"
     other.touch()
-    with pytest.raises(FormatError, match="would seem to be one of its shards"):
+    with pytest.raises(FormatError, match="would be taken for one of its shards"):
         open_writer(tmp_path / f"o{SUFFIX}", output_structure(path))
     other.unlink()
     with open_writer(tmp_path / f"o{SUFFIX}", output_structure(path)) as writer:

@@ -249,18 +249,18 @@ def damage(kind, file):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("weight", "'model_weights/head/head/bias:0' is listed but not there"),
-        ("stowaway", "'model_weights/head/other' is there but not listed"),
-        ("stowaway outside", "'other' is there but not listed"),
-        ("optimizer", "'optimizer_weights/iteration:0' is listed but not there"),
-        ("layer", "the layer 'model_weights/drop' is listed but not there"),
+        ("weight", "'model_weights/head/head/bias:0' is listed but missing"),
+        ("stowaway", "'model_weights/head/other' is not listed"),
+        ("stowaway outside", "'other' is not listed"),
+        ("optimizer", "'optimizer_weights/iteration:0' is listed but missing"),
+        ("layer", "the layer 'model_weights/drop' is listed but missing"),
         ("layers", "'model_weights' lacks the list 'layer_names'"),
         ("list", "'model_weights/head' lacks the list 'weight_names'"),
         ("list of numbers", "the attribute 'weight_names' of 'model_weights/head' is damaged"),
         ("twice", "'model_weights/head/head/kernel:0' is listed twice"),
         ("config", "it has 'model_weights' but not the attribute 'model_config'"),
         ("numeric config", "the attribute 'training_config' of '/' is damaged"),
-        ("up", "'model_weights/head/../shared/shared/kernel:0' is listed but not there"),
+        ("up", "'model_weights/head/../shared/shared/kernel:0' is listed but missing"),
     ],
 )
 def test_lists_and_tensors_must_agree(tmp_path, kind, reason):

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ckptavg.formats.hdf5.attributes import Place, Texts
+from ckptavg.formats.hdf5.attributes import AttributeReader, Place
 from ckptavg.storage.open_file import OpenFile
 from tests.helpers.models import tiny_model
 
@@ -45,7 +45,7 @@ def texts(path):
     """The attributes of every folder and tensor of a file."""
     found = {}
     with h5py.File(path) as file, closing(OpenFile(path)) as opened:
-        reader = Texts(opened, Place(0, 0, opened.size))
+        reader = AttributeReader(opened, Place(0, 0, opened.size))
 
         def visit(name, entry):
             found[name] = dict(reader.of(h5py.h5o.get_info(entry.id).addr))
@@ -124,7 +124,7 @@ def test_headers_that_share_their_messages_cannot_fill_the_memory(tmp_path):
         file.attrs["names"] = np.array([b"x" * 50_000])
         address = h5py.h5o.get_info(file.id).addr
     with closing(OpenFile(path)) as opened:
-        reader = Texts(opened, Place(0, 0, opened.size))
+        reader = AttributeReader(opened, Place(0, 0, opened.size))
         assert reader.of(address)["names"] == (b"x" * 50_000,)
-        with pytest.raises(ValueError, match="more bytes than it has"):
+        with pytest.raises(ValueError, match="more bytes than the file has"):
             reader.of(address)
