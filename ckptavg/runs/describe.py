@@ -1,6 +1,6 @@
 """Numbers as people read them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 
@@ -29,3 +29,8 @@ def list_coefficients(coefficients: Sequence[float], most: int = 40) -> str:
     if len(rows) > most:
         return f"{len(coefficients)} from {min(coefficients):.4g} to {max(coefficients):.4g}"
     return ", ".join(value if count == 1 else f"{count} x {value}" for value, count in rows)
+
+
+def list_metrics(metrics: Mapping[str, float]) -> str:
+    """Metrics in a few words, such as `accuracy 0.9876, loss 0.1234`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

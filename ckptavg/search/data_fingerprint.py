@@ -1,4 +1,4 @@
-"""Fingerprints of data, by sample: whether data are the same as before, or share samples."""
+"""Fingerprints of data, sample by sample: are data the same as before, do they share samples?"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from ckptavg.runs.record import digest
 
 
 @dataclass(frozen=True, slots=True)
-class DataPrint:
-    """What is remembered of data.
+class DataFingerprint:
+    """Digests by which data are recognized.
 
     Attributes:
-        digest: of all samples with their targets, in whatever order and batches.
+        digest: of all samples with their targets, in any order and any batches.
         inputs: a digest of each sample's inputs, sorted.
     """
 
     digest: str
     inputs: np.ndarray
 
-    def shared(self, other: "DataPrint") -> int:
-        """How many of the samples here are among the other's, targets aside."""
+    def count_shared(self, other: "DataFingerprint") -> int:
+        """How many of these samples are among the other data, whatever their targets."""
         return int(np.isin(self.inputs, other.inputs).sum())
 
 
-def data_print(data: Any, *, steps: int | None = None) -> DataPrint:
+def fingerprint_data(data: Any, *, steps: int | None = None) -> DataFingerprint:
     """Reads data once and fingerprints every sample.
 
-    Data that are augmented at random have another fingerprint each time.
+    Randomly augmented data have another fingerprint each time.
 
     Args:
         data: as in `evaluate` and `update_batch_norm`.
@@ -48,7 +48,7 @@ def data_print(data: Any, *, steps: int | None = None) -> DataPrint:
         )
     samples, inputs = [], []
     for number, batch in enumerate(_batches(data, steps)):
-        if steps is not None and number == steps:
+        if number == steps:
             break
         parts = keras.utils.unpack_x_y_sample_weight(batch)
         x, *rest = ([np.asarray(leaf) for leaf in keras.tree.flatten(p)] for p in parts)
@@ -57,21 +57,26 @@ def data_print(data: Any, *, steps: int | None = None) -> DataPrint:
             for leaf in x:
                 hasher.update(_bytes(leaf[index]))
             inputs.append(hasher.intdigest())
+            # Sample weights may be one number for the whole batch.
             for leaf in (leaf for part in rest for leaf in part if leaf.ndim):
                 hasher.update(_bytes(leaf[index]))
             samples.append(hasher.intdigest())
+    # Sorted, because neither shuffling nor another batch size makes other data.
     whole = np.sort(np.array(samples, np.uint64)).tobytes()
-    return DataPrint(digest(whole).hex(), np.sort(np.array(inputs, np.uint64)))
+    return DataFingerprint(digest(whole).hex(), np.sort(np.array(inputs, np.uint64)))
 
 
 def _batches(data: Any, steps: int | None) -> Iterable[Any]:
     if isinstance(data, keras.utils.PyDataset):
-        return (data[index] for index in range(data.num_batches or steps or 0))
-    if isinstance(data, tuple | dict) or hasattr(data, "__array__"):
-        return (data,)  # arrays: one batch of all samples
-    return data
+        # Iterating over a PyDataset itself would never end.
+        yield from (data[index] for index in range(data.num_batches or steps or 0))
+    elif isinstance(data, tuple | dict) or hasattr(data, "__array__"):
+        yield data  # arrays: one batch of all samples
+    else:
+        yield from data
 
 
 def _bytes(values: Any) -> bytes:
     values = np.asarray(values)
+    # Objects, such as texts, are pointers: their bytes differ from process to process.
     return repr(values.tolist()).encode() if values.dtype == object else values.tobytes()

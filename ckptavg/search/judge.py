@@ -1,8 +1,9 @@
-"""Candidates of a search, evaluated in one live model: weights, BatchNorm pass, metrics."""
+"""Scores averages in one live model: weights, BatchNorm pass, metrics."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,27 +14,28 @@ from ckptavg.errors import DataError
 from ckptavg.models.evaluation import measure
 from ckptavg.models.model import batch_norm_layers
 from ckptavg.models.placement import moving_variables
+from ckptavg.models.specs import as_data, as_inputs, as_model
 from ckptavg.runs.checkpoint import metric_sign
-from ckptavg.search.data_fingerprint import DataPrint, data_print
+from ckptavg.search.data_fingerprint import DataFingerprint, fingerprint_data
 from ckptavg.search.live_model import LiveModel
 from ckptavg.search.weight_rows import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
-    """The BatchNorm statistics of a candidate, to be given to a model of the same weights again."""
+class EstimatedStatistics:
+    """BatchNorm statistics that a pass estimated, kept to be set again for the same weights."""
 
     report: BatchNormReport
     values: tuple[np.ndarray, ...]
 
     @classmethod
-    def of(cls, model: keras.Model, report: BatchNormReport) -> "Statistics":
+    def of(cls, model: keras.Model, report: BatchNormReport) -> "EstimatedStatistics":
         """The statistics that a model has after a pass."""
         values = (np.array(keras.ops.convert_to_numpy(v)) for v in _statistics(model))
         return cls(report, tuple(values))
 
-    def give(self, model: keras.Model) -> BatchNormReport:
-        """Sets the statistics of a model; returns the report of the pass that found them."""
+    def restore(self, model: keras.Model) -> BatchNormReport:
+        """Sets the statistics of a model; returns the report of the pass that estimated them."""
         for variable, value in zip(_statistics(model), self.values, strict=True):
             variable.assign(value)
         return self.report
@@ -45,111 +47,118 @@ def _statistics(model: keras.Model) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a candidate came to.
+    """What an evaluation found.
 
     Attributes:
-        metrics: on the data that choose.
-        statistics: of the BatchNorm pass; None where there was none.
+        metrics: on the data used for selection.
+        statistics: of the BatchNorm pass; None if there was no pass.
     """
 
     metrics: dict[str, float]
-    statistics: Statistics | None = None
+    statistics: EstimatedStatistics | None = None
 
 
 class Judge:
-    """Evaluates candidates in one model, which is built and compiled once.
+    """Evaluates averages in one model, which is built and compiled once.
 
     Attributes:
-        model: the live model; it keeps the weights of the last candidate.
-        monitor: the metric that chooses, as `model.evaluate` names it.
+        model: the live model; it keeps the weights of the last average.
+        data: inputs for BatchNorm passes.
+        monitor: the metric used for selection, as `model.evaluate` names it.
     """
 
     def __init__(
         self,
-        model: keras.Model,
+        model: keras.Model | str | Path,
         *,
         data: Any,
         eval_data: Any,
         monitor: str,
         mode: str = "auto",
         options: BatchNormOptions,
+        test_data: Any = None,
+        allow_same_data: bool = False,
     ) -> None:
-        """Reads the data once, for their fingerprints.
+        """Reads the data once, for their fingerprints; models and data may be SPECs.
 
         Args:
             model: a compiled model.
             data: training inputs for BatchNorm passes; None for a model without BatchNorm.
-            eval_data: `(x, y)` that choose.
-            monitor: metric that chooses, with or without `val_` before it.
-            mode: `min`, `max` or `auto`: by its name.
-            options: how passes run; evaluations are not affected.
+            eval_data: `(x, y)` used for selection.
+            monitor: metric used for selection, with or without the prefix `val_`.
+            mode: `min`, `max` or `auto`, which goes by the metric's name.
+            options: how BatchNorm passes run; evaluations are not affected.
+            test_data: `(x, y)` not used for selection, for the final report.
+            allow_same_data: whether samples of `test_data` may be among those used for selection.
 
         Raises:
-            DataError: data can be read only once.
+            DataError: data can be read only once, or the data of the report share samples with
+                those used for selection.
             ModelError: the model has BatchNorm layers, but there are no data for them.
-            RunError: the direction of the metric is not known.
+            RunError: `auto` cannot tell whether lower or higher is better.
         """
-        self.model = model
+        self.model = as_model(model)
+        self.data = as_inputs(data, model=self.model)
         self.monitor = monitor.removeprefix("val_")
         self._sign = metric_sign(monitor, mode)
-        self._eval_data = eval_data
-        self._print = data_print(eval_data)
-        self._live = LiveModel(model, data=data, eval_data=eval_data, options=options)
-
-    @property
-    def data_print(self) -> DataPrint:
-        """Of the data that choose."""
-        return self._print
+        self._eval_data, self._test_data = (
+            as_data(part, model=self.model) for part in (eval_data, test_data)
+        )
+        self._eval_fingerprint = fingerprint_data(self._eval_data)
+        self._live = LiveModel(
+            self.model, data=self.data, eval_data=self._eval_data, options=options
+        )
+        if self._test_data is not None and not allow_same_data:
+            _check_held_out(self._eval_fingerprint, fingerprint_data(self._test_data))
 
     @property
     def fingerprint(self) -> list[str | int | None]:
-        """What, beside the weights, the scores depend on."""
-        return [*self._live.fingerprint, self._print.digest]
+        """What the scores depend on besides the weights."""
+        return [*self._live.fingerprint, self._eval_fingerprint.digest]
 
     def score(self, tensors: Iterable[Tensor], *, refresh: bool = True) -> Score:
         """Evaluates weights, after a BatchNorm pass if there are data for it.
 
         Args:
             tensors: all weights, by their stored names.
-            refresh: whether to run the BatchNorm pass; without, statistics are among the tensors.
+            refresh: whether to run the BatchNorm pass; otherwise statistics are among the tensors.
 
         Raises:
             DataError: the model rejects the data, or gives no such metric.
         """
         report = self._live.take(tensors, refresh=refresh)
-        statistics = Statistics.of(self.model, report) if report and report.layers else None
+        found = EstimatedStatistics.of(self.model, report) if report and report.layers else None
         metrics = measure(self.model, self._eval_data)
         if self.monitor not in metrics:
             raise DataError(
                 f"the model has no metric '{self.monitor}', it has: {', '.join(sorted(metrics))}"
             )
-        return Score(metrics, statistics)
+        return Score(metrics, found)
 
-    def show(self, tensors: Iterable[Tensor], statistics: Statistics | None) -> None:
-        """Gives the model the weights of a candidate, with the statistics that it was scored by.
+    def show(self, tensors: Iterable[Tensor], statistics: EstimatedStatistics | None) -> None:
+        """Gives the model the weights of an average, with the statistics that it was scored with.
 
-        Where they are not known, another BatchNorm pass finds them.
+        If those are not known, another BatchNorm pass estimates them.
         """
         self._live.take(tensors, refresh=statistics is None)
         if statistics is not None:
-            statistics.give(self.model)
+            statistics.restore(self.model)
 
     def rank(self, metrics: dict[str, float]) -> float:
         """A number that is smaller for better metrics; NaN is the worst."""
         value = metrics[self.monitor]
         return math.inf if math.isnan(value) else self._sign * value
 
+    def test(self) -> dict[str, float] | None:
+        """Metrics of the model as it is, on data not used for selection; None without any."""
+        return None if self._test_data is None else measure(self.model, self._test_data)
 
-def check_held_out(chooser: DataPrint, reporter: DataPrint) -> None:
-    """Makes sure that the data of the final report chose nothing.
 
-    Raises:
-        DataError: samples of theirs are among those that choose.
-    """
-    shared = reporter.shared(chooser)
+def _check_held_out(selection: DataFingerprint, test: DataFingerprint) -> None:
+    shared = test.count_shared(selection)
     if shared:
         raise DataError(
-            f"{shared:,} of the {len(reporter.inputs):,} samples of the final report are among "
-            "those that choose: a score on them says too much. Take others, or say that it is "
-            "meant (--allow-same-data, in Python allow_same_data=True)"
+            f"{shared:,} of the {len(test.inputs):,} samples of the final report are among those "
+            "used for selection, so its score would be optimistic: pass other data, or allow it "
+            "(--allow-same-data, in Python allow_same_data=True)"
         )

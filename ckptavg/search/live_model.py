@@ -1,35 +1,99 @@
-"""A live model that takes the weights of one average after the other."""
+"""A live model whose weights are set in place, one average after the other."""
 
 import re
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 
 from ckptavg.batch_norm import BatchNormOptions, BatchNormPass, BatchNormReport
 from ckptavg.batch_norm.options import POPULATION
 from ckptavg.batch_norm.update import run_pass
 from ckptavg.errors import ModelError
 from ckptavg.models.batches import count_samples, peek
+from ckptavg.models.marks import place
 from ckptavg.models.model import batch_norm_layers, build, mixed_float16, model_config
+from ckptavg.models.placement import moving_statistics
 from ckptavg.runs.record import digest
-from ckptavg.search.data_fingerprint import data_print
-from ckptavg.search.live_weights import LiveWeights
+from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.weight_rows import Tensor
 
 _OBJECT_ID = re.compile(r'"shared_object_id": \d+')
 _NAME = re.compile(r'"([A-Za-z][A-Za-z0-9_]*?)(?:_\d+)?"')
 
 
-class LiveModel:
-    """Sets weights in place, and re-estimates their BatchNorm statistics.
+class LiveWeights:
+    """Sets the weights of a built model by their stored names, without a file.
 
-    Where variables are stored is found once, and all BatchNorm passes run by one compiled step, but
-    for those of the mode `population`.
+    Attributes:
+        moving_statistics: stored names of the moving statistics of BatchNorm layers.
+    """
+
+    moving_statistics: tuple[str, ...]
+
+    def __init__(self, model: keras.Model) -> None:
+        """Finds out which variable is stored under which name.
+
+        Raises:
+            ModelError: a layer saves something other than its variables, as quantized ones do.
+        """
+        placement = place(model)
+        if placement is None:
+            raise ModelError(
+                f"a layer of the model '{model.name}' saves something other than its variables, so "
+                "its weights cannot be set in place"
+            )
+        self._model = model
+        self._variables = placement.variables
+        self.moving_statistics = moving_statistics(batch_norm_layers(model), placement)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Restores all variables to their present values at the exit."""
+        former = [
+            (name, np.array(keras.ops.convert_to_numpy(variable.value)))
+            for name, variable in self._variables.items()
+        ]
+        try:
+            yield
+        finally:
+            self.assign(former)
+
+    def assign(self, tensors: Iterable[Tensor]) -> None:
+        """Sets the variables to the tensors that are stored under their names.
+
+        Raises:
+            ModelError: a tensor fits no variable, or a variable gets no tensor.
+        """
+        missing = set(self._variables)
+        for name, values in tensors:
+            variable = self._variables.get(name)
+            if variable is None or tuple(variable.shape) != values.shape:
+                raise ModelError(
+                    f"the checkpoints do not fit the model '{self._model.name}': the model has no "
+                    f"'{name}' of shape {values.shape}"
+                )
+            variable.assign(values)
+            missing.discard(name)
+        if missing:
+            raise ModelError(
+                f"the checkpoints do not fit the model '{self._model.name}': they hold no "
+                f"'{min(missing)}'"
+            )
+
+
+class LiveModel:
+    """Sets weights in place and re-estimates their BatchNorm statistics.
+
+    The stored names of variables are found once, and all BatchNorm passes share one compiled step,
+    except those of the mode `population`.
+    See docs/decisions/0056-one-compiled-step-for-many-passes.md
 
     Attributes:
         model: keeps the weights that it was given last.
+        weights: the weights of the model by their stored names.
     """
 
     def __init__(
@@ -40,32 +104,32 @@ class LiveModel:
         eval_data: Any,
         options: BatchNormOptions,
     ) -> None:
-        """Builds the model if need be, and reads `data` once, for their fingerprint.
+        """Builds the model if necessary, and reads `data` once, for their fingerprint.
 
         Args:
             model: a compiled model.
             data: training inputs for BatchNorm passes; None for a model without BatchNorm.
-            eval_data: `(x, y)` that the model can be built by.
+            eval_data: `(x, y)` by which the model can be built.
             options: how passes run; evaluations are not affected.
 
         Raises:
             DataError: data can be read only once.
-            ModelError: the mode is unknown; the model has BatchNorm layers, but there are no data
-                for them; or its weights cannot be set in place.
+            ModelError: the model has BatchNorm layers, but there are no data for them; or its
+                weights cannot be set in place.
         """
         self.model = model
         self._data = data
         self._options = options
         self._data_digest, batch = None, None
         if data is not None:
-            self._data_digest = data_print(data, steps=options.steps).digest
+            self._data_digest = fingerprint_data(data, steps=options.steps).digest
             batch = count_samples(peek(data)[0])
         # A layer sees its own batch upstream, and of that a replica sees its share.
         strategy = getattr(model, "distribute_strategy", None)
         replicas = 1 if strategy is None else strategy.num_replicas_in_sync
         self._how = [options.steps, options.bn_mode, options.mixed_precision, batch, replicas]
         build(model, eval_data)
-        self._weights = LiveWeights(model)
+        self.weights = LiveWeights(model)
         self._model_digest = _model_digest(model)
         if data is None and any(layer.trainable for layer in batch_norm_layers(model)):
             raise ModelError(
@@ -77,24 +141,15 @@ class LiveModel:
 
     @property
     def fingerprint(self) -> list[str | int | None]:
-        """What, beside the weights, its outputs depend on, but for the rounding of a device."""
+        """What its outputs depend on besides the weights and the rounding of a device."""
         return [self._model_digest, self._data_digest, *self._how]
 
-    @property
-    def moving_statistics(self) -> tuple[str, ...]:
-        """Stored names of what BatchNorm layers keep of the data, which is no weight."""
-        return self._weights.moving_statistics
-
-    def kept(self) -> AbstractContextManager[None]:
-        """Gives the model the weights and statistics back, at the exit, that it has now."""
-        return self._weights.kept()
-
     def take(self, tensors: Iterable[Tensor], *, refresh: bool = True) -> BatchNormReport | None:
-        """Gives the model weights, and runs the BatchNorm pass if there are data for it.
+        """Sets the weights of the model, and runs the BatchNorm pass if there are data for it.
 
         Args:
             tensors: all weights, by their stored names.
-            refresh: whether to run the pass; without, statistics are those among the tensors.
+            refresh: whether to run the pass; otherwise statistics are among the tensors.
 
         Returns:
             The report of the pass; None if there was none.
@@ -102,7 +157,7 @@ class LiveModel:
         Raises:
             CkptavgError: as `update_batch_norm` does, or the tensors are not those of the model.
         """
-        self._weights.assign(tensors)
+        self.weights.assign(tensors)
         if not refresh or self._data is None:
             return None
         if self._pass is None:
@@ -112,10 +167,10 @@ class LiveModel:
 
 
 def _model_digest(model: keras.Model) -> str:
-    """Of the configuration of a model and its compilation; of its variables if it has none.
+    """A digest of a model's configuration and compilation, or of its variables if it has none.
 
-    Keras numbers the names of layers anew in each process, or goes on: `dense_3` of one model may
-    be `dense_9` of the next, so that names count by the order in which they come up.
+    Keras numbers the layers of one process: `dense_3` of one model may be `dense_9` of the next, so
+    only the order in which names first occur counts.
     """
     try:
         text = model_config(model).config

@@ -1,4 +1,4 @@
-"""Rows of float64 numbers, in memory or in a file without a name."""
+"""Rows of float64 numbers, in memory or in an unnamed file."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ import numpy as np
 from ckptavg.runs.outputs import writing
 
 DEFAULT_MEMORY = 1024**3
-"""Bytes that rows take in memory if nothing else is asked for."""
+"""Bytes that rows may take in memory by default."""
 
 
 class Rows(Protocol):
@@ -23,7 +23,7 @@ class Rows(Protocol):
     on_disk: bool
 
     def read(self, row: int, start: int, count: int) -> np.ndarray:
-        """Numbers of a row, (count,) float64; not to be written to."""
+        """Numbers of a row, (count,) float64, which must not be changed."""
         ...
 
     def write(self, row: int, start: int, values: np.ndarray) -> None:
@@ -31,7 +31,7 @@ class Rows(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives their place back."""
+        """Frees the memory or the file."""
         ...
 
 
@@ -41,8 +41,8 @@ def make_rows(rows: int, length: int, *, folder: Path, max_memory: int) -> Rows:
     Args:
         rows: their number.
         length: numbers in each.
-        folder: where the file goes if there is one. It has no name there, so that nothing is left
-            of it, however the process ends.
+        folder: where the file goes if there is one. It has no name there, so nothing is left of
+            it, however the process ends.
         max_memory: bytes that rows may take in memory.
     """
     if rows * length * 8 > max_memory:

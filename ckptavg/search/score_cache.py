@@ -1,4 +1,4 @@
-"""Scores of averages kept in a folder, so that a search that was stopped goes on."""
+"""Scores of averages kept in a folder, so that a stopped search can be continued."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from ckptavg.runs.record import digest
 from ckptavg.version import __version__
 
 SEARCH_FOLDER = "search"
-"""Of a run, for its scores."""
+"""Folder of a run that holds the scores of searches."""
 
 
 def contents(sources: Sequence[SourcePlan]) -> list[object]:
-    """What tells the contents of checkpoints: digests, or names, times and sizes of files."""
+    """What identifies the contents of checkpoints: digests, or names, times and sizes of files."""
     return [
         [source.path.name, list(source.stamps)]
         if source.proof is None
@@ -27,19 +27,21 @@ def contents(sources: Sequence[SourcePlan]) -> list[object]:
 class ScoreCache:
     """Metrics by what they depend on: checkpoints, coefficients, model and data.
 
-    A line is added for each average as it has been evaluated; one that a kill cut off is skipped
-    when the file is read. Several caches may share a folder.
+    A line is added for each average once it has been evaluated. A line that a kill cut off is
+    skipped when the file is read. Several caches may share a folder.
+    See docs/decisions/0039-scores-are-keyed-by-content.md
     """
 
     def __init__(
         self, folder: Path, contents: Sequence[object], fingerprint: Sequence[object]
     ) -> None:
-        """Reads what is known.
+        """Reads the scores that are known.
 
         Args:
-            folder: is made if it is not there.
-            contents: what tells the contents of each checkpoint, JSON values.
-            fingerprint: of all else that scores depend on, the model and the data, JSON values.
+            folder: made if it does not exist.
+            contents: what identifies the contents of each checkpoint, JSON values.
+            fingerprint: of everything else that scores depend on, the model and the data, JSON
+                values.
         """
         self.path = folder / "scores.jsonl"
         self._contents = contents
@@ -56,7 +58,7 @@ class ScoreCache:
         return self._known.get(self._key(coefficients))
 
     def add(self, coefficients: Sequence[float], metrics: dict[str, float]) -> None:
-        """Notes what an average came to."""
+        """Keeps the metrics of an average, at once and on disk."""
         key = self._key(coefficients)
         self._known[key] = metrics
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:

@@ -1,7 +1,8 @@
-"""Soups: averages of those ingredients that help (Wortsman et al., arXiv 2203.05482)."""
+"""Soups: averages of the ingredients that help (Wortsman et al., arXiv 2203.05482)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from ckptavg.errors import RecipeError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
-from ckptavg.models.evaluation import measure
-from ckptavg.models.specs import as_data, as_inputs, as_model, spec_name
+from ckptavg.models.specs import spec_name
 from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite
+from ckptavg.runs.describe import list_metrics
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.sources import Sources, resolve
-from ckptavg.search.data_fingerprint import data_print
-from ckptavg.search.judge import Judge, Statistics, check_held_out
+from ckptavg.search.judge import EstimatedStatistics, Judge, Score
 from ckptavg.search.weight_rows import Tensor, WeightRows
 
 GREEDY, UNIFORM = "greedy", "uniform"
+
+_SHOWN = 10
+"""Ingredients that the `repr` of a report shows."""
 _ALONE, _SOUP, _MORE = range(3)
 """Rows of sums: a single ingredient, the soup, and the soup with one more."""
 
@@ -33,8 +36,8 @@ class Ingredient:
 
     Attributes:
         checkpoint: the checkpoint.
-        metrics: its own, with the statistics that it was saved with; empty if none chose.
-        with_soup: metrics of the soup with it; None for the first one.
+        metrics: of the checkpoint alone, with its saved statistics; empty in a uniform soup.
+        with_soup: metrics of the soup that includes it; None for the first one.
         kept: whether it is in the soup.
     """
 
@@ -44,25 +47,42 @@ class Ingredient:
     kept: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SoupReport:
     """What a soup is made of.
 
     Attributes:
         ingredients: in the order in which they were tried, the best first.
-        metrics: of the soup, on the data that chose.
-        monitor: the metric that chose.
+        metrics: of the soup, on the data used for selection.
+        monitor: the metric used for selection.
         tried: number of averages and checkpoints that were evaluated.
-        output: the soup.
-        test_metrics: of the soup on data that chose nothing.
+        output: file of the soup.
+        test_metrics: of the soup, on data not used for selection.
     """
 
-    ingredients: tuple[Ingredient, ...] = field(repr=False)
+    ingredients: tuple[Ingredient, ...]
     metrics: dict[str, float]
     monitor: str
     tried: int
     output: Path
     test_metrics: dict[str, float] | None = None
+
+    def __repr__(self) -> str:
+        kept = sum(ingredient.kept for ingredient in self.ingredients)
+        lines = [
+            f"SoupReport: {kept} of {len(self.ingredients)} checkpoints in {self.output}",
+            f"  selection data: {list_metrics(self.metrics)}",
+        ]
+        if self.test_metrics is not None:
+            lines.append(f"  test data: {list_metrics(self.test_metrics)}")
+        for ingredient in self.ingredients[:_SHOWN]:
+            alone = ingredient.metrics.get(self.monitor)
+            score = "" if alone is None else f", {self.monitor} {alone:.6g} alone"
+            sign = "+" if ingredient.kept else "-"
+            lines.append(f"  {sign} {ingredient.checkpoint.path.name}{score}")
+        if len(self.ingredients) > _SHOWN:
+            lines.append(f"  and {len(self.ingredients) - _SHOWN} more")
+        return "\n".join(lines)
 
 
 def soup(
@@ -84,12 +104,13 @@ def soup(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SoupReport:
-    """Averages those of some checkpoints of one model, also of different runs, that help.
+    """Averages the subset of checkpoints that scores best (greedy soup).
 
-    A greedy soup begins with the best checkpoint, tries the others in the order of their metrics,
-    and keeps each with which the soup is not worse (algorithm 1 of the paper): on the data that
-    chose, it is never worse than its best ingredient. A uniform soup is the mean of all. Sums are
-    in a file, so that memory does not grow with the number of ingredients.
+    A greedy soup begins with the best checkpoint, tries the others from better to worse, and keeps
+    each one that does not make the soup worse (Wortsman et al., arXiv 2203.05482, algorithm 1): on
+    the data used for selection, it is never worse than its best ingredient. A uniform soup is the
+    mean of all. The checkpoints may come from several runs of one model. Sums are in a file, so
+    memory does not grow with the number of ingredients.
 
     Args:
         sources: checkpoints, as in `merge`.
@@ -97,22 +118,33 @@ def soup(
         method: `greedy` or `uniform`.
         model: a compiled model, or its SPEC; it keeps the weights of the soup.
         data: training inputs for the BatchNorm passes of soups. Single checkpoints are evaluated
-            with the statistics that they were saved with.
-        eval_data: `(x, y)` that choose.
-        monitor: metric that chooses, such as `val_accuracy`.
-        mode: `min`, `max` or `auto`: by the name of the metric.
-        steps: number of batches of `data` to see in each pass; all by default.
-        bn_mode: the `mode` of `update_batch_norm`: `batch`, `population` or `cumulative`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
-        test_data: `(x, y)` that choose nothing, for a report on the soup.
-        allow_same_data: whether samples of `test_data` may be among those that choose.
-        data_name: what the record is to call `data`.
+            with their saved statistics.
+        eval_data: held-out `(x, y)` used for selection.
+        monitor: metric used for selection, such as `val_accuracy`.
+        mode: `min`, `max` or `auto`, which goes by the name of the metric.
+        steps: number of batches of `data` to use in each pass; all by default.
+        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
+        test_data: `(x, y)` not used for selection, for a report on the soup.
+        allow_same_data: whether samples of `test_data` may be among those used for selection.
+        data_name: name of `data` for the record; by default the SPEC, if `data` is one.
         overwrite: whether to replace an existing output.
         progress: called with 1 for each evaluation.
 
+    Returns:
+        What the soup is made of.
+
     Raises:
-        CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do; the data of the report
-            share samples with those that choose.
+        RecipeError: `method` is unknown.
+        DataError: `test_data` share samples with `eval_data`.
+        CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
+
+    Example:
+        >>> report = ckptavg.soup(
+        ...     ["run-a", "run-b"], "soup.keras", model=model, data=x, eval_data=(x_val, y_val),
+        ...     monitor="val_accuracy",
+        ... )
+        >>> [ingredient.checkpoint.path for ingredient in report.ingredients if ingredient.kept]
     """
     if method not in (GREEDY, UNIFORM):
         raise RecipeError(f"method is {method!r:.40}, but must be '{GREEDY}' or '{UNIFORM}'")
@@ -120,10 +152,6 @@ def soup(
     check_keras_output(output)
     check_output(output, overwrite)
     options = BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
-    data_name = spec_name(data) if data_name is None else data_name
-    model = as_model(model)
-    data = as_inputs(data, model=model)
-    eval_data, test_data = (as_data(part, model=model) for part in (eval_data, test_data))
     judge = Judge(
         model,
         data=data,
@@ -131,14 +159,11 @@ def soup(
         monitor=monitor,
         mode=mode,
         options=options,
+        test_data=test_data,
+        allow_same_data=allow_same_data,
     )
-    if test_data is not None and not allow_same_data:
-        check_held_out(judge.data_print, data_print(test_data))
-    pot = _Pot(checkpoints, judge, output.parent, progress or (lambda _: None))
-    try:
+    with closing(_Pot(checkpoints, judge, output.parent, progress or (lambda _: None))) as pot:
         ingredients = pot.cook_greedily() if method == GREEDY else pot.cook_all()
-    finally:
-        pot.close()
     plan = plan_merge(
         [ingredient.checkpoint for ingredient in ingredients if ingredient.kept],
         output,
@@ -147,11 +172,11 @@ def soup(
     )
     merge_live(
         plan,
-        model,
-        None,
+        judge.model,
+        None,  # no further pass: the soup keeps the statistics that it was scored with
         options,
-        data_name=data_name,
-        refresh=pot.statistics and pot.statistics.give,
+        data_name=spec_name(data) if data_name is None else data_name,
+        refresh=pot.statistics.restore if pot.statistics is not None else None,
     )
     return SoupReport(
         ingredients=ingredients,
@@ -159,12 +184,12 @@ def soup(
         monitor=judge.monitor,
         tried=pot.tried,
         output=output,
-        test_metrics=None if test_data is None else measure(model, test_data),
+        test_metrics=judge.test(),
     )
 
 
 class _Pot:
-    """The sum of what is in the soup, and what the soup came to.
+    """The sum of what is in the soup, and its score.
 
     Attributes:
         metrics: of the soup.
@@ -173,7 +198,7 @@ class _Pot:
     """
 
     metrics: dict[str, float]
-    statistics: Statistics | None = None
+    statistics: EstimatedStatistics | None = None
     tried: int = 0
 
     def __init__(
@@ -186,7 +211,7 @@ class _Pot:
         self._sums = WeightRows(plan, 3, folder=folder, max_memory=0)
 
     def cook_greedily(self) -> tuple[Ingredient, ...]:
-        """Tries all, the best first, and keeps those that do not make the soup worse."""
+        """Tries all checkpoints, the best first; keeps those that do not make the soup worse."""
         scores = [self._score_alone(number) for number in range(len(self._checkpoints))]
         first, *others = sorted(
             range(len(scores)), key=lambda number: self._judge.rank(scores[number])
@@ -197,23 +222,25 @@ class _Pot:
         found = [Ingredient(self._checkpoints[first], scores[first], None, True)]
         for number in others:
             self._sums.add({number: 1.0}, to=soup, into=more)
-            metrics, statistics = self._score(self._sums.mean(more, None, size + 1))
-            kept = self._judge.rank(metrics) <= self._judge.rank(self.metrics)
+            score = self._score(self._sums.mean(more, None, size + 1))
+            kept = self._judge.rank(score.metrics) <= self._judge.rank(self.metrics)
             if kept:
-                soup, more = more, soup
-                self.metrics, self.statistics, size = metrics, statistics, size + 1
-            found.append(Ingredient(self._checkpoints[number], scores[number], metrics, kept))
+                soup, more, size = more, soup, size + 1
+                self.metrics, self.statistics = score.metrics, score.statistics
+            found.append(Ingredient(self._checkpoints[number], scores[number], score.metrics, kept))
         return tuple(found)
 
     def cook_all(self) -> tuple[Ingredient, ...]:
-        """The mean of all, evaluated once."""
+        """Makes the mean of all checkpoints, evaluated once."""
         soup, more = _SOUP, _MORE
         self._sums.add({0: 1.0}, into=soup)
         for number in range(1, len(self._checkpoints)):
             self._sums.add({number: 1.0}, to=soup, into=more)
             soup, more = more, soup
         mean = self._sums.mean(soup, None, len(self._checkpoints))
-        self.metrics, self.statistics = self._score(mean, refresh=len(self._checkpoints) > 1)
+        # One checkpoint alone keeps the statistics that it was saved with.
+        score = self._score(mean, refresh=len(self._checkpoints) > 1)
+        self.metrics, self.statistics = score.metrics, score.statistics
         return tuple(Ingredient(c, {}, self.metrics, True) for c in self._checkpoints)
 
     def close(self) -> None:
@@ -221,12 +248,10 @@ class _Pot:
 
     def _score_alone(self, number: int) -> dict[str, float]:
         self._sums.add({number: 1.0}, into=_ALONE)
-        return self._score(self._sums.combine({_ALONE: 1.0}), refresh=False)[0]
+        return self._score(self._sums.combine({_ALONE: 1.0}), refresh=False).metrics
 
-    def _score(
-        self, tensors: Iterator[Tensor], *, refresh: bool = True
-    ) -> tuple[dict[str, float], Statistics | None]:
+    def _score(self, tensors: Iterator[Tensor], *, refresh: bool = True) -> Score:
         score = self._judge.score(tensors, refresh=refresh)
         self.tried += 1
         self._progress(1)
-        return score.metrics, score.statistics
+        return score

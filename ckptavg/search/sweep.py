@@ -1,7 +1,8 @@
-"""A sweep: many averages of one run, each through a BatchNorm pass and an evaluation."""
+"""A sweep: many averages of one run, each with a BatchNorm pass and an evaluation."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,31 @@ from ckptavg.errors import RecipeError, RunError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
-from ckptavg.models.evaluation import measure
-from ckptavg.models.specs import as_data, as_inputs, as_model, spec_name
+from ckptavg.models.specs import spec_name
 from ckptavg.recipes import UNIFORM, Recipe, effective_sample_size
-from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite, positions
+from ckptavg.runs.checkpoint import Checkpoint, describe_epochs, leave_out_non_finite, positions
+from ckptavg.runs.describe import list_metrics
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.run import Run, open_run
-from ckptavg.search.data_fingerprint import data_print
-from ckptavg.search.judge import Judge, Statistics, check_held_out
+from ckptavg.search.judge import EstimatedStatistics, Judge
 from ckptavg.search.row_store import DEFAULT_MEMORY
 from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents
 from ckptavg.search.weight_rows import Tensor, WeightRows, weighted_mean
 
 LAST, ALL = "last", "all"
 
+_SHOWN = 5
+"""Entries that the `repr` of a report shows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An average of neighbouring checkpoints of a run.
+    """An average of consecutive checkpoints of a run.
 
     Attributes:
-        start: number of its first checkpoint in the run, from 0.
-        stop: number after its last one.
-        recipe: how it weighs them.
+        start: index of its first checkpoint in the run.
+        stop: index after its last one.
+        recipe: how it weights them.
         coefficients: one for each of its checkpoints.
     """
 
@@ -57,7 +60,7 @@ class Entry:
         checkpoints: those averaged.
         recipe: how, such as `uniform` or `ema:0.9`.
         coefficients: one for each checkpoint.
-        metrics: on the data that chose.
+        metrics: on the data used for selection.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -67,24 +70,25 @@ class Entry:
 
     @property
     def effective_sample_size(self) -> float:
+        """Number of equally weighted checkpoints that would reduce noise as much."""
         return effective_sample_size(self.coefficients)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SweepReport:
     """What a sweep found.
 
     Attributes:
         entries: all candidates, the best first; of equal ones the one of more checkpoints.
-        monitor: the metric that chose.
-        tried: number of candidates: the more, the more the best score owes to luck.
+        monitor: the metric used for selection.
+        tried: number of candidates; the more there are, the more optimistic is the best score.
         known: how many of them an earlier sweep had evaluated.
-        output: the best average, if it was asked for.
-        test_metrics: of the best one on data that chose nothing.
+        output: file of the best average, if one was written.
+        test_metrics: of the best average on data not used for selection.
         sums_on_disk: whether the sums of checkpoints did not fit into memory.
     """
 
-    entries: tuple[Entry, ...] = field(repr=False)
+    entries: tuple[Entry, ...]
     monitor: str
     tried: int
     known: int
@@ -94,7 +98,23 @@ class SweepReport:
 
     @property
     def best(self) -> Entry:
+        """The entry with the best score."""
         return self.entries[0]
+
+    def __repr__(self) -> str:
+        lines = [f"SweepReport: {self.tried} averages, the best by {self.monitor} first"]
+        for rank, entry in enumerate(self.entries[:_SHOWN], 1):
+            lines.append(
+                f"  {rank}. {self.monitor} {entry.metrics[self.monitor]:.6g}, {entry.recipe} of "
+                f"{describe_epochs(entry.checkpoints)}"
+            )
+        if len(self.entries) > _SHOWN:
+            lines.append(f"  and {len(self.entries) - _SHOWN} more")
+        if self.output is not None:
+            lines.append(f"  the best is in {self.output}")
+        if self.test_metrics is not None:
+            lines.append(f"  the best on test data: {list_metrics(self.test_metrics)}")
+        return "\n".join(lines)
 
 
 def sweep(
@@ -122,10 +142,10 @@ def sweep(
 ) -> SweepReport:
     """Evaluates averages over windows of a run, and writes the best one.
 
-    Every checkpoint is read once, into float64 sums; a plain mean is the difference of two of
-    them, and no different from that of a merge. Other recipes are averaged as `merge` does.
-    Evaluations are kept in the run's folder `search`, by coefficients, model and data, so that a
-    sweep that was stopped goes on.
+    Every checkpoint is read once, into float64 sums. A plain mean is the difference of two sums
+    and equals that of a merge to the bit. Other recipes are averaged as `merge` does. Scores are
+    kept in the run's folder `search`, by coefficients, model and data, so a stopped sweep can be
+    continued. The best of many scores is optimistic: `test_data` give an unbiased one.
 
     Args:
         run: a run or its directory.
@@ -133,26 +153,29 @@ def sweep(
         model: a compiled model, or its SPEC; it keeps the weights of the best average if that is
             written, otherwise those of the last one evaluated.
         data: training inputs for the BatchNorm passes, as in `update_batch_norm`.
-        eval_data: `(x, y)` that choose; they are read for every candidate.
-        monitor: metric that chooses, such as `val_accuracy`.
-        mode: `min`, `max` or `auto`: by the name of the metric.
-        windows: `last`: those that end with the last checkpoint; `all`: those anywhere.
-        stride: distance of the ends, and of the lengths, of windows.
-        recipes: how to weigh each window: `Recipe`s, or texts such as `ema:0.9`.
-        budget: number of candidates at most; they are spread evenly over all.
-        steps: number of batches of `data` to see in each pass; all by default.
-        bn_mode: the `mode` of `update_batch_norm`: `batch`, `population` or `cumulative`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
-        test_data: `(x, y)` that choose nothing, for a report on the best one.
-        allow_same_data: whether samples of `test_data` may be among those that choose.
-        data_name: what the record is to call `data`.
-        max_memory: bytes for sums in memory, 1 GiB by default; others go to a file in the run.
+        eval_data: held-out `(x, y)` used for selection; read for every candidate.
+        monitor: metric used for selection, such as `val_accuracy`.
+        mode: `min`, `max` or `auto`, which goes by the name of the metric.
+        windows: `last` for windows that end with the last checkpoint, `all` for windows anywhere.
+        stride: try every Nth window end and length.
+        recipes: how to weight each window: `Recipe`s, or texts such as `ema:0.9`.
+        budget: try at most this many candidates, evenly spread; all by default.
+        steps: number of batches of `data` to use in each pass; all by default.
+        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
+        test_data: `(x, y)` not used for selection, for a report on the best average.
+        allow_same_data: whether samples of `test_data` may be among those used for selection.
+        data_name: name of `data` for the record; by default the SPEC, if `data` is one.
+        max_memory: bytes that sums may take in memory, 1 GiB by default; larger ones go to a file
+            in the run.
         overwrite: whether to replace an existing output.
         progress: called with 1 for each candidate.
 
     Raises:
-        CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do; the data of the report
-            share samples with those that choose.
+        RunError: `windows`, `stride` or `budget` is invalid.
+        RecipeError: a recipe is unknown, or does not apply to the checkpoints of a run.
+        DataError: `test_data` share samples with `eval_data`.
+        CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
 
     Example:
         >>> report = sweep(
@@ -163,15 +186,14 @@ def sweep(
     """
     run = run if isinstance(run, Run) else open_run(run)
     run = replace(run, checkpoints=leave_out_non_finite(run.checkpoints)[0])
-    output = _checked(output, overwrite)
+    if output is not None:  # refused before hours are spent on what goes into it
+        output = Path(output)
+        check_keras_output(output)
+        check_output(output, overwrite)
     candidates = list_candidates(
         run, windows=windows, stride=stride, recipes=recipes, budget=budget
     )
     options = BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
-    data_name = spec_name(data) if data_name is None else data_name
-    model = as_model(model)
-    data = as_inputs(data, model=model)
-    eval_data, test_data = (as_data(part, model=model) for part in (eval_data, test_data))
     judge = Judge(
         model,
         data=data,
@@ -179,32 +201,15 @@ def sweep(
         monitor=monitor,
         mode=mode,
         options=options,
+        test_data=test_data,
+        allow_same_data=allow_same_data,
     )
-    if test_data is not None and not allow_same_data:
-        check_held_out(judge.data_print, data_print(test_data))
-    averages = _Averages(run, candidates, DEFAULT_MEMORY if max_memory is None else max_memory)
-    try:
-        folder = run.directory / SEARCH_FOLDER
-        cache = ScoreCache(folder, contents(averages.plan.sources), judge.fingerprint)
-        known, leading, scores = 0, _Leading(judge), {}
-        for candidate in candidates:
-            share = candidate.of_run(len(run.checkpoints))
-            metrics, statistics = cache.get(share), None
-            if metrics is None:
-                score = judge.score(averages.tensors(candidate))
-                metrics, statistics = score.metrics, score.statistics
-                cache.add(share, metrics)
-            else:
-                known += 1
-            scores[candidate] = metrics
-            leading.see(candidate, metrics, statistics)
-            if progress is not None:
-                progress(1)
-        best = leading.candidate
+    max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
+    with closing(_Averages(run, candidates, max_memory)) as averages:
+        found = _evaluate(run, candidates, averages, judge, progress or (lambda _: None))
+        best = found.ranked[0]
         if output is None and test_data is not None:
-            judge.show(averages.tensors(best), leading.statistics)
-    finally:
-        averages.close()
+            judge.show(averages.tensors(best), found.statistics)
     if output is not None:
         plan = plan_merge(
             run.checkpoints[best.start : best.stop],
@@ -215,23 +220,24 @@ def sweep(
         )
         merge_live(
             plan,
-            model,
-            data,
+            judge.model,
+            judge.data,
             options,
-            data_name=data_name,
-            refresh=leading.statistics and leading.statistics.give,
+            data_name=spec_name(data) if data_name is None else data_name,
+            # The statistics that the average was scored with: a pass over data that are shuffled or
+            # augmented would find others.
+            refresh=found.statistics.restore if found.statistics is not None else None,
         )
-    ranked = sorted(candidates, key=lambda c: leading.order(c, scores[c]))
     return SweepReport(
         entries=tuple(
-            Entry(run.checkpoints[c.start : c.stop], str(c.recipe), c.coefficients, scores[c])
-            for c in ranked
+            Entry(run.checkpoints[c.start : c.stop], str(c.recipe), c.coefficients, found.scores[c])
+            for c in found.ranked
         ),
         monitor=judge.monitor,
         tried=len(candidates),
-        known=known,
+        known=found.known,
         output=output,
-        test_metrics=None if test_data is None else measure(model, test_data),
+        test_metrics=judge.test(),
         sums_on_disk=averages.on_disk,
     )
 
@@ -246,20 +252,20 @@ def list_candidates(
 ) -> list[Candidate]:
     """The averages that a sweep evaluates; arguments are those of `sweep`.
 
-    Windows come by their ends, then by their lengths; the longest of each end is among them.
-    Recipes that give a window the same coefficients count once.
+    Windows are sorted by their ends, then by their lengths; the longest of each end is always among
+    them. Recipes that give a window the same coefficients count once.
 
     Raises:
-        RunError: an argument is none that is known, or not a number from 1 on.
-        RecipeError: a recipe is none, or does not go by the steps of checkpoints.
+        RunError: `windows`, `stride` or `budget` is invalid.
+        RecipeError: a recipe is unknown, or does not apply to the checkpoints of a run.
     """
     if windows not in (LAST, ALL):
         raise RunError(f"windows is {windows!r:.40}, but must be '{LAST}' or '{ALL}'")
     for name, value in (("stride", stride), ("budget", budget)):
         if value is not None and value < 1:
-            raise RunError(f"{name} is {value!r}, but must be a whole number, at least 1")
+            raise RunError(f"{name} is {value!r}, but must be an integer >= 1")
     if not recipes:
-        raise RecipeError("there are no recipes to try: name some, such as uniform")
+        raise RecipeError("recipes is empty: name at least one, such as 'uniform'")
     chosen = [Recipe.parse(r) if isinstance(r, str) else r for r in recipes]
     count, places = len(run.checkpoints), positions(run.checkpoints)
     found: dict[tuple[float, ...], Candidate] = {}
@@ -270,6 +276,7 @@ def list_candidates(
             for recipe in chosen:
                 coefficients = recipe.coefficients(places[start:stop])
                 candidate = Candidate(start, stop, recipe, coefficients)
+                # Rounded, because recipes compute the same coefficients in different ways.
                 same = tuple(round(c, 12) for c in candidate.of_run(count))
                 found.setdefault(same, candidate)
     every = list(found.values())
@@ -280,39 +287,59 @@ def list_candidates(
     return [every[round(n * (len(every) - 1) / (budget - 1))] for n in range(budget)]
 
 
-def _checked(output: str | Path | None, overwrite: bool) -> Path | None:
-    """An output that can be written, before hours are spent on what goes into it."""
-    if output is None:
-        return None
-    output = Path(output)
-    check_keras_output(output)
-    check_output(output, overwrite)
-    return output
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """What the evaluation of all candidates found.
+
+    Attributes:
+        scores: metrics of each candidate.
+        ranked: candidates, the best first; of equal ones that of more checkpoints.
+        known: how many had been evaluated before.
+        statistics: of the best candidate, unless its score was known.
+    """
+
+    scores: dict[Candidate, dict[str, float]]
+    ranked: list[Candidate]
+    known: int
+    statistics: EstimatedStatistics | None
 
 
-class _Leading:
-    """The best candidate so far, with its statistics if it has been evaluated by this sweep."""
+def _evaluate(
+    run: Run,
+    candidates: Sequence[Candidate],
+    averages: "_Averages",
+    judge: Judge,
+    progress: Progress,
+) -> _Evaluation:
+    """Scores all candidates that have not been scored before."""
+    cache = ScoreCache(
+        run.directory / SEARCH_FOLDER, contents(averages.plan.sources), judge.fingerprint
+    )
+    scores: dict[Candidate, dict[str, float]] = {}
+    known, best, statistics = 0, candidates[0], None
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._order: tuple[float, int] | None = None
-        self.candidate: Candidate | None = None
-        self.statistics: Statistics | None = None
+    def order(candidate: Candidate) -> tuple[float, int]:
+        return judge.rank(scores[candidate]), candidate.start - candidate.stop
 
-    def order(self, candidate: Candidate, metrics: dict[str, float]) -> tuple[float, int]:
-        """Better ones come first; of equal ones, that of more checkpoints."""
-        return self._judge.rank(metrics), candidate.start - candidate.stop
-
-    def see(
-        self, candidate: Candidate, metrics: dict[str, float], statistics: Statistics | None
-    ) -> None:
-        order = self.order(candidate, metrics)
-        if self._order is None or order < self._order:
-            self._order, self.candidate, self.statistics = order, candidate, statistics
+    for candidate in candidates:
+        coefficients, estimated = candidate.of_run(len(run.checkpoints)), None
+        metrics = cache.get(coefficients)
+        if metrics is None:
+            score = judge.score(averages.tensors(candidate))
+            metrics, estimated = score.metrics, score.statistics
+            cache.add(coefficients, metrics)
+        else:
+            known += 1
+        scores[candidate] = metrics
+        # Only the statistics of the best one are kept: those of all would add up.
+        if candidate is best or order(candidate) < order(best):
+            best, statistics = candidate, estimated
+        progress(1)
+    return _Evaluation(scores, sorted(candidates, key=order), known, statistics)
 
 
 class _Averages:
-    """The averages of a run's windows: plain means from sums, others read afresh."""
+    """The averages of a run's windows: plain means from sums, others from the files."""
 
     def __init__(self, run: Run, candidates: Sequence[Candidate], max_memory: int) -> None:
         plain = [c for c in candidates if c.recipe.name == UNIFORM]

@@ -125,7 +125,7 @@ def test_what_a_soup_refuses(checkpoints, tmp_path):
     out = tmp_path / "soup.weights.h5"
     with pytest.raises(RecipeError, match="must be 'greedy' or 'uniform'"):
         make(checkpoints, out, method="best")
-    with pytest.raises(DataError, match="are among those that choose"):
+    with pytest.raises(DataError, match="are among those used for selection"):
         make(checkpoints, out, test_data=CHOOSE)
     assert not out.exists()
     assert not leftovers(tmp_path)

@@ -16,8 +16,8 @@ from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record
 from ckptavg.search import judge as judging
-from ckptavg.search.data_fingerprint import data_print
-from ckptavg.search.live_weights import LiveWeights
+from ckptavg.search.data_fingerprint import fingerprint_data
+from ckptavg.search.live_model import LiveWeights
 from ckptavg.search.sweep import list_candidates, sweep
 from ckptavg.search.weight_rows import WeightRows, weighted_mean
 from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT, X, Y
@@ -278,11 +278,11 @@ def test_data_that_choose_must_not_report(trained_run):
     assert report.test_metrics == pytest.approx(report.best.metrics, rel=1e-6)
 
 
-def test_data_prints():
+def test_fingerprints_of_data():
     import tensorflow as tf
 
     x, y = X[:40], Y[:40]
-    whole = data_print((x, y))
+    whole = fingerprint_data((x, y))
     dataset = tf.data.Dataset.from_tensor_slices((x, y))
     order = np.random.default_rng(0).permutation(40)
     for other in (
@@ -291,15 +291,15 @@ def test_data_prints():
         [(x[:3], y[:3]), (x[3:], y[3:])],
         (x[order], y[order]),
     ):
-        assert data_print(other).digest == whole.digest
-    assert data_print((x, y + 1)).digest != whole.digest
-    assert data_print((x, y + 1)).shared(whole) == 40
-    assert data_print((X[30:60], Y[30:60])).shared(whole) == 10
-    assert data_print(dataset.batch(10), steps=2).shared(whole) == 20
+        assert fingerprint_data(other).digest == whole.digest
+    assert fingerprint_data((x, y + 1)).digest != whole.digest
+    assert fingerprint_data((x, y + 1)).count_shared(whole) == 40
+    assert fingerprint_data((X[30:60], Y[30:60])).count_shared(whole) == 10
+    assert fingerprint_data(dataset.batch(10), steps=2).count_shared(whole) == 20
     words = tf.data.Dataset.from_tensor_slices((["a", "b", "c"], [0, 1, 2])).batch(2)
-    assert data_print(words).digest == data_print(words).digest
+    assert fingerprint_data(words).digest == fingerprint_data(words).digest
     with pytest.raises(DataError, match="can be read only once"):
-        data_print(iter([(x, y)]))
+        fingerprint_data(iter([(x, y)]))
 
 
 def test_what_a_sweep_refuses(trained_run, tmp_path):
@@ -351,7 +351,7 @@ def test_the_sweep_command(folder):
     assert main("merge", "run", "-o", "swa.weights.h5")[0] == 0
     assert not leftovers(folder)
     for extra, message in (
-        (("--test-data", "train.py:choose"), "are among those that choose"),
+        (("--test-data", "train.py:choose"), "are among those used for selection"),
         (("--windows", "some"), "must be 'last' or 'all'"),
         (("--recipes", "ema"), "needs --decay"),
     ):

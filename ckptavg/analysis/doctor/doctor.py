@@ -1,8 +1,9 @@
-"""The doctor: which checkpoints do not belong into an average, and why."""
+"""The doctor: which checkpoints should be left out of an average, and why."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ckptavg.analysis.geometry.measure import Survey, survey
 from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.errors import CkptavgError, RunError, SpecError
 from ckptavg.formats.tensorflow.paths import main_file
+from ckptavg.merging.plan import plan_mean
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
 from ckptavg.merging.worker import Progress
 from ckptavg.runs.checkpoint import Checkpoint
@@ -21,17 +23,20 @@ from ckptavg.runs.sources import Sources, resolve
 if TYPE_CHECKING:
     import keras
 
+    from ckptavg.search.judge import Judge
+
 KEEP, LEAVE_OUT = "keep", "leave out"
 
 _FEWEST = 4
-"""Checkpoints from which on one can be told to be unlike the others."""
+"""The fewest checkpoints among which one can be unlike the others."""
 _FACTOR = 6.0
 """Robust standard deviations beyond which a value is an outlier."""
 _NORM_FLOOR, _DISTANCE_FLOOR = 0.05, 0.2
-"""Of the median: the least standard deviation of norms, and of distances to the mean, so that
-values that all but agree have no outliers among them."""
+"""Least standard deviation of norms, and of distances to the mean, as fractions of the median:
+values that nearly agree have no outliers.
+See docs/decisions/0043-outliers-by-robust-deviations.md"""
 _BARRIER = 0.1
-"""How much worse than both its neighbours a midpoint may be, as a share of the worse one."""
+"""How much worse than both neighbours a midpoint may be, as a fraction of the worse one."""
 _UNRELATED = 0.5
 """Cosine to the mean below which checkpoints have little in common."""
 _MEAN = "\0mean"
@@ -42,18 +47,20 @@ _MEAN = "\0mean"
 class Diagnosis:
     """What was found out about a checkpoint.
 
+    Weights do not include the moving statistics of BatchNorm layers; lengths are Euclidean.
+
     Attributes:
         checkpoint: the checkpoint.
-        reasons: why it does not belong; empty if it does.
-        norm: of its weights; None if it could not be read, like all that follows.
-        cosine: to the mean of all.
+        reasons: why it should be left out; empty if it should be kept.
+        norm: of its weights. None, like all that follows, if it could not be read.
+        cosine: to the mean of the checkpoints that are neither damaged nor NaN or infinite.
         worst_layer: the layer with the smallest cosine to the mean.
         worst_cosine: that cosine.
         to_mean: distance to the mean.
-        step: distance to the checkpoint before it; None for the first.
-        loss: on the evaluation data, if they were given.
-        barrier: how much worse the midpoint to the next checkpoint is than the mean of both losses,
-            negative if it is better; None without evaluation data, and for the last one.
+        step: distance to the previous checkpoint; None for the first.
+        loss: on the evaluation data, if there are any.
+        barrier: loss at the midpoint to the next checkpoint minus the mean of both losses, so
+            negative if the midpoint is better; None for the last one.
     """
 
     checkpoint: Checkpoint
@@ -69,25 +76,35 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
+        """`keep` or `leave out`."""
         return LEAVE_OUT if self.reasons else KEEP
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DoctorReport:
-    """All diagnoses, in the order of training.
+    """The diagnoses of all checkpoints.
 
     Attributes:
-        diagnoses: of each checkpoint.
-        warnings: what is to be said of all of them.
+        diagnoses: of each checkpoint, in the order of training.
+        warnings: what concerns all of them.
     """
 
-    diagnoses: tuple[Diagnosis, ...] = field(repr=False)
+    diagnoses: tuple[Diagnosis, ...]
     warnings: tuple[str, ...] = ()
 
     @property
     def keep(self) -> tuple[Checkpoint, ...]:
-        """The checkpoints that belong together."""
+        """The checkpoints to average."""
         return tuple(d.checkpoint for d in self.diagnoses if d.verdict == KEEP)
+
+    def __repr__(self) -> str:
+        lines = [f"DoctorReport: keep {len(self.keep)} of {len(self.diagnoses)} checkpoints"]
+        lines += [
+            f"  leave out {d.checkpoint.path.name}: {reason}"
+            for d in self.diagnoses
+            for reason in d.reasons
+        ]
+        return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
 
 
 def doctor(
@@ -101,32 +118,42 @@ def doctor(
     mixed_precision: bool = False,
     progress: Progress | None = None,
 ) -> DoctorReport:
-    """Examines checkpoints before they are averaged.
+    """Finds checkpoints that should be left out of an average, and says why.
 
-    One pass reads all of them side by side and finds: files that cannot be read, are damaged or of
-    another model; NaN and infinity; duplicates; norms and distances to the mean unlike those of
-    the others (beyond 6 robust standard deviations: 1.4826 times the median deviation from the
-    median, at least 5 % of it for norms, 20 % for distances; from 4 checkpoints on). With a model
-    and data to evaluate on, the loss in the middle between neighbours tells whether they lie in one
-    basin: a midpoint worse than both by 10 % is a barrier (linear mode connectivity, Frankle et
-    al., arXiv 1912.05671), and only the longest row without one is kept.
+    One pass reads all checkpoints side by side, as `measure_geometry` does, and finds files that
+    cannot be read, are damaged or belong to another model; NaN and infinity; duplicates; and, among
+    at least 4 checkpoints, outliers in norm or distance to the mean. An outlier is more than 6
+    robust standard deviations from the median; one is 1.4826 times the median absolute deviation,
+    and at least 5 % of the median for norms and 20 % for distances.
+
+    With a model and evaluation data, the loss at the midpoint of consecutive checkpoints shows
+    whether they lie in one basin: a midpoint that is worse than both by 10 % is a barrier (linear
+    mode connectivity, Frankle et al., arXiv 1912.05671), and only the longest sequence without one
+    is kept.
 
     Args:
         sources: checkpoints, as in `merge`, in the order of training.
         model: a compiled model, or its SPEC; it keeps the weights of the last midpoint.
         data: training inputs for BatchNorm passes, as in `update_batch_norm`.
         eval_data: `(x, y)`.
-        steps: number of batches of `data` to see in each pass; all by default.
-        bn_mode: the `mode` of `update_batch_norm`: `batch`, `population` or `cumulative`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
-        progress: called with numbers of bytes as they have been read.
+        steps: number of batches of `data` to use in each pass; all by default.
+        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
+        progress: called with the number of bytes read since the last call.
+
+    Returns:
+        The diagnoses.
 
     Raises:
         RunError: there are no checkpoints, or none that can be read.
-        SpecError: of model and evaluation data only one is given.
+        SpecError: only one of model and evaluation data is given.
+
+    Example:
+        >>> report = ckptavg.doctor("run")
+        >>> ckptavg.merge(report.keep, "swa.weights.h5")
     """
     if (model is None) != (eval_data is None) or (data is not None and eval_data is None):
-        raise SpecError("midpoints need both a model (--model) and data (--eval-data)")
+        raise SpecError("midpoints need both a model (--model) and evaluation data (--eval-data)")
     checkpoints = resolve(sources)
     diagnoses = {
         n: Diagnosis(checkpoint, reasons)
@@ -141,18 +168,11 @@ def doctor(
     diagnoses.update(zip(readable, judged, strict=True))
     good = [n for n, found in diagnoses.items() if not found.reasons]
     if model is not None and len(good) > 1:
-        from ckptavg.analysis.doctor.midpoints import measure_midpoints
-        from ckptavg.models.specs import as_data, as_inputs, as_model
+        from ckptavg.search.judge import Judge  # imports Keras
 
-        model = as_model(model)
-        measured = measure_midpoints(
-            [checkpoints[n] for n in good],
-            model,
-            data=as_inputs(data, model=model),
-            eval_data=as_data(eval_data, model=model),
-            options=BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision),
-        )
-        found = _with_barriers([diagnoses[n] for n in good], measured.losses, measured.midpoints)
+        options = BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
+        judge = Judge(model, data=data, eval_data=eval_data, monitor="loss", options=options)
+        found = _with_barriers([diagnoses[n] for n in good], judge)
         diagnoses.update(zip(good, found, strict=True))
     return DoctorReport(tuple(diagnoses.values()), _general(judged))
 
@@ -160,7 +180,7 @@ def doctor(
 def outliers(values: Sequence[float] | np.ndarray, floor: float) -> np.ndarray:
     """How many robust standard deviations each value is from the median; 0 for few values.
 
-    One is at least `floor` times the median.
+    A standard deviation is at least `floor` times the median.
     """
     array = np.asarray(values, np.float64)
     if len(array) < _FEWEST:
@@ -171,7 +191,7 @@ def outliers(values: Sequence[float] | np.ndarray, floor: float) -> np.ndarray:
 
 
 def _unreadable(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
-    """Why each checkpoint cannot be examined with the others; nothing for those that can."""
+    """Why each checkpoint cannot be measured with the others; no reason for those that can."""
     try:
         plan_sources(checkpoints, [1.0] * len(checkpoints))
     except CkptavgError:
@@ -190,11 +210,11 @@ def _unreadable(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
         reasons.append(() if same is None else (f"is the same file as {same.path}",))
         if same is None:
             sources[number] = source
-    usual = Counter(map(_tensors, sources.values())).most_common(1)
-    model = next((s for s in sources.values() if _tensors(s) == usual[0][0]), None)
+    usual = Counter(map(_tensors, sources.values())).most_common(1)[0][0] if sources else ()
     for number, source in sources.items():
         try:
-            check_same_model(model or source, source)
+            # The model is that of most checkpoints: a first one of another model is the odd one.
+            check_same_model(next(s for s in sources.values() if _tensors(s) == usual), source)
         except CkptavgError as error:
             reasons[number] = (str(error),)
     return reasons
@@ -215,9 +235,7 @@ def _is_same_file(one: Checkpoint, other: Checkpoint) -> bool:
 def _judge(found: Survey) -> list[Diagnosis]:
     """What a survey says of each checkpoint, held against the mean of those that are sound."""
     geometry = found.geometry
-    sound = np.array(
-        [a is None and b is None for a, b in zip(found.not_finite, found.damaged, strict=True)]
-    )
+    sound = np.array([not any(_broken(found, n)) for n in range(len(geometry.checkpoints))])
     counted = sound if sound.any() else np.ones(len(sound), bool)
     mean = {_MEAN: (counted / counted.sum()).tolist()}
     distances = geometry.distances(averages=mean).values[:-1, -1]
@@ -229,11 +247,7 @@ def _judge(found: Survey) -> list[Diagnosis]:
     first: dict[bytes, Path] = {}
     judged = []
     for n, checkpoint in enumerate(geometry.checkpoints):
-        reasons = []
-        if found.damaged[n] is not None:
-            reasons.append(f"is damaged: '{found.damaged[n]}' is not what was saved")
-        if found.not_finite[n] is not None:
-            reasons.append(f"holds NaN or infinity in '{found.not_finite[n]}'")
+        reasons = list(_broken(found, n))
         origin = first.setdefault(found.contents[n], checkpoint.path)
         if origin != checkpoint.path:
             reasons.append(f"is a duplicate of {origin}")
@@ -257,6 +271,14 @@ def _judge(found: Survey) -> list[Diagnosis]:
             )
         )
     return judged
+
+
+def _broken(found: Survey, number: int) -> Iterator[str]:
+    """Why a checkpoint cannot be held against others."""
+    if found.damaged[number] is not None:
+        yield f"is damaged: '{found.damaged[number]}' is not what was saved"
+    if found.not_finite[number] is not None:
+        yield f"holds NaN or infinity in '{found.not_finite[number]}'"
 
 
 def _to_mean(
@@ -285,25 +307,39 @@ def _general(judged: Sequence[Diagnosis]) -> tuple[str, ...]:
     )
 
 
-def _with_barriers(
-    diagnoses: Sequence[Diagnosis], losses: Sequence[float], midpoints: Sequence[float]
-) -> list[Diagnosis]:
-    """Diagnoses with losses and barriers; what is beyond a barrier does not belong."""
-    rows: list[list[int]] = [[0]]
-    found = []
-    for n, (diagnosis, loss) in enumerate(zip(diagnoses, losses, strict=True)):
-        barrier = None
-        if n < len(midpoints):
-            barrier = midpoints[n] - (loss + losses[n + 1]) / 2
-            worse = max(loss, losses[n + 1])
-            if midpoints[n] > worse + _BARRIER * abs(worse):
-                rows.append([])
-            rows[-1].append(n + 1)
-        found.append(replace(diagnosis, loss=loss, barrier=barrier))
-    longest = max(reversed(rows), key=len)
-    ends = found[longest[0]].checkpoint.path.name, found[longest[-1]].checkpoint.path.name
-    reason = f"a barrier of the loss lies between it and {ends[0]} to {ends[1]}: another basin"
+def _with_barriers(diagnoses: Sequence[Diagnosis], judge: "Judge") -> list[Diagnosis]:
+    """Diagnoses with losses and barriers; all but the longest sequence without one is left out.
+
+    Checkpoints are evaluated like midpoints, after a BatchNorm pass if there are data for it, so
+    that losses differ by the weights only.
+    """
+    from ckptavg.search.weight_rows import weighted_mean
+
+    count = len(diagnoses)
+    plan = plan_mean([diagnosis.checkpoint for diagnosis in diagnoses])
+
+    def loss(*numbers: int) -> float:
+        coefficients = [1 / len(numbers) if n in numbers else 0.0 for n in range(count)]
+        return judge.score(weighted_mean(plan, coefficients)).metrics["loss"]
+
+    losses = [loss(n) for n in range(count)]
+    basins = [[0]]
+    barriers: list[float | None] = []
+    for n, (one, other) in enumerate(pairwise(losses)):
+        midpoint, worse = loss(n, n + 1), max(one, other)
+        barriers.append(midpoint - (one + other) / 2)
+        if midpoint > worse + _BARRIER * abs(worse):
+            basins.append([])
+        basins[-1].append(n + 1)
+    longest = max(reversed(basins), key=len)  # of equally long ones the last
+    first, last = (diagnoses[longest[end]].checkpoint.path.name for end in (0, -1))
+    reason = f"a barrier of the loss lies between it and {first} to {last}: another basin"
     return [
-        diagnosis if n in longest else replace(diagnosis, reasons=(*diagnosis.reasons, reason))
-        for n, diagnosis in enumerate(found)
+        replace(
+            diagnosis,
+            loss=losses[n],
+            barrier=barrier,
+            reasons=diagnosis.reasons if n in longest else (*diagnosis.reasons, reason),
+        )
+        for n, (diagnosis, barrier) in enumerate(zip(diagnoses, [*barriers, None], strict=True))
     ]

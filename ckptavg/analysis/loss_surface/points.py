@@ -23,7 +23,7 @@ from ckptavg.merging.worker import Progress
 from ckptavg.models.evaluation import measure
 from ckptavg.models.specs import as_data, as_inputs, as_model
 from ckptavg.runs.outputs import writing
-from ckptavg.search.data_fingerprint import data_print
+from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.live_model import LiveModel
 from ckptavg.search.row_store import DEFAULT_MEMORY
 from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache
@@ -71,11 +71,11 @@ class Points:
         self.labels = labels
         self._corners, self._live, self._eval_data = corners, live, eval_data
         live.take(corners.combine({0: 1.0}), refresh=False)
-        self.products = edge_products(corners, len(labels), live.moving_statistics)
+        self.products = edge_products(corners, len(labels), live.weights.moving_statistics)
         contents, rest = corner_digests(corners, len(labels))
         self._caches = {}
         for name, data in eval_data.items():
-            context = [*live.fingerprint, data_print(data).digest, rest]
+            context = [*live.fingerprint, fingerprint_data(data).digest, rest]
             if folder is not None:
                 self._caches[name] = ScoreCache(folder, contents, context)
 
@@ -154,7 +154,7 @@ def open_points(
         folder=folder or Path(tempfile.gettempdir()),
         max_memory=DEFAULT_MEMORY if max_memory is None else max_memory,
     )
-    with closing(opened), live.kept():
+    with closing(opened), live.weights.kept():
         yield Points(plan.labels, opened, live, eval_data, folder)
 
 
