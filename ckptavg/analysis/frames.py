@@ -1,11 +1,11 @@
-"""Runs and what searches found as data frames: a row for each checkpoint or candidate."""
+"""Runs and reports of searches as data frames: a row for each checkpoint or candidate."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptavg.analysis.tables import LENGTH, RATIO, frame
+from ckptavg.analysis.tables import LENGTH, RATIO, Column, frame
 from ckptavg.runs.checkpoint import list_epochs
 from ckptavg.runs.run import Run, open_run
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_frame(run: Run | str | Path) -> "pd.DataFrame":
-    """What the records of a run tell, a row for each checkpoint, named by its file.
+    """The records of a run, a row for each checkpoint, named by its file.
 
     Args:
         run: a run or its directory.
@@ -28,7 +28,7 @@ def run_frame(run: Run | str | Path) -> "pd.DataFrame":
         lacks one.
 
     Raises:
-        RunError: there is no run.
+        RunError: the directory is not a run.
         RecordError: a record is damaged.
 
     Example:
@@ -50,16 +50,16 @@ def sweep_frame(report: "SweepReport") -> "pd.DataFrame":
         report: as `sweep` gives it.
 
     Returns:
-        Columns `epochs`, `checkpoints` (their number), `recipe`, `effective` (sample size, how
-        many equally weighted checkpoints would be as little noisy) and metrics; the index is the
-        rank, from 1.
+        Columns `epochs`, `checkpoints` (their number), `recipe`, `effective` (sample size: how many
+        equally weighted checkpoints would reduce noise as much) and metrics; the index is the rank,
+        from 1.
 
     Example:
         >>> report = ckptavg.sweep("run", model=model, data=x, eval_data=val, monitor="loss")
         >>> ckptavg.analysis.sweep_frame(report).head()
     """
     entries = report.entries
-    columns = {
+    columns: dict[str, Column] = {
         "epochs": [
             list_epochs(c.epoch for c in entry.checkpoints if c.epoch is not None)
             for entry in entries
@@ -79,14 +79,14 @@ def soup_frame(report: "SoupReport") -> "pd.DataFrame":
         report: as `soup` gives it.
 
     Returns:
-        Columns `checkpoint`, `kept`, its own metrics, and `soup ...` metrics of the soup with it
-        (NaN for the first, and where none chose); the index is the rank, from 1.
+        Columns `checkpoint`, `kept`, its own metrics, and `soup ...` metrics of the soup that
+        includes it (NaN for the first one, and in a uniform soup); the index is the rank, from 1.
 
     Example:
         >>> ckptavg.analysis.soup_frame(report).query("kept")
     """
     ingredients = report.ingredients
-    columns = {
+    columns: dict[str, Column] = {
         "checkpoint": [str(ingredient.checkpoint.path) for ingredient in ingredients],
         "kept": [ingredient.kept for ingredient in ingredients],
     }
@@ -104,8 +104,8 @@ def doctor_frame(report: "DoctorReport") -> "pd.DataFrame":
 
     Returns:
         Columns `verdict`, `reasons`, `norm`, `cosine` (to the mean), `worst_layer`,
-        `worst_cosine`, `to_mean`, `step` (distance to the one before), `loss` and `barrier`, the
-        last two only where losses were asked for.
+        `worst_cosine`, `to_mean`, `step` (distance to the previous one), and, if the doctor had
+        evaluation data, `loss` and `barrier`.
 
     Example:
         >>> ckptavg.analysis.doctor_frame(ckptavg.doctor("run"))["verdict"]
@@ -130,7 +130,7 @@ def _metrics(found: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {name: [metrics.get(name, math.nan) for metrics in found] for name in names}
 
 
-def _ranked(columns: Mapping[str, Sequence[Any]], attrs: Mapping[str, Any]) -> "pd.DataFrame":
+def _ranked(columns: Mapping[str, Column], attrs: Mapping[str, Any]) -> "pd.DataFrame":
     table = frame(columns, attrs)
     table.index = table.index + 1
     table.index.name = "rank"

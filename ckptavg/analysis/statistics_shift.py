@@ -1,13 +1,13 @@
-"""How far the moving statistics of BatchNorm layers are from each other in two checkpoints."""
+"""How far the moving statistics of BatchNorm layers differ between two checkpoints."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckptavg.analysis.tables import frame
+from ckptavg.analysis.tables import Column, frame
 from ckptavg.errors import FormatError, IntegrityError
 from ckptavg.formats.layers import moving_statistics
 from ckptavg.merging.exact_mean import PIECE
@@ -24,12 +24,12 @@ _MEAN_UNIT = "standard deviations"
 _VARIANCE_UNIT = "log ratio"
 
 _EPSILON = 1e-3
-"""Keras' own, which its BatchNormalization adds to variances by default."""
+"""What Keras' BatchNormalization adds to variances by default."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class BatchNormShift:
-    """How far the statistics of each channel moved, from one checkpoint to another.
+    """How far the statistics of each channel moved from one checkpoint to another.
 
     Attributes:
         layers: names of the BatchNorm layers.
@@ -39,15 +39,26 @@ class BatchNormShift:
             epsilon) / (variance before + epsilon).
         before: label of the first checkpoint.
         after: label of the second.
-        epsilon: that was added to variances.
+        epsilon: what was added to variances.
     """
 
     layers: tuple[str, ...]
-    means: tuple[np.ndarray, ...] = field(repr=False)
-    variances: tuple[np.ndarray, ...] = field(repr=False)
+    means: tuple[np.ndarray, ...]
+    variances: tuple[np.ndarray, ...]
     before: str
     after: str
     epsilon: float
+
+    def __repr__(self) -> str:
+        mean, variance = (
+            max(float(np.abs(values).max()) for values in found)
+            for found in (self.means, self.variances)
+        )
+        return (
+            f"BatchNormShift from {self.before} to {self.after}, {len(self.layers)} layers\n"
+            f"  means moved by up to {mean:.3g} {_MEAN_UNIT}\n"
+            f"  variances moved by up to {variance:.3g} ({_VARIANCE_UNIT})"
+        )
 
     def by_layer(self) -> "pd.DataFrame":
         """A row for each layer: the root mean square over its channels, and the largest.
@@ -55,7 +66,8 @@ class BatchNormShift:
         Columns: `mean_shift`, `variance_log_ratio`, `worst_mean_shift`,
         `worst_variance_log_ratio`; `attrs["units"]` has their units.
         """
-        columns, units = {}, {}
+        columns: dict[str, Column] = {}
+        units: dict[str, str] = {}
         for name, unit, found in (
             ("mean_shift", _MEAN_UNIT, self.means),
             ("variance_log_ratio", _VARIANCE_UNIT, self.variances),
@@ -72,7 +84,7 @@ class BatchNormShift:
         Columns: `layer`, `channel` (from 0), `mean_shift`, `variance_log_ratio`.
         """
         sizes = [len(means) for means in self.means]
-        columns = {
+        columns: dict[str, Column] = {
             "layer": [n for n, size in zip(self.layers, sizes, strict=True) for _ in range(size)],
             "channel": [channel for size in sizes for channel in range(size)],
             "mean_shift": np.concatenate(self.means),
@@ -88,22 +100,22 @@ def batch_norm_shift(
 ) -> BatchNormShift:
     """Measures how far BatchNorm statistics moved between two checkpoints of one model.
 
-    Of interest where the weights are the same: an average, whose statistics are averaged like
-    weights, and the same average after a BatchNorm pass. The layers' statistics are found by what
-    the records of both say, by their names, and by the names of layers.
+    This is of interest for an average, whose statistics were averaged like weights, and the same
+    average after a BatchNorm pass. Statistics are recognized by the records of both checkpoints, by
+    their own names, and by the names of their layers.
 
     Args:
         before: a checkpoint.
-        after: another one, in whose standard deviations the means' moves are told.
-        epsilon: what the layers add to variances; Keras' default is 0.001.
+        after: another one; shifts of means are measured in its standard deviations.
+        epsilon: what the layers add to variances; the default of Keras is 0.001.
 
     Returns:
-        Moves by layer and channel.
+        Shifts by layer and channel.
 
     Raises:
         RunError: a file is missing.
         FormatError: a file is not a checkpoint, or no BatchNorm statistics are found in it.
-        MismatchError: the checkpoints are of different models, or the same file.
+        MismatchError: the checkpoints belong to different models, or are the same file.
         IntegrityError: a file differs from its record, or its statistics hold NaN or infinity.
 
     Example:
@@ -115,8 +127,8 @@ def batch_norm_shift(
     layers = {layer: names[:2] for layer, names in statistics_in(plan).items() if len(names) > 1}
     if not layers:
         raise FormatError(
-            f"no moving statistics of BatchNorm layers are found in {plan.sources[-1].path}: "
-            "neither its record nor the names of its tensors tell of any"
+            f"no moving statistics of BatchNorm layers found in {plan.sources[-1].path}: neither "
+            "its record nor the names of its tensors show any"
         )
     values = _read(plan, {name for names in layers.values() for name in names})
     means, variances = [], []
@@ -125,26 +137,27 @@ def batch_norm_shift(
         if (variance < 0).any():
             number = int(np.argmax((variance < 0).any(axis=1)))
             raise IntegrityError(
-                f"'{names[1]}' in {plan.sources[number].path} is below 0, which no variance is"
+                f"'{names[1]}' in {plan.sources[number].path} is a variance, but has values below 0"
             )
         means.append((mean[1] - mean[0]) / np.sqrt(variance[1] + epsilon))
         variances.append(np.log((variance[1] + epsilon) / (variance[0] + epsilon)))
     return BatchNormShift(
-        tuple(layers),
-        tuple(means),
-        tuple(variances),
-        *(checkpoint.path.name for checkpoint in checkpoints),
-        epsilon,
+        layers=tuple(layers),
+        means=tuple(means),
+        variances=tuple(variances),
+        before=checkpoints[0].path.name,
+        after=checkpoints[1].path.name,
+        epsilon=epsilon,
     )
 
 
 def statistics_in(plan: MergePlan) -> dict[str, tuple[str, ...]]:
-    """Stored names of moving statistics in the checkpoints of a plan, as `moving_statistics` does.
+    """Stored names of moving statistics in the checkpoints of a plan, by layer.
 
-    Whatever one of the records tells of holds for all.
+    What one of the records lists holds for all, as they belong to one model.
     """
     states = [source.record.batch_norm for source in plan.sources if source.record is not None]
-    # What a saver saw in the model, and what a pass has changed.
+    # What a saver saw in the model, and what a pass changed.
     known = {name for s in states if s is not None for name in (*s.moving, *s.tensors)}
     return moving_statistics(plan.sources[-1].structure, known)
 
@@ -154,8 +167,10 @@ def _read(plan: MergePlan, names: Collection[str]) -> dict[str, np.ndarray]:
     items = [item for item in plan.items if item.tensor.name in names]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for found in read_side_by_side(plan, items, _collected, piece=PIECE):
-        found.check_intact(plan.sources)
+        found.check_intact(plan.sources)  # first, because damage may look like NaN
         name = found.item.tensor.name
+        if found.measured is None:
+            continue
         for source, values in zip(plan.sources, found.measured, strict=True):
             if not np.isfinite(values).all():
                 raise not_finite(source.path, name, values)
@@ -164,5 +179,6 @@ def _read(plan: MergePlan, names: Collection[str]) -> dict[str, np.ndarray]:
 
 
 def _collected(_: PlanItem, pieces: Iterator[np.ndarray]) -> np.ndarray:
-    """(checkpoints, values) of a block, which is as small as a layer has channels."""
+    """(checkpoints, values) of a block, which is small, as a layer has few channels."""
+    # Copies, because the next piece is read into the same memory.
     return np.concatenate([values.copy() for values in pieces], axis=1)

@@ -1,7 +1,7 @@
-"""Tables of results with their units, which turn into pandas data frames."""
+"""Tables of results with their units, which can be converted to pandas data frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,28 +10,37 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LENGTH = "parameter units"
-"""Unit of norms and distances: Euclidean over the numbers that the weights are."""
+"""Unit of norms and distances, which are Euclidean over the weights."""
 RATIO = "1"
-"""Unit of what has none: cosines, shares, quotients of lengths."""
+"""Unit of what has none: cosines, fractions, ratios of lengths."""
+
+_SHOWN = 6
+"""Rows and columns that the `repr` of a table shows."""
+
+Column = Sequence[Any] | np.ndarray
+"""The entries of a column, one for each row."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PairTable:
     """A quantity of each pair of checkpoints.
 
     Attributes:
-        labels: of the checkpoints, then of averages.
+        labels: of the checkpoints, followed by those of averages.
         values: (labels, labels) float64, symmetric.
-        quantity: what it is: `distance` or `cosine`.
+        quantity: `distance` or `cosine`.
         unit: of the values.
-        layer: that they are of; None for all weights.
+        layer: the layer whose weights were compared; None for all weights.
     """
 
     labels: tuple[str, ...]
-    values: np.ndarray = field(repr=False)
+    values: np.ndarray
     quantity: str
     unit: str
     layer: str | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self, self.values, self.labels, self.labels)
 
     def to_frame(self) -> "pd.DataFrame":
         """Labels by labels; `attrs` holds quantity, unit and layer."""
@@ -39,7 +48,7 @@ class PairTable:
         return frame(self.values, attrs, index=self.labels, columns=self.labels)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Series:
     """A quantity of each checkpoint, over training.
 
@@ -47,44 +56,50 @@ class Series:
         labels: of the checkpoints.
         positions: of the checkpoints in training.
         values: (labels,) float64; NaN where there is none.
-        quantity: what it is, such as `norm`.
+        quantity: what was measured, such as `norm`.
         unit: of the values.
-        position_unit: `step`, `epoch`, or `checkpoint` where only their order is known.
-        layer: that they are of; None for all weights.
+        position_unit: `step`, `epoch`, or `checkpoint` if only their order is known.
+        layer: the layer that was measured; None for all weights.
     """
 
     labels: tuple[str, ...]
     positions: tuple[float, ...]
-    values: np.ndarray = field(repr=False)
+    values: np.ndarray
     quantity: str
     unit: str
     position_unit: str
     layer: str | None = None
 
+    def __repr__(self) -> str:
+        return _shown(self, self.values[None], [], self.labels)
+
     def to_frame(self) -> "pd.DataFrame":
         """A row for each label, columns `position` and the quantity; `attrs["units"]` has units."""
         units = {"position": self.position_unit, self.quantity: self.unit}
-        columns = {"position": self.positions, self.quantity: self.values}
+        columns: dict[str, Column] = {"position": self.positions, self.quantity: self.values}
         return frame(columns, {"units": units, "layer": self.layer}, index=self.labels)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class LayerTable:
     """A quantity of each layer in each checkpoint.
 
     Attributes:
-        layers: their names.
+        layers: names of the layers.
         labels: of the checkpoints.
         values: (layers, labels) float64; NaN where there is none.
-        quantity: what it is, such as `drift from the first`.
+        quantity: what was measured, such as `drift from the first`.
         unit: of the values.
     """
 
     layers: tuple[str, ...]
     labels: tuple[str, ...]
-    values: np.ndarray = field(repr=False)
+    values: np.ndarray
     quantity: str
     unit: str
+
+    def __repr__(self) -> str:
+        return _shown(self, self.values, self.layers, self.labels)
 
     def to_frame(self) -> "pd.DataFrame":
         """Layers by labels; `attrs` holds quantity and unit."""
@@ -93,19 +108,19 @@ class LayerTable:
 
 
 def frame(
-    data: np.ndarray | Mapping[str, Sequence[Any] | np.ndarray],
+    data: np.ndarray | Mapping[str, Column],
     attrs: Mapping[str, Any],
     *,
     index: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
 ) -> "pd.DataFrame":
-    """A data frame of its own memory.
+    """A data frame that does not share memory with the data.
 
     Args:
         data: (rows, columns) numbers, or columns by name.
-        attrs: what is to be known of the numbers, such as their units.
-        index: names of rows; numbered if left out.
-        columns: names of columns, where `data` has none.
+        attrs: what belongs to the numbers, such as their units.
+        index: names of rows; numbers by default.
+        columns: names of columns, if `data` has none.
     """
     import pandas as pd
 
@@ -117,3 +132,35 @@ def frame(
     )
     found.attrs.update(attrs)
     return found
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts in aligned columns, words on the left and numbers on the right of theirs."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _shown(
+    table: PairTable | Series | LayerTable,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+) -> str:
+    """The first rows and columns of a table, under a line that says what it holds."""
+    unit = "" if table.unit == RATIO else f" ({table.unit})"
+    size = f"{len(rows)} x {len(columns)}" if rows else f"{len(columns)} checkpoints"
+    more = len(columns) > _SHOWN
+    lines = [["", *columns[:_SHOWN], *["..."] * more]]
+    for name, row in zip(rows or [table.quantity], values[:_SHOWN], strict=False):
+        lines.append([name, *(f"{value:.4g}" for value in row[:_SHOWN]), *["..."] * more])
+    if len(rows) > _SHOWN:
+        lines.append(["..."] * len(lines[0]))
+    layer = getattr(table, "layer", None)
+    place = f" of {layer}" if layer is not None else ""
+    return f"{type(table).__name__}: {table.quantity}{unit}{place}, {size}\n{text_table(lines)}"

@@ -140,6 +140,9 @@ def test_what_does_not_belong_is_named_with_its_reason(walk, tmp_path):
     ):
         assert reason in found[f"epoch-{number}.weights.h5"]
     assert [c.path for c in report.keep] == [walk[n] for n in (0, 2, 4, 6, 7)]
+    shown = repr(report).splitlines()
+    assert shown[0] == "DoctorReport: keep 5 of 11 checkpoints"
+    assert shown[1].startswith("  leave out epoch-1.weights.h5: holds NaN or infinity")
     assert report.diagnoses[5].worst_layer == "layers/dense"
     ckptavg.merge(report.keep, tmp_path / "swa.weights.h5")
 

@@ -246,7 +246,7 @@ def test_files_that_are_no_average_of_these_checkpoints(walk, tmp_path):
         with pytest.raises(error, match=message):
             measure_geometry(others, averages={"a": average})
     geometry = measure_geometry(walk)
-    with pytest.raises(SpecError, match="an average is called '3', as a checkpoint is"):
+    with pytest.raises(SpecError, match="'3' is the name of an average and of a checkpoint"):
         geometry.distances(averages={"3": [1, 0, 0, 0, 0, 0]})
     with pytest.raises(RecipeError, match="must sum to 1"):
         geometry.trajectory({"a": [1, 1, 0, 0, 0, 0]})
@@ -440,10 +440,31 @@ def test_limits_that_are_none(walk):
     with pytest.raises(CkptavgError, match="must be a number of bytes"):
         measure_geometry(walk, max_memory="1 GiB")
     geometry = measure_geometry(walk)
-    with pytest.raises(SpecError, match="there is no layer 'dense', there are layers/"):
+    with pytest.raises(SpecError, match="there is no layer 'dense', the layers are layers/"):
         geometry.distances("dense")
     with pytest.raises(SpecError, match="must be 'first' or 'mean'"):
         geometry.drift("last")
+
+
+def test_results_show_what_they_hold(walk):
+    geometry = measure_geometry(walk, averages={"SWA": [1 / 6] * 6})
+    count = f"{sum(geometry.parameters):,} weights in {len(geometry.layers)} layers"
+    assert repr(geometry).startswith(f"Geometry of 6 checkpoints of epochs 1-6, {count}\n")
+    assert repr(geometry).endswith("averages: SWA")
+    lines = repr(geometry.distances()).splitlines()
+    assert lines[0] == "PairTable: distance (parameter units), 7 x 7"
+    assert lines[1].split() == ["1", "2", "3", "4", "5", "6", "..."]
+    assert lines[2].split()[:3] == ["1", "0", f"{geometry.distances().values[0, 1]:.4g}"]
+    assert lines[-1].split() == ["..."] * 8
+    lines = repr(geometry.norms("layers/dense")).splitlines()
+    assert lines[0] == "Series: norm (parameter units) of layers/dense, 6 checkpoints"
+    assert lines[2].split()[1] == f"{geometry.norms('layers/dense').values[0]:.4g}"
+    lines = repr(geometry.drift()).splitlines()
+    assert lines[0].startswith("LayerTable: drift from the first, ")
+    assert lines[2].split()[0] == geometry.layers[0]
+    lines = repr(geometry.trajectory()).splitlines()
+    assert lines[0].startswith("Trajectory of 6 checkpoints (parameter units), ")
+    assert [line.split()[0] for line in lines[2:]] == ["1", "2", "3", "4", "5", "6", "SWA"]
 
 
 def test_tables_carry_their_units(walk):
@@ -498,6 +519,9 @@ def test_shifts_of_batch_norm_statistics(trained_run, tmp_path):
         row = found.by_layer().loc[layer]
         assert row["mean_shift"] == pytest.approx(np.sqrt((means**2).mean()))
         assert row["worst_variance_log_ratio"] == np.abs(variances).max()
+    assert repr(found).splitlines()[0] == (
+        "BatchNormShift from swa.weights.h5 to fresh.weights.h5, 2 layers"
+    )
     assert table.attrs["before"] == "swa.weights.h5"
     assert table.attrs["units"]["mean_shift"] == "standard deviations"
     assert abs(table["mean_shift"]).max() > 0.01  # the pass did something
@@ -509,7 +533,7 @@ def test_shifts_of_batch_norm_statistics(trained_run, tmp_path):
 def test_statistics_that_there_are_not(checkpoints, tmp_path):
     with pytest.raises(FormatError, match="no moving statistics of BatchNorm layers"):
         batch_norm_shift(*triangle(tmp_path)[:2])
-    for value, message in ((-1.0, "is below 0"), (np.nan, "holds NaN")):
+    for value, message in ((-1.0, "has values below 0"), (np.nan, "holds NaN")):
         with h5py.File(checkpoints[1], "r+") as file:
             file["layers/batch_normalization/vars/3"][0] = value
         with pytest.raises(IntegrityError, match=rf"{message}"):

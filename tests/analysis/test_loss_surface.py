@@ -125,6 +125,9 @@ def test_a_line_of_a_quadratic_loss_is_a_parabola(kernels):
     assert loss == pytest.approx([quadratic(start + t * (end - start)) for t in line.positions])
     parabola = np.polynomial.Polynomial.fit(line.distances, loss, 2)
     np.testing.assert_allclose(parabola(line.distances), loss, rtol=1e-5)
+    shown = repr(line).splitlines()
+    assert shown[0].startswith("LossLine from w0 to w1 (length ")
+    assert shown[1] == f"  fit loss: {min(loss):.4g} to {max(loss):.4g}"
     frame = line.to_frame()
     assert list(frame.columns) == ["position", "distance", "fit loss", "fit mae"]
     assert frame["fit loss"].tolist() == loss.tolist()
@@ -327,7 +330,7 @@ def test_the_model_gets_back_what_it_had(trained_run):
 def test_corners_in_one_line_span_no_plane(checkpoints):
     one, two, three = checkpoints[:3]
     for second in ((checkpoints[:2], (0.5, 0.5)), (checkpoints[:2], (3.0, -2.0)), one, two):
-        with pytest.raises(RecipeError, match="lie in one line, or are less than three points"):
+        with pytest.raises(RecipeError, match="lie in one line or coincide"):
             surface(loss_plane, one, two, second)
     with pytest.raises(RecipeError, match=r"ckpt-0 and .* have the same weights"):
         surface(loss_line, one, (checkpoints[:2], (1.0, 0.0)))
@@ -367,10 +370,10 @@ def test_other_errors_are_no_points(checkpoints, tmp_path):
         ({"eval_data": {}}, DataError, "eval_data is empty"),
         ({"eval_data": iter([EVAL])}, DataError, "can be read only once"),
         ({"model": tiny_model(width=9)}, ModelError, "do not fit"),
-        ({"points": []}, RecipeError, "must be a row of finite numbers"),
-        ({"points": [0.0, np.inf]}, RecipeError, "must be a row of finite numbers"),
+        ({"points": []}, RecipeError, "must be a sequence of finite numbers"),
+        ({"points": [0.0, np.inf]}, RecipeError, "must be a sequence of finite numbers"),
         ({"labels": ("a",)}, RecipeError, "1 labels for 2 corners"),
-        ({"labels": ("a", "a")}, RecipeError, "must differ"),
+        ({"labels": ("a", "a")}, RecipeError, "must be different"),
     ):
         with pytest.raises(error, match=message):
             surface(loss_line, *checkpoints[:2], **options)

@@ -102,9 +102,9 @@ def test_checkpoints_by_step_stand_at_their_steps(ax):
     ("entries", "expected"),
     [
         ([EpochLog(1, None, 0.1, {}, "")], "learning rate"),
-        ([EpochLog(1, None, None, {}, "")], "neither metrics nor rates are known"),
+        ([EpochLog(1, None, None, {}, "")], "no metrics or learning rates"),
         ([EpochLog(1, None, None, {"auc": 0.5}, "")], "auc"),
-        ([], "neither metrics nor rates are known"),
+        ([], "no metrics or learning rates"),
     ],
 )
 def test_what_is_not_known_is_not_drawn(ax, entries, expected):
@@ -171,7 +171,7 @@ def test_the_trajectory_has_equal_axes_and_marks_the_average(trained_run, ax):
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0, 0]], atol=1e-6)  # the mean of all
     text = drawn(ax)
     assert ax.get_aspect() == 1.0
-    shares = [f"component {n + 1}, {trajectory.explained[n]:.0%}" for n in range(2)]
+    shares = [f"component {n + 1}, {trajectory.explained[n]:.0%} of variance" for n in range(2)]
     assert [ax.get_xlabel(), ax.get_ylabel()] == [f"{s}\n(parameter units)" for s in shares]
     assert {"epoch 3", "epoch 6", "SWA"} <= set(text.splitlines())
 
@@ -204,7 +204,7 @@ def test_a_loss_line_names_its_ends(ax):
     np.testing.assert_array_equal(lines(ax)["test"][:, 1], (positions - 0.2) ** 2)
     text = drawn(ax)
     assert {"last", "average", "train", "test"} <= set(text.splitlines())
-    assert "7.5 parameter units" in ax.get_xlabel()
+    assert ax.get_xlabel() == "fraction of the path (length 7.5)"
 
 
 def bowl(sign: int = 1, **changes) -> LossPlane:

@@ -70,6 +70,10 @@ def test_the_algorithm_by_hand(trained_run, tmp_path):
     report = make(paths, tmp_path / "soup.keras")
     assert [i.checkpoint.path for i in report.ingredients if i.kept] == kept
     assert report.metrics["loss"] == pytest.approx(best, rel=1e-6)
+    lines = repr(report).splitlines()
+    assert lines[0] == f"SoupReport: {len(kept)} of 4 checkpoints in {tmp_path / 'soup.keras'}"
+    assert lines[2].startswith(f"  + {first.name}, {report.monitor} {alone[first]:.6g} alone")
+    assert sum(line.startswith("  + ") for line in lines) == len(kept)
 
 
 def test_a_soup_of_the_best_alone_is_that_checkpoint(checkpoints, trained_run, tmp_path):

@@ -278,6 +278,16 @@ def test_data_that_choose_must_not_report(trained_run):
     assert report.test_metrics == pytest.approx(report.best.metrics, rel=1e-6)
 
 
+def test_a_report_shows_its_leaderboard(trained_run, tmp_path):
+    report = run_sweep(trained_run, tmp_path / "best.keras", test_data=REPORT)
+    lines = repr(report).splitlines()
+    assert lines[0] == f"SweepReport: 4 averages, the best by {report.monitor} first"
+    score = report.best.metrics[report.monitor]
+    assert lines[1].startswith(f"  1. {report.monitor} {score:.6g}, uniform of ")
+    assert lines[5] == f"  the best is in {tmp_path / 'best.keras'}"
+    assert lines[6].startswith("  the best on test data: ")
+
+
 def test_fingerprints_of_data():
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Where checkpoints lie to each other: algebra on inner products of their deviations."""
+"""How checkpoints lie to each other: algebra on inner products of their deviations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,35 +9,35 @@ from ckptavg.analysis.geometry.trajectory import Trajectory, project
 from ckptavg.analysis.tables import LENGTH, RATIO, LayerTable, PairTable, Series
 from ckptavg.errors import SpecError
 from ckptavg.recipes import check_coefficients
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.checkpoint import Checkpoint, describe_epochs
 
 FIRST, MEAN = "first", "mean"
 
 _ROUNDING = 1e-15
-"""A squared length is 0 if it is less than this share of the squares that it is a difference of."""
+"""A squared length counts as 0 below this fraction of the squares whose difference it is."""
 
 Averages = Mapping[str, Sequence[float]]
 """Coefficients of averages by name, one for each checkpoint, with sum 1."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Geometry:
     """Inner products of checkpoints, layer by layer, from which lengths and angles follow.
 
-    They are of deviations from the plain mean of all checkpoints, so that the distance of
-    neighbours is no difference of the squares of weights. It is one of squared distances to the
-    mean: what is below some 5e-8 of these comes out as 0. Lengths and distances are Euclidean over
-    the numbers that the weights are ("parameter units"). Statistics of BatchNorm are no weights.
+    The inner products are those of deviations from the plain mean of all checkpoints, which keeps
+    the distances of neighbours exact: only what is below 5e-8 of the distance to the mean comes out
+    as 0. Lengths and distances are Euclidean over the weights ("parameter units"). The moving
+    statistics of BatchNorm layers are not weights.
 
-    An average is a point like any checkpoint: where a method takes `averages`, coefficients by
-    name, it has their points after the checkpoints; by default those of the geometry itself.
+    An average is a point like any checkpoint. Methods that take `averages`, coefficients by name,
+    list these points after the checkpoints; the default is the averages of the geometry itself.
 
     Attributes:
-        checkpoints: in their order.
-        labels: of the checkpoints: epochs where they are known, else names of files.
-        positions: of the checkpoints in training: steps, else epochs, else their order from 1.
+        checkpoints: in the order in which they were named.
+        labels: of the checkpoints: epochs if they are known, otherwise names of files.
+        positions: of the checkpoints in training: steps, epochs, or their order from 1.
         position_unit: `step`, `epoch` or `checkpoint`.
-        layers: names; a layer's tensors are those of one folder.
+        layers: names of the layers; the tensors of a layer are those of one folder.
         parameters: number of weights of each layer.
         gram: (layers, K, K) float64: inner products of the deviations.
         along: (layers, K) float64: inner products of the deviations with the mean.
@@ -52,28 +52,37 @@ class Geometry:
         >>> geometry.trajectory().to_frame()
     """
 
-    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
+    checkpoints: tuple[Checkpoint, ...]
     labels: tuple[str, ...]
-    positions: tuple[float, ...] = field(repr=False)
+    positions: tuple[float, ...]
     position_unit: str
-    layers: tuple[str, ...] = field(repr=False)
-    parameters: tuple[int, ...] = field(repr=False)
-    gram: np.ndarray = field(repr=False)
-    along: np.ndarray = field(repr=False)
-    mean_squares: np.ndarray = field(repr=False)
+    layers: tuple[str, ...]
+    parameters: tuple[int, ...]
+    gram: np.ndarray
+    along: np.ndarray
+    mean_squares: np.ndarray
     averages: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    left_out: tuple[str, ...] = field(default=(), repr=False)
+    left_out: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        weights = f"{sum(self.parameters):,} weights in {len(self.layers)} layers"
+        lines = [f"Geometry of {describe_epochs(self.checkpoints)}, {weights}"]
+        spread = self.to_mean().values
+        lines.append(f"  {spread.min():.4g} to {spread.max():.4g} {LENGTH} from their mean")
+        if self.averages:
+            lines.append(f"  averages: {', '.join(self.averages)}")
+        return "\n".join(lines)
 
     def distances(self, layer: str | None = None, averages: Averages | None = None) -> PairTable:
-        """Of each pair of points, in parameter units.
+        """Distance between each two points, in parameter units.
 
         Args:
-            layer: of the weights to look at; None for all.
+            layer: the layer to measure; None for all weights.
             averages: see the class.
 
         Raises:
-            SpecError: there is no such layer, or an average is called like a checkpoint.
-            RecipeError: coefficients are not those of an average of the checkpoints.
+            SpecError: there is no such layer, or an average has the name of a checkpoint.
+            RecipeError: there are not as many coefficients as checkpoints, or their sum is not 1.
         """
         labels, points = self._points(averages)
         inner = _symmetric(points @ self._gram(layer) @ points.T)
@@ -82,7 +91,7 @@ class Geometry:
         return PairTable(labels, _root(both - 2 * inner, both), "distance", LENGTH, layer)
 
     def cosines(self, layer: str | None = None, averages: Averages | None = None) -> PairTable:
-        """Of the angle between each pair of points, seen from where all weights are 0.
+        """Cosine of the angle between each two points, seen from where all weights are 0.
 
         NaN where all weights of a point are 0, which has no direction. Arguments and errors are
         those of `distances`.
@@ -100,7 +109,7 @@ class Geometry:
         """Distance of each checkpoint to the plain mean of all, in parameter units.
 
         Args:
-            layer: of the weights to look at; None for all.
+            layer: the layer to measure; None for all weights.
 
         Raises:
             SpecError: there is no such layer.
@@ -109,26 +118,26 @@ class Geometry:
         return self._series(_root(squares, squares), "distance to the mean", layer)
 
     def norms(self, layer: str | None = None) -> Series:
-        """Of the weights of each checkpoint; see `to_mean`."""
+        """Norm of the weights of each checkpoint; see `to_mean`."""
         products, sizes = self._products(np.eye(len(self.labels)), layer)
         return self._series(_root(np.diagonal(products), sizes), "norm", layer)
 
     def step_sizes(self, layer: str | None = None) -> Series:
-        """Distance of each checkpoint to the one before, NaN for the first; see `to_mean`."""
+        """Distance of each checkpoint to the previous one, NaN for the first; see `to_mean`."""
         distances = self.distances(layer, averages={}).values
         steps = np.concatenate(([np.nan], np.diagonal(distances, 1)))
         return self._series(steps, "distance to the one before", layer)
 
     def drift(self, origin: str = FIRST) -> LayerTable:
-        """How far each layer is from where it was, as a share of its norm there.
+        """How far each layer moved from an origin, as a fraction of its norm there.
 
-        NaN where all of a layer's weights are 0 there.
+        NaN where all weights of a layer are 0 at the origin.
 
         Args:
             origin: `first`: the first checkpoint; `mean`: the plain mean of all.
 
         Raises:
-            SpecError: the origin is something else.
+            SpecError: `origin` is neither of them.
         """
         if origin not in (FIRST, MEAN):
             raise SpecError(f"origin is {origin!r:.40}, but must be 'first' or 'mean'")
@@ -143,17 +152,16 @@ class Geometry:
         return LayerTable(self.layers, self.labels, np.array(rows), quantity, RATIO)
 
     def trajectory(self, averages: Averages | None = None) -> Trajectory:
-        """All checkpoints, and averages, in the plane that the checkpoints lie best in.
+        """All checkpoints and averages in the plane that fits the checkpoints best.
 
-        The plane of the first two principal components, from the eigenvectors of the inner
-        products (classical scaling: Gower, Biometrika 53, 1966).
+        It is the plane of the first two principal components.
 
         Args:
             averages: see the class.
 
         Raises:
-            SpecError: an average is called like a checkpoint.
-            RecipeError: coefficients are not those of an average of the checkpoints.
+            SpecError: an average has the name of a checkpoint.
+            RecipeError: there are not as many coefficients as checkpoints, or their sum is not 1.
         """
         labels, points = self._points(averages)
         count = len(self.labels)
@@ -178,16 +186,20 @@ class Geometry:
         averages, count = self.averages if averages is None else averages, len(self.labels)
         taken = next((name for name in averages if name in self.labels), None)
         if taken is not None:
-            raise SpecError(f"an average is called {taken!r}, as a checkpoint is: rename it")
+            raise SpecError(
+                f"{taken!r} is the name of an average and of a checkpoint: rename the average"
+            )
         vectors = [check_coefficients(found, count) for found in averages.values()]
         points = np.concatenate((np.eye(count), np.reshape(vectors, (len(vectors), count))))
         return (*self.labels, *averages), points
 
     def _gram(self, layer: str | None) -> np.ndarray:
-        return self.gram.sum(axis=0) if layer is None else self.gram[self._number(layer)]
+        return np.asarray(
+            self.gram.sum(axis=0) if layer is None else self.gram[self._number(layer)]
+        )
 
     def _products(self, points: np.ndarray, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """Inner products of points, and the squares that their own are made of."""
+        """Inner products of points, and the size of the squares that they are differences of."""
         inner = _symmetric(points @ self._gram(layer) @ points.T)
         if layer is None:
             along, square = self.along.sum(axis=0), self.mean_squares.sum()
@@ -200,7 +212,7 @@ class Geometry:
     def _number(self, layer: str) -> int:
         if layer not in self.layers:
             some = ", ".join(self.layers[:5]) + (", ..." if len(self.layers) > 5 else "")
-            raise SpecError(f"there is no layer {layer!r:.80}, there are {some}")
+            raise SpecError(f"there is no layer {layer!r:.80}, the layers are {some}")
         return self.layers.index(layer)
 
     def _series(self, values: np.ndarray, quantity: str, layer: str | None) -> Series:
@@ -210,9 +222,10 @@ class Geometry:
 
 
 def _symmetric(values: np.ndarray) -> np.ndarray:
-    return (values + values.T) / 2
+    """The symmetric part, because a product of matrices is symmetric but for rounding."""
+    return np.asarray((values + values.T) / 2)
 
 
 def _root(squares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Lengths of squares that are differences of others, as large as `sizes`."""
+    """Lengths from squares that are differences of squares as large as `sizes`."""
     return np.sqrt(np.where(squares > _ROUNDING * sizes, squares, 0.0))

@@ -1,20 +1,22 @@
-"""The plane in which checkpoints lie best: principal components from inner products alone."""
+"""The plane that fits checkpoints best: principal components from inner products alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ckptavg.analysis.tables import LENGTH, RATIO, frame
+from ckptavg.analysis.tables import LENGTH, RATIO, Column, frame, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _AXES = 2
+_SHOWN = 8
+"""Points that the `repr` of a trajectory shows."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Trajectory:
     """Checkpoints and averages in the plane of their first two principal components.
 
@@ -25,34 +27,44 @@ class Trajectory:
         labels: of the checkpoints.
         positions: of the checkpoints in training.
         coordinates: (checkpoints, 2) float64.
-        explained: share of the variance that each component explains, the largest first; at least
-            two, with sum 1 unless all checkpoints are one point.
+        explained: fraction of the variance that each component explains, the largest first; at
+            least two, with sum 1 unless all checkpoints are one point.
         averages: coordinates by name.
         off_plane: (checkpoints,) float64: distances from the plane.
         averages_off_plane: distances from the plane by name.
         unit: of coordinates and distances.
-        position_unit: `step`, `epoch`, or `checkpoint` where only their order is known.
+        position_unit: `step`, `epoch`, or `checkpoint` if only their order is known.
     """
 
     labels: tuple[str, ...]
     positions: tuple[float, ...]
-    coordinates: np.ndarray = field(repr=False)
+    coordinates: np.ndarray
     explained: np.ndarray
     averages: Mapping[str, tuple[float, float]]
-    off_plane: np.ndarray = field(repr=False)
-    averages_off_plane: Mapping[str, float] = field(repr=False)
+    off_plane: np.ndarray
+    averages_off_plane: Mapping[str, float]
     unit: str = LENGTH
     position_unit: str = "checkpoint"
+
+    def __repr__(self) -> str:
+        first, second = self.explained[:2]
+        points = [*zip(self.labels, self.coordinates.tolist(), strict=True), *self.averages.items()]
+        shown = points if len(points) <= _SHOWN else [*points[: _SHOWN - 1], points[-1]]
+        rows = [["", "pc1", "pc2"], *([name, f"{x:.4g}", f"{y:.4g}"] for name, (x, y) in shown)]
+        if len(points) > _SHOWN:
+            rows.insert(-1, ["..."] * 3)
+        head = f"Trajectory of {len(self.labels)} checkpoints ({self.unit})"
+        return f"{head}, {first:.0%} and {second:.0%} of the variance\n{text_table(rows)}"
 
     def to_frame(self) -> "pd.DataFrame":
         """A row for each checkpoint and average; `attrs["units"]` has units by column.
 
         Columns: `kind` (`checkpoint` or `average`), `position` (NaN for averages), `pc1`, `pc2`,
-        `off_plane`. `attrs["explained"]` has the shares of the variance.
+        `off_plane`. `attrs["explained"]` has the fractions of the variance.
         """
         count = len(self.averages)
         points = [*map(tuple, self.coordinates), *self.averages.values()]
-        columns = {
+        columns: dict[str, Column] = {
             "kind": ["checkpoint"] * len(self.labels) + ["average"] * count,
             "position": [*self.positions, *[float("nan")] * count],
             "pc1": [point[0] for point in points],
@@ -75,7 +87,7 @@ class Projection:
     Attributes:
         coordinates: (points, 2) float64.
         off_plane: (points,) float64: distances from the plane.
-        explained: shares of the variance by component, at least two.
+        explained: fractions of the variance by component, at least two.
     """
 
     coordinates: np.ndarray
@@ -84,11 +96,11 @@ class Projection:
 
 
 def project(gram: np.ndarray, points: np.ndarray) -> Projection:
-    """Projects points onto the plane that some of them, the checkpoints, lie best in.
+    """Projects points onto the plane that fits some of them, the checkpoints, best.
 
     With the eigenvectors v and eigenvalues l of the inner products G of deviations d from the mean,
-    the principal axis j is sum_k v_kj d_k / sqrt(l_j), and on it a point of coefficients c, whose
-    sum is 1, has the coordinate sqrt(l_j) c^T v_j.
+    the principal axis j is sum_k v_kj d_k / sqrt(l_j), and on it a point with coefficients c, whose
+    sum is 1, has the coordinate sqrt(l_j) c^T v_j (classical scaling: Gower, Biometrika 53, 1966).
 
     Args:
         gram: (K, K) inner products of the deviations of checkpoints from their mean.
@@ -111,7 +123,7 @@ def project(gram: np.ndarray, points: np.ndarray) -> Projection:
 
 
 def _signs(vectors: np.ndarray) -> np.ndarray:
-    """Of each column, the sign that makes its last entry that is not 0 positive."""
+    """The signs that make the last nonzero entry of each column positive."""
     nonzero = np.abs(vectors) > 1e-9
     last = len(vectors) - 1 - np.argmax(nonzero[::-1], axis=0)
     return np.where(vectors[last, np.arange(vectors.shape[1])] < 0, -1.0, 1.0)

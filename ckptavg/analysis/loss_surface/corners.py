@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard, cast
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ckptavg.runs.sources import Sources, stem
 from ckptavg.search.weight_rows import WeightRows
 
 Corner = Sources | tuple[Sources, Sequence[float] | Recipe]
-"""A checkpoint, or several for their plain mean; or checkpoints with coefficients or a recipe."""
+"""A checkpoint, several for their plain mean, or checkpoints with coefficients or a recipe."""
 
 Vector = Sequence[float]
 """Coefficients, with sum 1; they may be negative."""
@@ -27,12 +28,12 @@ Vector = Sequence[float]
 
 @dataclass(frozen=True, slots=True)
 class CornerPlan:
-    """What corners are made of.
+    """The checkpoints that corners are averages of.
 
     Attributes:
-        labels: their names, each another one.
-        vectors: coefficients of each over all checkpoints.
-        plan: of the checkpoints' plain mean.
+        labels: names of the corners, all different.
+        vectors: coefficients of each corner over all checkpoints.
+        plan: the plain mean of the checkpoints.
     """
 
     labels: tuple[str, ...]
@@ -41,7 +42,7 @@ class CornerPlan:
 
     @property
     def run_folder(self) -> Path | None:
-        """Of the first run that a checkpoint belongs to; None if none does."""
+        """Folder of the first run that a checkpoint belongs to; None if none does."""
         folders = (source.path.parent for source in self.plan.sources if source.record)
         return next((f.parent for f in folders if f.name == CHECKPOINT_FOLDER), None)
 
@@ -69,14 +70,14 @@ class CornerPlan:
 
 
 def plan_corners(corners: Sequence[Corner], labels: Sequence[str] | None = None) -> CornerPlan:
-    """Opens the checkpoints of all corners and holds them against each other.
+    """Opens the checkpoints of all corners, and checks that they belong to one model.
 
     Args:
-        corners: of one model.
-        labels: what to call them; by default their epochs or files, or what they are means of.
+        corners: averages or single checkpoints.
+        labels: names of the corners; by default their epochs or files, or what they are means of.
 
     Raises:
-        RecipeError: labels are not as many as corners, or not each another one.
+        RecipeError: there are not as many labels as corners, or two are equal.
         CkptavgError: as `merge` does.
     """
     weighted = [_weighted(corner) for corner in corners]
@@ -148,11 +149,16 @@ def _weighted(corner: Corner) -> Weighted:
         sources, share = corner
         if isinstance(share, Recipe):
             return weigh(sources, share)
-        if isinstance(share, Sequence | np.ndarray) and all(
-            isinstance(c, int | float | np.number) for c in share
-        ):
+        if _are_coefficients(share):
             return weigh(sources, coefficients=share)
-    return weigh(corner)
+    # What is left may be a tuple of two sources, which types cannot tell from the above.
+    return weigh(cast(Sources, corner))
+
+
+def _are_coefficients(found: object) -> TypeGuard[Sequence[float]]:
+    return isinstance(found, Sequence | np.ndarray) and all(
+        isinstance(entry, int | float | np.number) for entry in found
+    )
 
 
 def _labels(weighted: Sequence[Weighted], labels: Sequence[str] | None) -> tuple[str, ...]:
@@ -162,7 +168,7 @@ def _labels(weighted: Sequence[Weighted], labels: Sequence[str] | None) -> tuple
     if len(set(found)) == len(found):
         return found
     if labels is not None:
-        raise RecipeError(f"labels must differ, but are {', '.join(found)}")
+        raise RecipeError(f"labels must be different, but are {', '.join(found)}")
     return tuple(f"{label} ({number})" for number, label in enumerate(found, 1))
 
 

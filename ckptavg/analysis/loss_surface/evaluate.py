@@ -16,11 +16,11 @@ from ckptavg.errors import RecipeError
 from ckptavg.merging.worker import Progress
 
 POSITIONS = tuple(n / 10 for n in range(-5, 16))
-"""Of the points of a line: from half its length before the start to half of it beyond the end."""
+"""Default points of a line: from half its length before the start to half of it beyond the end."""
 
 _FLAT = 1e-4
-"""Height of a triangle, as a share of its longest side, up to which its corners lie in a line:
-float32 gives the mean of two neighbours no better."""
+"""Height of a triangle, as a fraction of its longest side, below which its corners lie in a line:
+float32 represents the mean of two checkpoints no better."""
 
 
 def loss_line(
@@ -41,24 +41,24 @@ def loss_line(
 ) -> LossLine:
     """Evaluates the straight line through two checkpoints, or averages, in the space of weights.
 
-    Between two checkpoints it tells whether they lie in one basin; from the last checkpoint through
-    an average it tells whether the average lies in the middle of one. At every point the weights
+    Between two checkpoints it shows whether they lie in one basin; from the last checkpoint through
+    an average it shows whether the average lies in the middle of one. At every point the weights
     are set in place, a BatchNorm pass re-estimates the statistics, and the model is evaluated. A
-    point whose weights overflow, or which brings NaN or infinity to a BatchNorm layer, is NaN. See
-    `loss_plane` for what is kept, and how weights are read.
+    point whose weights overflow, or where a BatchNorm layer meets NaN or infinity, is NaN. Results
+    are kept as those of `loss_plane` are.
 
     Args:
         start: a checkpoint, or several for their plain mean, as in `merge`; or a tuple of
             checkpoints and their coefficients, or of checkpoints and a `Recipe`.
         end: likewise, of the same model.
-        model: a compiled model, or its SPEC; it gets the weights and statistics back that it has.
-        data: training inputs for the BatchNorm passes, as in `update_batch_norm`; they may be left
-            out for a model without BatchNorm.
-        eval_data: `(x, y)` to evaluate on, as in `evaluate`; or several such by name.
-        points: of the line, as shares of the way from start to end: 0 is the start, 1 the end.
-        steps: number of batches of `data` to see in each pass; all by default.
-        bn_mode: the `mode` of `update_batch_norm`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
+        model: a compiled model, or its SPEC; its weights and statistics are restored at the end.
+        data: training inputs for the BatchNorm passes, as in `update_batch_norm`; not needed for a
+            model without BatchNorm.
+        eval_data: `(x, y)` to evaluate on, as in `evaluate`; or a dictionary of several by name.
+        points: fractions of the path from start to end: 0 is the start, 1 the end.
+        steps: number of batches of `data` to use in each pass; all by default.
+        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
         labels: names of start and end; by default their epochs or files.
         cache: as in `loss_plane`.
         max_memory: as in `loss_plane`.
@@ -68,7 +68,7 @@ def loss_line(
         Metrics along the line, with distances in parameter units.
 
     Raises:
-        RecipeError: start and end are the same point, or `points` are none.
+        RecipeError: start and end have the same weights, or `points` are not finite numbers.
         CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
 
     Example:
@@ -81,7 +81,7 @@ def loss_line(
     """
     positions = np.asarray(points, np.float64)
     if positions.ndim != 1 or not len(positions) or not np.isfinite(positions).all():
-        raise RecipeError("points of a line must be a row of finite numbers, such as (0, 0.5, 1)")
+        raise RecipeError("points must be a sequence of finite numbers, such as (0, 0.5, 1)")
     with open_points(
         (start, end),
         model=model,
@@ -95,11 +95,12 @@ def loss_line(
         length = math.sqrt(found.products[0, 0])
         if length == 0:
             raise RecipeError(
-                f"{' and '.join(found.labels)} have the same weights, so that no line goes through "
+                f"{' and '.join(found.labels)} have the same weights, so there is no line through "
                 "them: choose others"
             )
         metrics = found.evaluate([(1 - share, share) for share in positions], progress)
-        return LossLine(positions, positions * length, metrics, found.labels)
+        first, last = found.labels
+        return LossLine(positions, positions * length, metrics, (first, last))
 
 
 def loss_plane(
@@ -122,50 +123,47 @@ def loss_plane(
 ) -> LossPlane:
     """Evaluates a rectangle of the plane through three checkpoints, or averages.
 
-    The axes are u = first - origin and v = (second - origin) - its share along u, both divided by
-    their lengths (Gram-Schmidt; Garipov et al., arXiv 1802.10026, and Izmailov et al., arXiv
-    1803.05407, section 3). Lengths are Euclidean over the weights: all floating-point variables of
-    the model but the moving statistics of BatchNorm layers. Every point is
-    (1 - a - b) origin + a first + b second, so one vector of coefficients, computed in float64 and
-    rounded once. Its BatchNorm statistics are re-estimated with the random numbers of the origin,
-    the same at every point.
+    The axes are u = first - origin and v = (second - origin) minus its projection on u, both
+    divided by their lengths (Gram-Schmidt; Garipov et al., arXiv 1802.10026, and Izmailov et al.,
+    arXiv 1803.05407, section 3). Lengths are Euclidean over the weights: all floating-point
+    variables of the model except the moving statistics of BatchNorm layers. Every point is
+    (1 - a - b) origin + a first + b second, computed in float64 and rounded once. Its BatchNorm
+    statistics are re-estimated with the random state of the origin, the same at every point. A
+    point whose weights overflow, or where a BatchNorm layer meets NaN or infinity, is NaN.
 
-    A point whose weights overflow, or which brings NaN or infinity to a BatchNorm layer, is NaN.
-
-    Every result is kept at once in a folder, known by the contents of the corners, coefficients,
-    model and data: a surface that was stopped goes on, also in another process, and a finer grid or
-    other data for evaluation find the points that are known.
+    Every result is kept in a folder as soon as it is known, by the contents of the corners, the
+    coefficients, the model and the data. A stopped surface can be continued, also in another
+    process, and a finer grid or other evaluation data use the points that are known.
 
     Args:
         origin: a checkpoint, or several for their plain mean, as in `merge`; or a tuple of
             checkpoints and their coefficients, or of checkpoints and a `Recipe`.
         first: likewise, of the same model; the x axis goes through it.
         second: likewise.
-        model: a compiled model, or its SPEC; it gets the weights and statistics back that it has.
-        data: training inputs for the BatchNorm passes, as in `update_batch_norm`; they may be left
-            out for a model without BatchNorm.
-        eval_data: `(x, y)` to evaluate on, as in `evaluate`; or several such by name.
-        points: of each axis, at least 2.
-        margin: around the three points on all sides, as a share of the longer side of the smallest
+        model: a compiled model, or its SPEC; its weights and statistics are restored at the end.
+        data: training inputs for the BatchNorm passes, as in `update_batch_norm`; not needed for a
+            model without BatchNorm.
+        eval_data: `(x, y)` to evaluate on, as in `evaluate`; or a dictionary of several by name.
+        points: number of points along each axis, at least 2.
+        margin: width around the three points, as a fraction of the longer side of the smallest
             rectangle that holds them; at least 0.
-        steps: number of batches of `data` to see in each pass; all by default.
-        bn_mode: the `mode` of `update_batch_norm`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not meant.
+        steps: number of batches of `data` to use in each pass; all by default.
+        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
+        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
         labels: names of the three points; by default their epochs or files.
-        cache: folder for results. By default it is `search` in the run that one of the checkpoints
-            belongs to; where none does, nothing is kept.
-        max_memory: bytes that the three points may take in memory, 24 for each weight, 1 GiB by
-            default; else they go to a file without a name, in the folder for results or the
-            system's temporary one. Each checkpoint is read once for each of the three that it
-            belongs to.
+        cache: folder for results; by default `search` in the run of the first checkpoint that
+            belongs to one. If none does, nothing is kept.
+        max_memory: bytes that the three points may take in memory, 1 GiB by default; they need 24
+            for each weight. Larger ones go to an unnamed file in the folder for results or in the
+            system's temporary one. Each checkpoint is read once for each point that it is part of.
         progress: called with 1 for each point.
 
     Returns:
         Metrics over the plane, with coordinates in parameter units.
 
     Raises:
-        RecipeError: the three points lie in a line (the triangle's height is less than 1e-4 of its
-            longest side), or `points` or `margin` are none.
+        RecipeError: the three points lie in a line (the height of the triangle is less than 1e-4 of
+            its longest side), or `points` or `margin` is invalid.
         CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
 
     Example:
@@ -178,9 +176,9 @@ def loss_plane(
         (21, 21)
     """
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise RecipeError(f"points is {points!r:.40}, but must be a whole number, at least 2")
+        raise RecipeError(f"points is {points!r:.40}, but must be an integer >= 2")
     if not (isinstance(margin, int | float) and 0 <= margin < math.inf):
-        raise RecipeError(f"margin is {margin!r:.40}, but must be a share, at least 0, such as 0.2")
+        raise RecipeError(f"margin is {margin!r:.40}, but must be a number >= 0, such as 0.2")
     with open_points(
         (origin, first, second),
         model=model,
@@ -218,19 +216,19 @@ def _triangle(products: np.ndarray, labels: Sequence[str]) -> tuple[float, float
     """Coordinates of a triangle: (0, 0), (across, 0), (along, height).
 
     Args:
-        products: inner products of the ways from its first corner to the others.
+        products: inner products of the edges from its first corner to the others.
         labels: of its corners.
 
     Raises:
-        RecipeError: it is none.
+        RecipeError: the corners lie in a line.
     """
     (first, both), (_, second) = products.tolist()
     longest = max(first, second, first - 2 * both + second)
     area = first * second - both**2
     if not area > (_FLAT * longest) ** 2:
         raise RecipeError(
-            f"{', '.join(labels)} lie in one line, or are less than three points, so that no plane "
-            "goes through them: choose others, or evaluate a loss_line"
+            f"{', '.join(labels)} lie in one line or coincide, so they span no plane: choose "
+            "others, or evaluate a loss_line"
         )
     across = math.sqrt(first)
     return across, both / across, math.sqrt(area) / across

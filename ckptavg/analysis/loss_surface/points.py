@@ -1,4 +1,4 @@
-"""Points between and beyond corners, evaluated in a live model that is put back afterwards."""
+"""Points between and beyond corners, evaluated in a live model that is restored afterwards."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,9 +30,10 @@ from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache
 from ckptavg.search.weight_rows import WeightRows
 
 _ONLY = "eval"
-"""What data are called that come without a name."""
+"""Name of data that come without one."""
 _DIGITS = 12
-"""Of coefficients: inner products differ in their last bits from run to run, points shall not."""
+"""Decimals of coefficients: inner products differ in their last bits from run to run, and the keys
+of points must not."""
 
 
 class Points:
@@ -40,7 +41,7 @@ class Points:
 
     Attributes:
         labels: names of the corners.
-        products: (corners - 1, corners - 1) float64, inner products of the ways from the first
+        products: (corners - 1, corners - 1) float64, inner products of the edges from the first
             corner to the others, over the weights of the model.
     """
 
@@ -73,21 +74,23 @@ class Points:
         live.take(corners.combine({0: 1.0}), refresh=False)
         self.products = edge_products(corners, len(labels), live.weights.moving_statistics)
         contents, rest = corner_digests(corners, len(labels))
-        self._caches = {}
-        for name, data in eval_data.items():
-            context = [*live.fingerprint, fingerprint_data(data).digest, rest]
-            if folder is not None:
-                self._caches[name] = ScoreCache(folder, contents, context)
+        # Also without a folder, because it refuses data that can be read only once.
+        digests = {name: fingerprint_data(data).digest for name, data in eval_data.items()}
+        self._caches = {
+            name: ScoreCache(folder, contents, [*live.fingerprint, found, rest])
+            for name, found in digests.items()
+            if folder is not None
+        }
 
     def evaluate(self, places: Iterable[Vector], progress: Progress | None = None) -> Metrics:
-        """Metrics at points, in their order; those that are known are not evaluated again.
+        """Metrics at points, in their order; known ones are not evaluated again.
 
         Args:
             places: coefficients of the points.
             progress: called with 1 for each point.
 
         Raises:
-            NonFiniteError: no point has statistics.
+            NonFiniteError: the BatchNorm pass fails at every point.
             CkptavgError: as `update_batch_norm` and `evaluate` do.
         """
         found: dict[str, list[dict[str, float]]] = {name: [] for name in self._eval_data}
@@ -99,14 +102,15 @@ class Points:
         return {name: _arrays(entries) for name, entries in found.items()}
 
     def _at(self, place: Sequence[float]) -> dict[str, dict[str, float]]:
-        """Metrics on all data; none where NaN or infinity came up in the BatchNorm pass."""
-        found = {name: cache.get(place) for name, cache in self._caches.items()}
-        missing = [name for name in self._eval_data if found.get(name) is None]
+        """Metrics on all data; none if the BatchNorm pass met NaN or infinity."""
+        known = {name: cache.get(place) for name, cache in self._caches.items()}
+        found = {name: metrics for name, metrics in known.items() if metrics is not None}
+        missing = [name for name in self._eval_data if name not in found]
         if missing:
             try:
                 self._live.take(self._corners.combine(dict(enumerate(place))))
                 new = {name: measure(self._live.model, self._eval_data[name]) for name in missing}
-            except NonFiniteError:
+            except NonFiniteError:  # a value of the surface, unlike other errors
                 new = {name: {} for name in missing}
             for name in new.keys() & self._caches.keys():
                 self._caches[name].add(place, new[name])
@@ -126,9 +130,9 @@ def open_points(
     cache: str | Path | None,
     max_memory: int | None,
 ) -> Iterator[Points]:
-    """Reads corners for their points to be evaluated; arguments are those of `loss_plane`.
+    """Reads corners and evaluates points of them; arguments are those of `loss_plane`.
 
-    The model gets the weights and statistics back, at the exit, that it has.
+    The weights and statistics of the model are restored at the exit.
     """
     model = as_model(model)
     data = as_inputs(data, model=model)
@@ -163,7 +167,7 @@ def _arrays(entries: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     names = dict.fromkeys(name for entry in entries for name in entry)
     if not names:
         raise NonFiniteError(
-            "NaN or infinity came to a BatchNorm layer at every point: choose points nearer to "
-            "the checkpoints, or look for what is wrong with the data"
+            "a BatchNorm layer met NaN or infinity at every point: choose points nearer to the "
+            "checkpoints, or check the data"
         )
     return {name: np.array([entry.get(name, np.nan) for entry in entries]) for name in names}

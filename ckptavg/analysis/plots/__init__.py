@@ -1,8 +1,8 @@
-"""Pictures of runs and averages: data and axes in, axes out. The only package that uses matplotlib.
+"""Plots of runs and averages, each from data and axes. The only package that uses matplotlib.
 
-Lines differ in colour (Okabe and Ito's), marker and dashes, heat maps are of even lightness, so
-that all can be read in grey and by colour-blind readers. Names that come from files are drawn as
-plain text.
+Lines differ in colour (Okabe and Ito's palette), marker and dashes, and colour maps are even in
+lightness, so every plot can be read in grey and by colour-blind readers. Names that come from files
+are drawn as plain text. See docs/decisions/0059-plots-can-be-read-in-grey.md
 """
 
 from ckptavg.analysis.plots.figures import figure_svg, save_figure

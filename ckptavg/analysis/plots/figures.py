@@ -1,4 +1,4 @@
-"""Figures of one pair of axes, as files or as SVG text."""
+"""Figures with one pair of axes, as files or as SVG text."""
 
 import io
 import warnings
@@ -12,29 +12,31 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 Draw = Callable[[Axes], Axes]
-"""What draws into axes."""
+"""Draws into axes and returns them."""
 
 
 def save_figure(draw: Draw, path: Path, *, size: tuple[float, float] = (7, 4)) -> None:
-    """Makes a figure of one pair of axes, has it drawn, and saves it.
+    """Saves a figure with one pair of axes.
 
     Args:
-        draw: draws into axes.
-        path: the file to write; its suffix says the format.
-        size: width and height in inches; what stays empty around the drawing is cut off.
+        draw: draws into the axes.
+        path: the file to write; its suffix chooses the format.
+        size: width and height in inches; empty margins are cut off.
 
     Raises:
-        ValueError: matplotlib knows no such format.
+        ValueError: matplotlib cannot write the format.
     """
     with _drawn(draw, size) as figure:
         figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def figure_svg(draw: Draw, *, size: tuple[float, float] = (5, 3.4)) -> str:
-    """A figure of one pair of axes as SVG, the same text for the same data, letters as outlines.
+    """A figure with one pair of axes as SVG, whose text is the same for the same data.
+
+    Letters are drawn as outlines, so that the picture needs no fonts.
 
     Args:
-        draw: draws into axes.
+        draw: draws into the axes.
         size: width and height in inches.
     """
     file = io.StringIO()
@@ -45,8 +47,11 @@ def figure_svg(draw: Draw, *, size: tuple[float, float] = (5, 3.4)) -> str:
 
 @contextmanager
 def _drawn(draw: Draw, size: tuple[float, float]) -> Iterator[Figure]:
-    settings = {"font.size": 9, "svg.hashsalt": "ckptavg", "svg.fonttype": "path"}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with (
+        # The salt makes the ids of elements the same in every process.
+        matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "ckptavg", "svg.fonttype": "path"}),
+        warnings.catch_warnings(),
+    ):
         # Names may be in any script; a font that lacks it draws boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing", UserWarning)
         figure = Figure(figsize=size, layout="constrained")

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import ScalarFormatter
 
 from ckptavg.analysis.plots.style import (
     COLOR_MAP,
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
     from ckptavg.search.sweep import Entry
 
 _WRITTEN = 8
-"""Rows and columns up to which numbers are written into the cells."""
+"""The most rows and columns whose numbers are written into the cells."""
 _PAIR = 12
-"""Characters of the name of a checkpoint or average at most: it takes room on two sides."""
+"""The most characters of the name of a checkpoint or average, which takes room on two sides."""
 _FAR_OFF = 6.0
-"""The worst value, in distances of the median from the best, from which on colours leave it out."""
+"""Values farther from the best than this many times the median do not stretch the colours."""
 
 
 def cosine_map(table: "PairTable", *, ax: Axes) -> Axes:
-    """Draws the cosine between each two checkpoints.
+    """Draws the cosines between checkpoints as a matrix.
 
     Args:
-        table: as `Geometry.cosines` gives it.
+        table: a result of `Geometry.cosines`.
         ax: axes to draw into.
 
     Returns:
@@ -47,10 +48,10 @@ def cosine_map(table: "PairTable", *, ax: Axes) -> Axes:
 
 
 def distance_map(table: "PairTable", *, ax: Axes) -> Axes:
-    """Draws the distance between each two checkpoints.
+    """Draws the distances between checkpoints as a matrix.
 
     Args:
-        table: as `Geometry.distances` gives it.
+        table: a result of `Geometry.distances`.
         ax: axes to draw into.
 
     Returns:
@@ -60,10 +61,10 @@ def distance_map(table: "PairTable", *, ax: Axes) -> Axes:
 
 
 def layer_drift(table: "LayerTable", *, ax: Axes) -> Axes:
-    """Draws how far each layer has moved at each checkpoint, the first layer on top.
+    """Draws how far each layer has moved at each checkpoint, with the first layer at the top.
 
     Args:
-        table: as `Geometry.drift` gives it.
+        table: a result of `Geometry.drift`.
         ax: axes to draw into.
 
     Returns:
@@ -86,14 +87,14 @@ def leaderboard_map(
     recipe: str = "uniform",
     mode: str = "auto",
 ) -> Axes:
-    """Draws the scores of a sweep's windows over their starts and lengths, the best one marked.
+    """Draws the scores of a sweep's windows over their starts and lengths, and marks the best one.
 
     Args:
-        entries: those of a `SweepReport`.
+        entries: the entries of a `SweepReport`.
         ax: axes to draw into.
-        metric: whose values are drawn.
-        recipe: the way of weighing whose windows are drawn.
-        mode: whether the best is `min`, `max`, or `auto`: by the name of the metric.
+        metric: name of the metric to draw.
+        recipe: recipe of the windows to draw.
+        mode: `min` or `max` is best, or `auto`, which goes by the name of the metric.
 
     Returns:
         The axes. Better scores are lighter.
@@ -126,7 +127,7 @@ def leaderboard_map(
         else:
             ax.plot(column, row, "*", color="white", markeredgecolor="black", markersize=11)
     ax.set_xlabel("epoch of the first checkpoint" if known else "first checkpoint")
-    ax.set_ylabel("length (checkpoints)")
+    ax.set_ylabel("window length (checkpoints)")
     return ax
 
 
@@ -156,12 +157,12 @@ def _heat_map(
     limits: tuple[float, float],
     color_map: str = COLOR_MAP,
 ) -> bool:
-    """Draws a table with a colour bar, hatched where nothing is known.
+    """Draws a table with a colour bar; unknown values are hatched.
 
-    Values beyond the limits have the colours of the limits, and the bar has a point at that end.
+    Values beyond the limits have the colours of the limits, and the bar is pointed at that end.
 
     Returns:
-        Whether the table was small enough to have its numbers written into it.
+        Whether the numbers were written into the cells.
     """
     values = np.asarray(values, float)
     low, high = limits
@@ -175,18 +176,22 @@ def _heat_map(
     )
     ax.patch.set(facecolor="white", edgecolor="#bbbbbb", hatch="////", linewidth=0)
     known = values[np.isfinite(values)]
-    below, above = (known < low).any(), (known > high).any()
+    below, above = bool((known < low).any()), bool((known > high).any())
     extend = {(True, False): "min", (False, True): "max", (True, True): "both"}
-    bar = ax.figure.colorbar(
-        image, ax=ax, label=label, extend=extend.get((below, above), "neither")
+    ax.figure.colorbar(
+        image,
+        ax=ax,
+        label=label,
+        extend=extend.get((below, above), "neither"),
+        format=ScalarFormatter(useOffset=False),
     )
-    bar.formatter.set_useOffset(False)
     label_columns(ax, columns, taken=label_rows(ax, rows))
-    written = max(values.shape) <= _WRITTEN
+    written = bool(max(values.shape) <= _WRITTEN)
     if written:
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 red, green, blue, _ = image.to_rgba(value)
+                # Perceived lightness (ITU-R BT.601): white text on dark cells, black on light ones.
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
                 ax.text(
                     column,
@@ -206,7 +211,7 @@ def _from_zero(values: np.ndarray) -> tuple[float, float]:
 
 
 def _near_the_best(values: np.ndarray, sign: int) -> tuple[float, float]:
-    """Limits of colours: all values, or, where some are far off, those near the best."""
+    """Limits of the colours: those of all values, or of those near the best if some are far off."""
     known = sign * values[np.isfinite(values)]
     if not known.size:
         return 0.0, 1.0
@@ -218,5 +223,5 @@ def _near_the_best(values: np.ndarray, sign: int) -> tuple[float, float]:
 
 
 def _checkpoints(labels: Sequence[str]) -> str:
-    """What the labels of checkpoints are, behind which those of averages may stand."""
+    """What the labels of checkpoints are; those of averages may follow them."""
     return "epoch" if labels[0].isdecimal() else "checkpoint"

@@ -1,4 +1,4 @@
-"""The space of weights in one or two dimensions: trajectories and losses."""
+"""The space of weights in one or two dimensions: trajectories and loss surfaces."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 _LEVELS = 8
 _INNERMOST = 0.05
-"""Share of the plane that the innermost contour holds, about."""
+"""Approximate fraction of the plane inside the innermost contour."""
 
 
 def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
-    """Draws checkpoints in the plane of their first two principal components, with averages.
+    """Draws checkpoints and averages in the plane of the first two principal components.
 
-    Both axes have the same scale, and say which share of the variance is along them. The colours of
-    points go from the first checkpoint to the last.
+    Both axes have the same scale, and their labels say which fraction of the variance they explain.
+    The colours of points show the order of checkpoints.
 
     Args:
-        trajectory: as `Geometry.trajectory` gives it.
+        trajectory: a result of `Geometry.trajectory`.
         ax: axes to draw into.
 
     Returns:
@@ -70,7 +70,7 @@ def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
     ax.margins(0.15)
     for number, name in enumerate("xy"):
         share = trajectory.explained[number] if number < len(trajectory.explained) else 0.0
-        text = f"component {number + 1}, {share:.0%}"
+        text = f"component {number + 1}, {share:.0%} of variance"
         getattr(ax, f"set_{name}label")(with_unit(text, trajectory.unit))
     frame(ax)
     ends = [0, len(x) - 1] if len(x) > 1 else [0]
@@ -82,12 +82,12 @@ def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
 
 
 def loss_line_plot(line: "LossLine", *, ax: Axes, metric: str = "loss") -> Axes:
-    """Draws a metric along a line through two points of the space of weights.
+    """Draws a metric along a line through two points in the space of weights.
 
     Args:
-        line: as `loss_line` gives it.
+        line: a result of `loss_line`.
         ax: axes to draw into.
-        metric: name of the one to draw.
+        metric: name of the metric to draw.
 
     Returns:
         The axes.
@@ -111,7 +111,7 @@ def loss_line_plot(line: "LossLine", *, ax: Axes, metric: str = "loss") -> Axes:
             fontsize="small",
         )
     length = float(np.interp(1.0, line.positions, line.distances))
-    ax.set_xlabel(f"share of the way of {length:.3g} parameter units")
+    ax.set_xlabel(f"fraction of the path (length {length:.3g})")
     ax.set_ylabel(plain(metric))
     frame(ax)
     if len(line.metrics) > 1:
@@ -128,18 +128,18 @@ def loss_contours(
     mode: str = "auto",
     levels: int = _LEVELS,
 ) -> Axes:
-    """Draws a metric over a plane of the space of weights, with the points that it goes through.
+    """Draws a metric over a plane in the space of weights, and the points that span it.
 
     The distances of the levels from the best value grow by a constant factor, as in the figures of
-    Garipov et al. (arXiv 1802.10026) and Izmailov et al. (arXiv 1803.05407): a basin and what
-    surrounds it are seen at once. Better values are lighter; both axes have the same scale.
+    Garipov et al. (arXiv 1802.10026) and Izmailov et al. (arXiv 1803.05407), to show both a basin
+    and its surroundings. Better values are lighter; both axes have the same scale.
 
     Args:
-        plane: as `loss_plane` gives it.
+        plane: a result of `loss_plane`.
         ax: axes to draw into.
-        metric: name of the one to draw.
-        data: name of the data that it is of; by default the first.
-        mode: whether the best is `min`, `max`, or `auto`: by the name of the metric.
+        metric: name of the metric to draw.
+        data: name of the evaluation data; by default the first.
+        mode: `min` or `max` is best, or `auto`, which goes by the name of the metric.
         levels: number of contours.
 
     Returns:
@@ -158,26 +158,26 @@ def loss_contours(
         filled = ax.contourf(plane.x, plane.y, values, levels=edges, cmap=map_, norm=norm)
         ax.contour(plane.x, plane.y, values, levels=edges, colors="black", linewidths=0.4)
         bar = ax.figure.colorbar(filled, cax=bar_beside(ax), label=label, spacing="uniform")
-        bar.set_ticks(edges, labels=[three_digits(edge) for edge in edges])
+        bar.set_ticks(edges.tolist(), labels=[three_digits(edge) for edge in edges])
         bar.minorticks_off()
     for number, place in enumerate(plane.points.values()):
         _mark(ax, place, number)
     ax.set_aspect("equal")
-    ax.set_xlabel("parameter units")
-    ax.set_ylabel("parameter units")
+    ax.set_xlabel(with_unit("distance", plane.unit))
+    ax.set_ylabel(with_unit("distance", plane.unit))
     name_points(ax, list(plane.points), list(plane.points.values()))
     return ax
 
 
 def _levels(values: np.ndarray, count: int) -> np.ndarray | None:
-    """Levels from the least value to the largest; their heights grow by a constant factor.
+    """Levels whose heights above the best value grow by a constant factor.
 
     Args:
-        values: the smaller, the better.
-        count: of contours.
+        values: smaller ones are better.
+        count: number of contours.
 
     Returns:
-        `count` + 1 rising values; None where all values are one.
+        `count` + 1 increasing values from the best to the worst; None if all values are equal.
     """
     if not values.size or values.min() == values.max():
         return None
@@ -187,11 +187,11 @@ def _levels(values: np.ndarray, count: int) -> np.ndarray | None:
     if not 0 < first < highest / 2:
         first = highest / 2**count
     rising = np.geomspace(first, highest, count)
-    return values.min() + np.concatenate([[0.0], rising])
+    return np.asarray(values.min() + np.concatenate([[0.0], rising]))
 
 
 def _mark(ax: Axes, place: Sequence[float], number: int) -> None:
-    """A mark that stands out on dark and on light ground."""
+    """A mark that stands out on dark and on light backgrounds."""
     style: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 1.2}
     ax.plot(*place, marker(number + 6), markersize=9, zorder=5, **style)
 

@@ -1,4 +1,4 @@
-"""Numbers of each checkpoint, coefficient or layer, as lines and points."""
+"""Numbers of checkpoints, coefficients and layers, as lines and points."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ _SHIFT_UNITS = {"mean": "standard deviations", "variance": "log ratio"}
 
 
 def series_plot(series: "Series", *, ax: Axes) -> Axes:
-    """Draws a number of each checkpoint, such as its norm or its distance to the mean.
+    """Draws a series over training, such as norms or distances to the mean.
 
     Args:
         series: the numbers.
@@ -55,12 +55,12 @@ def recipe_curves(
     ax: Axes,
     unit: str = "",
 ) -> Axes:
-    """Draws the coefficients of recipes over the positions of the checkpoints in training.
+    """Draws the coefficients of recipes over training.
 
     Args:
         positions: of the checkpoints, such as their steps.
-        recipes: coefficients, one for each checkpoint, by the name of their recipe; NaN for
-            those that a recipe does not weigh.
+        recipes: coefficients, one for each checkpoint, by the name of the recipe; NaN where a
+            recipe has none.
         ax: axes to draw into.
         unit: of the positions, such as `step`.
 
@@ -72,7 +72,7 @@ def recipe_curves(
     for number, (name, coefficients) in enumerate(recipes.items()):
         values = np.asarray(coefficients, float)[order]
         known = np.isfinite(values)
-        size = marker_size(len(x) * len(recipes) / 4)
+        size = marker_size(len(x) * len(recipes) // 4)
         style = line_style(number) | {"linewidth": 1.2, "markersize": size}
         ax.plot(x[known], values[known], **style, label=plain(name))
     ax.set_xlabel(with_unit("position in training", unit))
@@ -85,13 +85,12 @@ def recipe_curves(
 
 
 def batch_norm_shift(shift: "BatchNormShift", *, ax: Axes) -> Axes:
-    """Draws how far the BatchNorm statistics of each layer's channels moved, the first on top.
+    """Draws how far the BatchNorm statistics of each layer moved, with the first layer at the top.
 
-    A mark is the median over the channels, the thick line holds half of them, the thin line nine
-    tenths.
+    A mark is the median over the channels, the thick line spans half of them, the thin line 90 %.
 
     Args:
-        shift: as `ckptavg.analysis.batch_norm_shift` gives it.
+        shift: a result of `ckptavg.analysis.batch_norm_shift`.
         ax: axes to draw into.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What plots share: colours, lines and markers that stay apart in print, plain labels, legends."""
+"""What plots share: colours, lines, markers, labels and legends."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ckptavg.analysis.tables import Series
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Of Okabe and Ito's palette, without the yellow that is too light for lines."""
+"""Okabe and Ito's palette without its yellow, which is too light for lines."""
 GREY = "#555555"
 COLOR_MAP = "cividis"
 
@@ -23,22 +23,22 @@ _DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
 _SHORT = 28
 _COLUMN, _ROW, _LINE = 16, 24, 30
-"""Characters of a name below a column, of one beside a row, and of an axis label, at most."""
+"""The most characters of a name below a column, of one beside a row, and of an axis label."""
 _MANY = 4
-"""Lines from which on a legend stands beside the axes."""
+"""The most lines of a legend that lies inside the axes."""
 _BELOW = 15.0
-"""Height of a line of text below axes, in points."""
+"""Height of a line of text below the axes, in points."""
 _NAME_SIZE = 8.0
-"""Of names of points, in points."""
+"""Font size of the names of points, in points."""
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1.2), (0, -1.2), (1, 2), (-1, 2))
-"""Where a name may stand beside its point, to the right and up, the best first."""
+"""Where a name may stand beside its point, right and up, in order of preference."""
 _HALO = (withStroke(linewidth=2.5, foreground="white"),)
 _CHARACTER = 0.6
-"""Mean width of a character, in font sizes."""
+"""Mean width of a character, as a fraction of the font size."""
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the line of this number; 280 differ."""
+    """Colour, dashes and marker of the line with this number; 280 of them differ."""
     return {
         "color": COLORS[number % len(COLORS)],
         "linestyle": _DASHES[number % len(_DASHES)],
@@ -51,14 +51,14 @@ def marker(number: int) -> str:
 
 
 def marker_size(count: int) -> float:
-    """Of the markers of that many points, in points."""
+    """Size of the markers of `count` points, in points."""
     return float(np.clip(150 / max(count, 1), 1.5, 4.5))
 
 
 def plain(text: object, limit: int = _SHORT) -> str:
-    """A name from a file, to be drawn as it stands: short, in one line, never as a formula.
+    """A name from a file, shortened to one line and drawn literally.
 
-    matplotlib reads dollar signs as formulas, and leaves what begins with an underscore out of
+    matplotlib takes dollar signs for formulas and omits labels that begin with an underscore from
     legends.
     """
     line = " ".join(str(text).split())
@@ -71,7 +71,7 @@ def plain(text: object, limit: int = _SHORT) -> str:
 
 
 def with_unit(quantity: str, unit: str) -> str:
-    """An axis label, such as `norm (parameter units)`, in two lines where it is long."""
+    """An axis label, such as `norm (parameter units)`, in two lines if it is long."""
     if unit in ("", "1"):
         return quantity
     gap = " " if len(quantity) + len(unit) < _LINE else "\n"
@@ -79,23 +79,23 @@ def with_unit(quantity: str, unit: str) -> str:
 
 
 def three_digits(value: float) -> str:
-    """A number in three digits, such as `0.990`, `12.0` and `345`."""
+    """A number with three digits, such as `0.990`, `12.0` or `345`."""
     return f"{value:#.3g}".rstrip(".")
 
 
 def frame(ax: Axes) -> None:
-    """A light grid, and only the two axes that carry numbers."""
+    """Draws a light grid, and only the two axes that have numbers."""
     ax.grid(alpha=0.25, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def whole_numbers(axis: Any) -> None:
-    """Ticks of an axis at whole numbers only."""
+    """Puts the ticks of an axis at whole numbers only."""
     axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
 
 
 def legend(ax: Axes, *others: Axes, below: bool = False) -> None:
-    """A legend of all labelled lines; where they are many it stands beside the axes, or below."""
+    """Draws a legend of all labelled lines inside the axes, beside them if it is long, or below."""
     handles, labels = [], []
     for each in (ax, *others):
         found = each.get_legend_handles_labels()
@@ -103,46 +103,46 @@ def legend(ax: Axes, *others: Axes, below: bool = False) -> None:
         labels += found[1]
     if not handles:
         return
-    place = {"loc": "best"}
+    look: dict[str, Any] = {"loc": "best"}
     if below:
         width = 2 * (max(map(len, labels)) + 6) * _CHARACTER * 0.8 * _font_pixels(ax)
         columns = 2 if width < ax.get_window_extent().width else 1
         lines = 2 + ax.get_xlabel().count("\n")  # of ticks and label, which stand between
         down = ScaledTranslation(0, -lines * _BELOW / 72, ax.figure.dpi_scale_trans)
-        place = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "ncols": columns}
-        place["bbox_transform"] = ax.transAxes + down
+        look = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "ncols": columns}
+        look["bbox_transform"] = ax.transAxes + down
     elif len(handles) > _MANY:
-        place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
-    look = {"frameon": False, "fontsize": "small", "handlelength": 2.6, "borderaxespad": 0.3}
-    ax.legend(handles, labels, **look, **place)
+        look = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
+    look |= {"frameon": False, "fontsize": "small", "handlelength": 2.6, "borderaxespad": 0.3}
+    ax.legend(handles, labels, **look)
 
 
 def bar_beside(ax: Axes) -> Axes:
-    """Axes for a colour bar that is as high as axes whose shape their data decide."""
+    """Axes for a colour bar as high as axes whose shape depends on their data."""
     return ax.inset_axes((1.03, 0.0, 0.05, 1.0))
 
 
 def log_if_wide(axis: Any, values: np.ndarray, ratio: float) -> None:
-    """A logarithmic scale for positive values whose largest is that many times the smallest."""
+    """Sets a logarithmic scale for positive values that span at least the given ratio."""
     finite = values[np.isfinite(values)]
     if finite.size and finite.min() > 0 and finite.max() >= ratio * finite.min():
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
 
 
 def places(found: "Series | Trajectory") -> tuple[np.ndarray, str]:
-    """Where checkpoints stand on an axis, and its label: their epochs, where all are known."""
+    """Positions of checkpoints on an axis, and its label: their epochs if all are known."""
     if all(label.isdecimal() for label in found.labels):
         return np.array([float(label) for label in found.labels]), "epoch"
     return np.asarray(found.positions, float), found.position_unit
 
 
 def label_columns(ax: Axes, labels: Sequence[str], taken: float = 0.0) -> None:
-    """Names the columns 0, 1, ... of axes, as many as fit, turned where they are long.
+    """Names the columns 0, 1, ... of axes, as many as fit; long names are turned.
 
     Args:
         ax: the axes.
         labels: the names.
-        taken: pixels of the width of the axes that will go to what stands beside them.
+        taken: pixels of the width that the names of rows will take.
     """
     texts = [plain(label, _COLUMN) for label in labels]
     widest = max(map(len, texts))
@@ -155,7 +155,7 @@ def label_columns(ax: Axes, labels: Sequence[str], taken: float = 0.0) -> None:
 
 
 def label_rows(ax: Axes, labels: Sequence[str]) -> float:
-    """Names the rows 0, 1, ... of axes, as many as fit; gives the width of the names in pixels."""
+    """Names the rows 0, 1, ... of axes, as many as fit; returns the width of names in pixels."""
     chosen = _spread(len(labels), ax.get_window_extent().height, 1.3, ax)
     texts = [plain(labels[n], _ROW) for n in chosen]
     ax.set_yticks(chosen, texts)
@@ -163,24 +163,24 @@ def label_rows(ax: Axes, labels: Sequence[str]) -> float:
 
 
 def _spread(count: int, pixels: float, needed: float, ax: Axes) -> list[int]:
-    """Numbers of evenly spaced labels, the first and the last among them, that have room.
+    """Indices of evenly spaced labels that fit, always with the first and the last one.
 
     Args:
-        count: of all labels.
-        pixels: that there are.
-        needed: that each needs, in font sizes.
-        ax: what they are for.
+        count: number of all labels.
+        pixels: width or height that there is.
+        needed: what each label needs, in font sizes.
+        ax: the axes.
     """
     step = max(1, int(-(-count * needed * _font_pixels(ax) // max(pixels, 1.0))))
     return [*range(0, count - step, step), count - 1]
 
 
 def _font_pixels(ax: Axes) -> float:
-    return rcParams["font.size"] * ax.figure.dpi / 72
+    return float(rcParams["font.size"]) * ax.figure.dpi / 72
 
 
 def layer_names(layers: Sequence[str]) -> list[str]:
-    """Names of layers without what Keras puts between those of folders."""
+    """Names of layers without the folders `layers` that Keras puts between them."""
     return ["/".join(part for part in n.split("/") if part != "layers") or n for n in layers]
 
 
@@ -188,16 +188,16 @@ def name_points(
     ax: Axes,
     names: Sequence[str],
     points: Sequence[tuple[float, float]],
-    others: Sequence[tuple[float, float]] = (),
+    others: np.ndarray | Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Writes names beside points, each where it hides least of the points and of other names."""
+    """Writes names beside points, each where it hides the least of points and other names."""
     ax.apply_aspect()
     to_points = 72 / ax.figure.dpi
     everything = np.asarray([*points, *others], float).reshape(-1, 2)
     anchors = ax.transData.transform(everything) * to_points
     boxes_of_points = [(x - 4, y - 4, x + 4, y + 4) for x, y in anchors]
     taken = boxes_of_points[: len(names)]
-    inside = ax.get_window_extent().extents * to_points
+    inside = [float(edge) * to_points for edge in ax.get_window_extent().extents]
     for name, point, (x, y) in zip(names, points, anchors, strict=False):
         text = plain(name)
         width, height = len(text) * _NAME_SIZE * _CHARACTER, _NAME_SIZE * 1.3

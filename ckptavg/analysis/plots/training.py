@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 _RATE = "#888888"
 _WIDE = 50.0
-"""Largest over smallest value from which on a scale is logarithmic."""
+"""Ratio of the largest to the smallest value above which a scale is logarithmic."""
 _LARGEST = 1e200
-"""Beyond this a value is drawn as if it were infinite: scales need room around what they show."""
+"""Larger values are drawn as if they were infinite, because scales need room around them."""
 
 
 def learning_curve(
@@ -42,14 +42,14 @@ def learning_curve(
     """Draws metrics and the learning rate over the epochs of a training.
 
     Args:
-        history: `run.history`, or `run.records` of a run that kept none, in the order of training.
+        history: `run.history`, or `run.records` of a run without one, in the order of training.
         ax: axes to draw into; the learning rate gets an axis on their right.
-        metrics: names of those to draw; by default the loss with its validation twin, or else the
-            first metric with its own.
-        saved_epochs: 1-based epochs whose checkpoints are marked.
-        averages: values of a metric for averages, by name, drawn as lines over the saved epochs.
-        label: what the metrics are, with their unit; by default their name.
-        show_rate: whether to draw the learning rate, where it is known.
+        metrics: names of metrics; by default the loss and its validation loss, or the first metric
+            and its validation metric.
+        saved_epochs: 1-based epochs of checkpoints to mark.
+        averages: values of the metric for averages, by name, drawn as lines over the saved epochs.
+        label: axis label of the metrics, with their unit; by default their name.
+        show_rate: whether to draw the learning rate, if it is known.
 
     Returns:
         The axes.
@@ -79,13 +79,11 @@ def learning_curve(
         log_if_wide(ax.yaxis, np.concatenate(drawn), _WIDE)
         ax.set_ylabel(plain(label or _common_name(names), 22))
     if not names and rate_axes is None:
-        ax.text(
-            0.5, 0.5, "neither metrics nor rates are known", ha="center", transform=ax.transAxes
-        )
+        ax.text(0.5, 0.5, "no metrics or learning rates", ha="center", transform=ax.transAxes)
     ax.set_xlabel(unit)
     whole_numbers(ax.xaxis)
     frame(ax)
-    if rate_axes not in (None, ax):
+    if rate_axes is not None and rate_axes is not ax:
         rate_axes.spines["right"].set_visible(True)
         rate_axes.spines[["top", "left"]].set_visible(False)
         ax.set_zorder(rate_axes.get_zorder() + 1)  # the legend lies over all lines
@@ -97,13 +95,13 @@ def learning_curve(
 
 
 def default_metrics(history: "Sequence[EpochLog | Record]") -> list[str]:
-    """The metric that says most of a training, with its validation twin; none if there is none."""
+    """The loss, or else the first metric, with its validation twin; empty without metrics."""
     groups = metric_groups(history)
     return groups.get("loss") or next(iter(groups.values()), [])
 
 
 def metric_groups(history: "Sequence[EpochLog | Record]") -> dict[str, list[str]]:
-    """Names of metrics, those of training and validation together, as they first occur."""
+    """Names of metrics, each with its validation twin, in the order of their first occurrence."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for entry in history for name in entry.metrics):
         groups.setdefault(name.removeprefix("val_"), []).append(name)
@@ -111,7 +109,7 @@ def metric_groups(history: "Sequence[EpochLog | Record]") -> dict[str, list[str]
 
 
 def _places(history: "Sequence[EpochLog | Record]") -> tuple[np.ndarray, str]:
-    """Where entries stand: at their epochs, or, of several in one epoch, at their steps."""
+    """Positions of entries: their epochs, or their steps if several belong to one epoch."""
     epochs = [entry.epoch for entry in history]
     steps = [entry.step for entry in history]
     if len(set(epochs)) < len(epochs) and None not in steps:
@@ -120,7 +118,7 @@ def _places(history: "Sequence[EpochLog | Record]") -> tuple[np.ndarray, str]:
 
 
 def _values(found: Sequence[float | None]) -> np.ndarray:
-    """Numbers, with NaN for those that are missing or all but infinite: a line has a gap there."""
+    """Numbers, with NaN for missing and huge ones, where lines then have gaps."""
     values = np.array([np.nan if value is None else value for value in found], float)
     values[~(np.abs(values) < _LARGEST)] = np.nan
     return values
@@ -165,7 +163,7 @@ def _draw_averages(ax: Axes, x: np.ndarray, averages: Mapping[str, float], first
 
 
 def _alone(values: np.ndarray) -> np.ndarray:
-    """Places of values between gaps, through which no line goes."""
+    """Places of values between two gaps, which no line shows."""
     known = np.concatenate([[False], np.isfinite(values), [False]])
     return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
 
