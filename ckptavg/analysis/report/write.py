@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.analysis.geometry.geometry import Geometry
-from ckptavg.analysis.geometry.measure import coefficients_of, labels_of, measure_geometry
+from ckptavg.analysis.geometry.measure import measure_geometry
+from ckptavg.analysis.geometry.points import coefficients_of, labels_of
 from ckptavg.analysis.report.html import page
 from ckptavg.analysis.report.sections import (
     about_average,
