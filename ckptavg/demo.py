@@ -19,7 +19,7 @@ from ckptavg.batch_norm.refresh import refresh_batch_norm
 from ckptavg.errors import OutputError
 from ckptavg.merging.merge import merge
 from ckptavg.models.evaluation import evaluate
-from ckptavg.runs.record import record_path
+from ckptavg.runs.record_files import record_path
 from ckptavg.runs.run import Run, open_run
 from ckptavg.saving.checkpoint_saver import CheckpointSaver
 

@@ -15,8 +15,9 @@ import pytest
 
 pytest.register_assert_rewrite("tests.helpers")
 
+from ckptavg.recipes.posthoc_ema import TrackedAverage
 from ckptavg.runs.proof import tensor_records
-from ckptavg.runs.record import EmaRecord, Record, now
+from ckptavg.runs.record import Record, now
 from tests.helpers.command_line import TRAIN
 from tests.helpers.files import write_h5
 from tests.helpers.models import randomize, tiny_data, tiny_model
@@ -129,7 +130,7 @@ def tracked_run(trajectory, tmp_path) -> Path:
         averages = track(trajectory, sigma)
         for step in range(EVERY, STEPS + 1, EVERY):
             name = f"ema-{sigma:.3f}-step-{step:08d}"
-            write(name, averages[step - 1], step=step, ema=EmaRecord(sigma, step))
+            write(name, averages[step - 1], step=step, ema=TrackedAverage(sigma, step))
     return tmp_path / "run"
 
 

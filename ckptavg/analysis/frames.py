@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptavg.analysis.tables import LENGTH, RATIO, Column, frame
-from ckptavg.runs.checkpoint import list_epochs
+from ckptavg.runs.describe import list_epochs
 from ckptavg.runs.run import Run, open_run
 
 if TYPE_CHECKING:

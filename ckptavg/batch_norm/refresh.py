@@ -21,16 +21,8 @@ from ckptavg.models.model import build, load_weights, save_model
 from ckptavg.models.specs import spec_name
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.proof import tensor_records
-from ckptavg.runs.record import (
-    BatchNormRecord,
-    Record,
-    TensorRecords,
-    commit_with_record,
-    find_record,
-    now,
-    record_path,
-    versions,
-)
+from ckptavg.runs.record import BatchNormRecord, Record, TensorRecords, now, versions
+from ckptavg.runs.record_files import commit_with_record, find_record, record_path
 from ckptavg.storage.files import commit, partial, temporary_sibling
 
 Refresh = Callable[[keras.Model], BatchNormReport]

@@ -12,7 +12,7 @@ from ckptavg.cli.options import SELECTION, Option
 from ckptavg.cli.printing import new_table, pick, print_json, print_table
 from ckptavg.cli.session import session
 from ckptavg.commands.doctor import doctor as examine
-from ckptavg.runs.checkpoint import list_epochs
+from ckptavg.runs.describe import list_epochs
 
 if TYPE_CHECKING:
     from ckptavg.analysis.doctor.doctor import DoctorReport

@@ -9,8 +9,13 @@ from ckptavg.cli.command import command
 from ckptavg.cli.printing import as_json, new_table, pick, print_json, print_table
 from ckptavg.commands.inspect import CheckpointContent, Inspection
 from ckptavg.commands.inspect import inspect as read
-from ckptavg.runs.checkpoint import describe_epochs, describe_tracked, list_epochs
-from ckptavg.runs.describe import human_number, human_size
+from ckptavg.runs.describe import (
+    describe_epochs,
+    describe_tracked,
+    human_number,
+    human_size,
+    list_epochs,
+)
 from ckptavg.runs.record import Record
 from ckptavg.runs.run import Run
 
@@ -153,4 +158,6 @@ def _checkpoint_content(content: CheckpointContent) -> dict[str, Any]:
 def _facts(record: Record | None) -> dict[str, Any]:
     facts: dict[str, Any] = as_json(record)
     del facts["path"]
+    if not facts["choice"]:
+        del facts["choice"]
     return facts

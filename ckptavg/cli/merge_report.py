@@ -11,8 +11,8 @@ from ckptavg.commands.merge import MergeResult
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.reproduce import refreshing
 from ckptavg.recipes import effective_sample_size
-from ckptavg.runs.checkpoint import Checkpoint, list_epochs
-from ckptavg.runs.describe import human_size, list_coefficients
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import human_size, list_coefficients, list_epochs
 
 _ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}
 _IN_PYTHON = "load it into your model, then call ckptavg.update_batch_norm(model, data)"

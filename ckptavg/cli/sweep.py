@@ -11,7 +11,7 @@ from ckptavg.cli.options import FOR_SELECTION, OUTPUT, RESOURCES, Option, parse_
 from ckptavg.cli.printing import pick, print_json
 from ckptavg.cli.session import session
 from ckptavg.commands.sweep import sweep as search
-from ckptavg.runs.checkpoint import list_epochs
+from ckptavg.runs.describe import list_epochs
 
 if TYPE_CHECKING:
     from ckptavg.search.sweep import Entry, SweepReport

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ckptavg.recipes import RECIPES, Recipe, all_parameters, effective_sample_size
-from ckptavg.runs.checkpoint import positions_in
+from ckptavg.runs.selection import positions_in
 from ckptavg.runs.sources import Sources, resolve
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ckptavg.errors import FormatError, SpecError
 from ckptavg.runs.checkpoint import Checkpoint
-from ckptavg.runs.record import find_record
+from ckptavg.runs.record_files import find_record
 from ckptavg.runs.run import CHECKPOINT_FOLDER, open_run
 
 if TYPE_CHECKING:

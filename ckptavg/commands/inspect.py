@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ckptavg.formats import open_reader
 from ckptavg.formats.tensors import TensorInfo
-from ckptavg.runs.checkpoint import Checkpoint, describe_epochs
-from ckptavg.runs.describe import human_size
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import describe_epochs, human_size
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
 from ckptavg.runs.sources import Sources, resolve
 

@@ -17,7 +17,7 @@ from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Progress
 from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe, all_parameters
 from ckptavg.recipes.swad import Swad
-from ckptavg.runs.checkpoint import select
+from ckptavg.runs.selection import select
 from ckptavg.runs.sources import Sources, resolve
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, LAST
 from ckptavg.merging.work import Segment, Strip, total_blocks
 from ckptavg.merging.worker import GroupDigests, chosen_sources
-from ckptavg.runs.json_values import DIGEST_SIZE
-from ckptavg.runs.record import TensorRecord, digest
+from ckptavg.runs.digest import DIGEST_SIZE, digest
+from ckptavg.runs.record import TensorRecord
 from ckptavg.version import __version__
 
 

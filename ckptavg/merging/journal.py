@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from ckptavg.errors import OutputError
-from ckptavg.runs.record import digest
+from ckptavg.runs.digest import digest
 from ckptavg.storage.files import partial
 from ckptavg.storage.lock import open_locked
 

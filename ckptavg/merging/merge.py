@@ -19,7 +19,8 @@ from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import GroupDigests, Progress
 from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.runs.outputs import check_output, writing
-from ckptavg.runs.record import Record, SourceRecord, commit_with_record, now, record_path, versions
+from ckptavg.runs.record import Record, SourceRecord, now, versions
+from ckptavg.runs.record_files import commit_with_record, record_path
 from ckptavg.runs.sources import Sources
 
 _SETTLED = 1024 * 1024

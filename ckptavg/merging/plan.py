@@ -27,7 +27,7 @@ from ckptavg.merging.weighting import weigh
 from ckptavg.merging.work import total_blocks
 from ckptavg.recipes import UNIFORM, Recipe, uniform
 from ckptavg.runs.checkpoint import Checkpoint
-from ckptavg.runs.json_values import DIGEST_SIZE
+from ckptavg.runs.digest import DIGEST_SIZE
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.record import BatchNormRecord
 from ckptavg.runs.sources import Sources

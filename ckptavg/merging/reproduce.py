@@ -9,7 +9,8 @@ from pathlib import Path
 from ckptavg.errors import CkptavgError, CkptavgWarning
 from ckptavg.merging.weighting import weigh
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients, uniform
-from ckptavg.runs.checkpoint import Checkpoint, list_epochs
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import list_epochs
 from ckptavg.runs.record import BatchNormRecord
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
 from ckptavg.runs.sources import Sources

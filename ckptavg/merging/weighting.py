@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ckptavg.errors import CkptavgWarning, RecipeError
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients
-from ckptavg.recipes.posthoc_ema import Reconstruction, TrackedAverage
-from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite, positions
+from ckptavg.recipes.posthoc_ema import Reconstruction
+from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
+from ckptavg.runs.selection import leave_out_non_finite, positions
 from ckptavg.runs.sources import Sources, resolve, resolve_averages
 
 _TOLERANCE = 0.01
@@ -55,7 +56,8 @@ def weigh(
         )
     if recipe.definition.over == "tracked averages":
         return _combine(resolve_averages(sources), recipe)
-    checkpoints, left_out = resolve(sources), ()
+    checkpoints = resolve(sources)
+    left_out: tuple[Checkpoint, ...] = ()
     if coefficients is not None:
         found = check_coefficients(coefficients, len(checkpoints), normalize=normalize)
     else:
@@ -65,10 +67,10 @@ def weigh(
     return Weighted(checkpoints, found, str(recipe), left_out)
 
 
-def _combine(averages: Sequence[Checkpoint], recipe: Recipe) -> Weighted:
+def _combine(averages: Sequence[TrackedCheckpoint], recipe: Recipe) -> Weighted:
     """The tracked averages that make up another one."""
     averages, left_out = leave_out_non_finite(averages)
-    tracked = [TrackedAverage(a.record.ema.sigma_rel, a.record.ema.step) for a in averages]
+    tracked = [average.ema for average in averages]
     found: Reconstruction = recipe.definition.function(tracked, **dict(recipe.parameters))
     if found.error > _TOLERANCE:
         sigmas = ", ".join(f"{s:g}" for s in sorted({average.sigma_rel for average in tracked}))

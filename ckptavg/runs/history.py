@@ -1,4 +1,4 @@
-"""The history of a run: what Keras logged of every epoch of a training, saved or not."""
+"""The history of a run: what Keras logged for every epoch of a training, saved or not."""
 
 import json
 from collections.abc import Mapping
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from ckptavg.errors import RecordError
-from ckptavg.runs.json_values import number, optional, text, whole
+from ckptavg.runs.json_values import DAMAGE, number, optional, text, whole
 
 HISTORY_FILE = "history.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class EpochLog:
-    """What Keras logged of one epoch.
+    """What Keras logged for one epoch.
 
     Attributes:
         epoch: 1-based.
         step: optimizer steps taken when it ended; None where the model has no optimizer.
-        learning_rate: that Keras logged, or else that of the end of the epoch.
-        metrics: of training, and as `val_...` of validation.
+        learning_rate: the one that Keras logged, else that at the end of the epoch.
+        metrics: those of training, and those of validation as `val_...`.
         time: when the epoch ended, ISO 8601, UTC.
     """
 
@@ -39,7 +39,7 @@ class EpochLog:
 
     @classmethod
     def from_line(cls, line: str) -> "EpochLog":
-        """Reads a line; raises one of several errors where it is none."""
+        """Reads a line; a damaged one raises one of the errors that `read_history` catches."""
         content: Any = json.loads(line)
         return cls(
             epoch=whole(content["epoch"]),
@@ -51,7 +51,7 @@ class EpochLog:
 
 
 def read_history(path: Path) -> tuple[EpochLog, ...]:
-    """Reads a history file; a last line that was not written whole does not count.
+    """Reads a history file, without a last line that was cut off.
 
     Returns:
         The epochs in order; none where there is no such file.
@@ -69,16 +69,9 @@ def read_history(path: Path) -> tuple[EpochLog, ...]:
     for place, line in enumerate(lines, 1):
         try:
             logs.append(EpochLog.from_line(line.decode()))
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except DAMAGE as error:
             raise RecordError(
-                f"line {place} of the history {path} is damaged: {error!r:.200}. Remove the line, "
+                f"line {place} of the history {path} is damaged: {error!r:.200}. Remove the line "
                 "or the file: checkpoints do not depend on it"
             ) from error
     return tuple(logs)

@@ -1,18 +1,23 @@
-"""Values from JSON that others wrote: each is what it must be, or an error that says so."""
+"""JSON values that others wrote, decoded into types: each is of its type, or an error says so."""
 
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-DIGEST_SIZE = 16
-"""Bytes of a digest, which is written as twice as many hexadecimal digits."""
+from ckptavg.runs.digest import DIGEST_SIZE
+
+Scalar = str | int | float | bool | None
+T = TypeVar("T")
+
+DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+"""What reading damaged JSON may raise: here, or where a key is missing or a list is a number."""
 
 _DIGEST = re.compile(f"[0-9a-fA-F]{{{2 * DIGEST_SIZE}}}")
 
 
 def number(value: float | None) -> float | str | None:
-    """JSON has no NaN and no infinity: they are written as strings that float() reads."""
+    """A number for JSON, which has no NaN and no infinity: these become texts that float reads."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
@@ -24,21 +29,29 @@ def digest_text(value: Any) -> str:
 
 
 def whole(value: Any) -> int:
-    """A whole number from 0 on."""
+    """An integer >= 0."""
+    # bool is a subclass of int, and no array or file has a size of 2^63 or more.
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"expected a whole number, got {value!r:.40}")
+        raise ValueError(f"expected an integer >= 0, got {value!r:.40}")
     return value
 
 
 def text(value: Any) -> str:
-    """A text without null bytes."""
+    """A text without null characters."""
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"expected a text, got {value!r:.40}")
     if not value.isascii():
-        value.encode()  # refuses half a surrogate pair
+        value.encode()  # refuses half a surrogate pair, which no file name or output could hold
     return value
 
 
-def optional(read: Callable[[Any], Any], value: Any) -> Any:
+def scalar(value: Any) -> Scalar:
+    """A text, a number, a truth value or null."""
+    if not isinstance(value, Scalar):
+        raise ValueError(f"expected a text or a number, got {value!r:.40}")
+    return text(value) if isinstance(value, str) else value
+
+
+def optional(read: Callable[[Any], T], value: Any) -> T | None:
     """What `read` makes of a value; None of None."""
     return None if value is None else read(value)

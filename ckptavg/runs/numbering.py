@@ -1,4 +1,4 @@
-"""Numbers in file names: natural order, and epochs (pure)."""
+"""Numbers in file names: their natural order, and the epochs that they give (pure)."""
 
 import re
 from collections.abc import Sequence
@@ -15,32 +15,30 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def epochs_in(names: Sequence[str]) -> list[int] | None:
-    """The epochs that file names tell of, as Keras' `ModelCheckpoint` puts them there.
+    """The epochs in file names, as Keras' `ModelCheckpoint` writes them.
 
-    An epoch is the number behind the word epoch; where no name has it, the whole number at the only
-    place where the names differ in one. Decimals, such as losses, are none. Where several numbers
-    differ, as in dates, the names do not tell.
+    An epoch is the number after the word epoch. Where no name has that word, it is the integer at
+    the only place where the names differ in one. Decimals, such as losses, are not epochs. Where
+    the names differ in several integers, as in dates, the epochs are not known. See
+    docs/decisions/0029-epochs-in-file-names.md.
 
     Returns:
-        One epoch for each name; None if the names do not tell.
+        One epoch for each name; None if they are not known.
     """
     if not names:
         return None
-    worded = [_EPOCH.search(name) for name in names]
-    if all(worded):
-        found = [int(match[1]) for match in worded]
-        return found if len(set(found)) == len(found) else None
-    fields = [_whole_numbers(name) for name in names]
-    if len({len(field) for field in fields}) != 1:
-        return None
-    differing = [numbers for numbers in zip(*fields, strict=True) if len(set(numbers)) > 1]
-    if len(differing) == 1:
-        numbers = list(differing[0])
-        return numbers if len(set(numbers)) == len(numbers) else None
-    return None
+    found = [int(match[1]) for match in map(_EPOCH.search, names) if match]
+    if len(found) < len(names):
+        fields = [_whole_numbers(name) for name in names]
+        if len({len(field) for field in fields}) != 1:
+            return None
+        differing = [numbers for numbers in zip(*fields, strict=True) if len(set(numbers)) > 1]
+        found = list(differing[0]) if len(differing) == 1 else []
+    # Two checkpoints of one epoch would be in no order.
+    return found if found and len(set(found)) == len(found) else None
 
 
 def _whole_numbers(name: str) -> list[int]:
-    """The whole numbers of a name. Of `5.0.33` the 5, as in `{epoch}.{loss:.2f}`."""
+    """The integers of a name. Of `5.0.33`, as in `{epoch}.{loss:.2f}`, only the 5 is one."""
     numbers = (number.split(".") for number in _NUMBER.findall(name))
     return [int(whole) for whole, *decimals in numbers if len(decimals) != 1]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ckptavg.errors import CkptavgError, OutputError, ResourceError
-from ckptavg.runs.record import is_record, record_path
+from ckptavg.runs.record_files import is_record, record_path
 from ckptavg.runs.run import CHECKPOINT_FOLDER, record_files
 
 
@@ -15,15 +15,14 @@ def check_output(path: Path, overwrite: bool) -> None:
     """Refuses an output that would replace, or be mistaken for, something else.
 
     Raises:
-        OutputError: as `check_place` does, or a file that is no record stands where the record is
-            to go.
+        OutputError: as for `check_place`, or a file that is not a record stands where the record
+            goes.
     """
     check_place(path, overwrite)
     record = record_path(path)
     if os.path.lexists(record) and not (record.is_file() and is_record(record)):
         raise OutputError(
-            f"{record} is in the way: the record of {path.name} goes there. Move it or choose "
-            "another name"
+            f"{record} is in the way of the record of {path.name}: move it or choose another name"
         )
 
 
@@ -31,20 +30,20 @@ def check_place(path: Path, overwrite: bool) -> None:
     """Refuses a place for a file of any kind, where it would replace something else.
 
     Raises:
-        OutputError: the file exists and is not to be overwritten; it is a folder or a link; or its
-            folder is missing, cannot be written to, or is that of a run's checkpoints.
+        OutputError: the file exists and `overwrite` is false; it is a folder or a link; or its
+            folder is missing, not writable, or the checkpoint folder of a run.
     """
     folder = path.parent
     if path.is_symlink():
-        raise OutputError(f"{path} is a symbolic link: name the file that it leads to")
+        raise OutputError(f"{path} is a symbolic link: name the file that it points to")
     if path.is_dir():
         raise OutputError(f"{path} is a directory: name a file to write")
     if not folder.is_dir():
-        raise OutputError(f"cannot write {path}: the folder {folder} does not exist, make it first")
+        raise OutputError(f"cannot write {path}: the folder {folder} does not exist")
     if folder.resolve().name == CHECKPOINT_FOLDER and record_files(folder):
         raise OutputError(
-            f"cannot write {path}: its folder holds the checkpoints of a run, and it would "
-            "be taken for one of them. Name another folder"
+            f"cannot write {path}: in the checkpoint folder of a run it would be taken for one "
+            "of the checkpoints. Name another folder"
         )
     if path.exists() and not overwrite:
         raise OutputError(
@@ -52,12 +51,12 @@ def check_place(path: Path, overwrite: bool) -> None:
             "overwrite=True)"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {path}: no permission to write into {folder}")
+        raise OutputError(f"cannot write {path}: no permission to write to {folder}")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Says of an output what the system says against writing it, often without a name.
+    """Turns errors of the system, which often lack a name, into errors that name the output.
 
     Raises:
         ResourceError: the disk is full.

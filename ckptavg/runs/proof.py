@@ -1,4 +1,4 @@
-"""The digests that prove a checkpoint file intact, computed and held against its record."""
+"""The proof that a checkpoint file is intact: its digests, compared with those in its record."""
 
 import threading
 from array import array
@@ -12,12 +12,13 @@ from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.formats.crc32c import crc32c, crc32c_combine
 from ckptavg.formats.tensors import Block, TensorInfo, blocks, count_blocks
-from ckptavg.runs.json_values import DIGEST_SIZE
-from ckptavg.runs.record import Record, TensorRecord, digest, find_record
+from ckptavg.runs.digest import DIGEST_SIZE, digest
+from ckptavg.runs.record import Record, TensorRecord
+from ckptavg.runs.record_files import find_record
 
 
 def tensor_records(path: Path) -> dict[str, TensorRecord]:
-    """Shape, dtype and digests of every tensor in a checkpoint file but optimizer state.
+    """Shape, dtype and digests of every tensor in a checkpoint file, without optimizer state.
 
     Raises:
         FormatError: the file is not a checkpoint, or is damaged.
@@ -41,7 +42,7 @@ def block_digest(reader: CheckpointReader, tensor: TensorInfo, block: Block) -> 
 
 
 def check_intact(path: Path) -> bool:
-    """Holds a checkpoint against its record, or the checksums of its format, byte for byte.
+    """Checks every byte of a checkpoint against its record, or the checksums of its format.
 
     Returns:
         Whether it has a record, or checksums of its format; without them nothing is proven.
@@ -85,9 +86,9 @@ def read_proven(path: Path, record: Record) -> dict[str, np.ndarray]:
 
 
 class Checksums:
-    """Holds the checksums that a format itself stores against what is read, in any order.
+    """Compares the checksums that a format itself stores with what is read, in any order.
 
-    They are CRC-32C of whole tensors, while tensors are read block by block in several threads.
+    They are CRC-32C of whole tensors, whereas tensors are read block by block in several threads.
     """
 
     def __init__(self, reader: CheckpointReader) -> None:
@@ -129,7 +130,7 @@ class Checksums:
             )
 
     def finish(self, names: Container[str]) -> None:
-        """Reads what was not read of these tensors, because an earlier merge had done it.
+        """Reads the blocks of these tensors that were not added: an earlier merge did them.
 
         Raises:
             IntegrityError: one is not what was saved.
@@ -175,12 +176,15 @@ class Proof:
         _check_size(record, reader)
         recorded = record.read_tensors()
         stored = reader.structure.model_tensors
-        parts, numbers, number = [], {}, 0
+        parts: list[str] = []
+        numbers: dict[str, int] = {}
+        number = 0
         for name, tensor in stored.items():
             found = recorded.get(name)
             if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
                 break
             nbytes = tensor.nbytes
+            # Too few digests would leave bytes unproven.
             if len(found.digests) != count_blocks(nbytes):
                 raise IntegrityError(
                     f"the record of {reader.path} holds {len(found.digests)} digests of '{name}', "

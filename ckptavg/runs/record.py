@@ -1,4 +1,4 @@
-"""The record beside every checkpoint: what it is, how to prove that it is intact.
+"""The record of a checkpoint: what the file is, and the digests that prove it intact.
 
 A record is a JSON file. Beside a checkpoint of a run, `epoch-0016.weights.h5`, it is called
 `epoch-0016.json` and is the commit mark: a checkpoint counts as saved once its record stands.
@@ -9,31 +9,31 @@ holds for that file only.
 
 import json
 import platform
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from ckptavg.errors import OutputError, RecordError
-from ckptavg.runs.json_values import digest_text, number, optional, text, whole
-from ckptavg.storage.files import staged_text, temporary_sibling, write_text
+from ckptavg.errors import RecordError
+from ckptavg.recipes.posthoc_ema import TrackedAverage
+from ckptavg.runs.json_values import (
+    DAMAGE,
+    Scalar,
+    digest_text,
+    number,
+    optional,
+    scalar,
+    text,
+    whole,
+)
+from ckptavg.storage.files import write_text
 from ckptavg.version import __version__
 
 FORMAT = "ckptavg-record"
 VERSION = 1
-
-_MARKS = (FORMAT.encode(), b'"ckptavg":')
-"""Either makes a file a record: damage to one would take a checkpoint's proof away unnoticed."""
-_HEAD = 4096
-"""Bytes in which marks stand, however long the name of the file between them is."""
-
-_SUFFIXES = re.compile(r"(\.weights)?\.\w+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,12 @@ class SourceRecord:
     Attributes:
         path: the file, relative to the folder of the averaged file.
         size: its size in bytes.
-        coefficient: its share in the average.
+        coefficient: its coefficient in the average.
         epoch: the epoch it was saved at, where known.
         verified: whether its bytes were proven by its own record while they were read.
         digest: of all bytes that went into the average: the xxh3-128 of the digests of all 8 MiB
-            blocks of all tensors, in order, zeros for those that came from other sources alone.
+            blocks of all tensors, in order, with zeros for blocks that came from other sources
+            alone.
     """
 
     path: str
@@ -98,19 +99,6 @@ class BatchNormRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class EmaRecord:
-    """Which power-function average of a training's weights a file holds, where it holds one.
-
-    Attributes:
-        sigma_rel: its relative standard deviation; see `ckptavg.power_profiles`.
-        step: updates that it had seen, counted from 1: the time t of its profile.
-    """
-
-    sigma_rel: float
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
 class Record:
     """What a checkpoint file is. Its file also holds what proves the checkpoint intact.
 
@@ -131,8 +119,11 @@ class Record:
         model: configuration of the model, a path relative to the record; None if there is none.
         recipe: how the coefficients were chosen; None for a checkpoint of a run.
         sources: the checkpoints that were averaged; empty for a checkpoint of a run.
-        non_finite: stored names of tensors that hold NaN or infinity; no average takes them.
-        ema: the average of weights over training that the file holds; None for weights themselves.
+        non_finite: stored names of tensors that hold NaN or infinity; averages leave the
+            checkpoint out.
+        ema: the tracked average that the file holds; None for the weights themselves.
+        choice: what `merge` was asked for, such as `{"last": 10, "recipe": "ema", "decay": 0.9}`;
+            empty for the plain mean of all checkpoints, and in records of 0.1.0.
         path: the file that the record was read from or written to.
     """
 
@@ -150,7 +141,8 @@ class Record:
     recipe: str | None = None
     sources: tuple[SourceRecord, ...] = ()
     non_finite: tuple[str, ...] = ()
-    ema: EmaRecord | None = None
+    ema: TrackedAverage | None = None
+    choice: Mapping[str, Scalar] = field(default_factory=dict)
     path: Path | None = field(default=None, compare=False)
 
     def write(self, path: Path, tensors: TensorRecords) -> "Record":
@@ -159,8 +151,11 @@ class Record:
         return replace(self, path=path)
 
     def to_json(self, tensors: TensorRecords) -> str:
+        """The record with the proof of the checkpoint, strict JSON."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         del content["path"]
+        if not self.choice:
+            del content["choice"]
         content["tensors"] = {
             name: {"shape": tensor.shape, "dtype": tensor.dtype, "digests": tensor.digests}
             for name, tensor in tensors.items()
@@ -180,7 +175,7 @@ class Record:
         content = _read_content(path)
         with _damage_explained(path):
             if not isinstance(content["tensors"], dict):
-                raise TypeError("its tensors are no dictionary")
+                raise TypeError("'tensors' must be an object")
             return cls._from_content(content, path)
 
     def read_tensors(self) -> TensorRecords:
@@ -196,7 +191,6 @@ class Record:
 
     @classmethod
     def _from_content(cls, content: dict[str, Any], path: Path) -> "Record":
-        batch_norm = content["batch_norm"]
         return cls(
             file=text(content["file"]),
             size=whole(content["size"]),
@@ -207,79 +201,19 @@ class Record:
             learning_rate=optional(float, content["learning_rate"]),
             initial_learning_rate=optional(float, content["initial_learning_rate"]),
             metrics={text(name): float(value) for name, value in content["metrics"].items()},
-            batch_norm=optional(_read_batch_norm, batch_norm),
+            batch_norm=optional(_read_batch_norm, content["batch_norm"]),
             model=optional(text, content["model"]),
             recipe=optional(text, content["recipe"]),
             sources=tuple(map(_read_source, content["sources"])),
             non_finite=tuple(map(text, content.get("non_finite", ()))),
             ema=optional(_read_ema, content.get("ema")),
+            choice={text(name): scalar(v) for name, v in content.get("choice", {}).items()},
             path=path,
         )
 
 
-def record_path(checkpoint: Path) -> Path:
-    """Where the record of a file that is no checkpoint of a run stands."""
-    return checkpoint.with_name(checkpoint.name + ".json")
-
-
-def find_record(checkpoint: Path) -> Record | None:
-    """The record of a checkpoint, wherever it came from; None if it has none.
-
-    Raises:
-        RecordError: there is a record, but it cannot be read.
-    """
-    stem = _SUFFIXES.sub("", checkpoint.name)
-    for path in (record_path(checkpoint), checkpoint.with_name(stem + ".json")):
-        if path.is_file() and is_record(path):
-            record = Record.read(path)
-            # Beside a file of its very name it is of that file, which may have been renamed.
-            if record.file == checkpoint.name or path == record_path(checkpoint):
-                return record
-    return None
-
-
-def commit_with_record(
-    commit: Callable[[], None], record: Record, tensors: TensorRecords, place: Path
-) -> Record:
-    """Commits a file and its record, which goes to `place` and is returned.
-
-    The record is written out before anything is replaced, because the disk may be full. A former
-    file's record is taken away first: a crash on the way may leave a file without a record, but
-    none with a wrong one.
-
-    Raises:
-        OutputError: a folder stands where the record is to go.
-    """
-    if place.is_dir():
-        raise OutputError(f"{place} is in the way: the record goes there")
-    former = temporary_sibling(place)
-    with staged_text(place, record.to_json(tensors)) as commit_record:
-        with suppress(FileNotFoundError):
-            place.replace(former)
-        try:
-            commit()
-        except BaseException:
-            with suppress(FileNotFoundError):
-                former.replace(place)
-            raise
-        former.unlink(missing_ok=True)
-        commit_record()
-    return replace(record, path=place)
-
-
-def is_record(path: Path) -> bool:
-    """Tells a record, even a damaged one, from somebody else's JSON file of the same name."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    return any(mark in head for mark in _MARKS)
-
-
-def digest(data: bytes | bytearray | memoryview) -> bytes:
-    """The xxh3-128 digest of bytes: 16 bytes, written as 32 hexadecimal digits."""
-    return xxhash.xxh3_128_digest(data)
-
-
 def now() -> str:
+    """The time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -301,8 +235,8 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise RecordError(f"cannot read the record {path}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RecordError(
-            f"{path} is not a record of ckptavg, or is damaged: restore it, or remove it to go "
-            "without its proof"
+            f"{path} is not a record of ckptavg, or is damaged: restore it, or remove it to "
+            "continue without its proof"
         )
     if content.get("version") != VERSION:
         raise RecordError(
@@ -316,7 +250,7 @@ def _read_content(path: Path) -> dict[str, Any]:
 def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except DAMAGE as error:
         raise RecordError(f"the record {path} is damaged: {error!r:.200}") from error
 
 
@@ -344,8 +278,8 @@ def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:
     )
 
 
-def _read_ema(content: dict[str, Any]) -> EmaRecord:
-    return EmaRecord(float(content["sigma_rel"]), whole(content["step"]))
+def _read_ema(content: dict[str, Any]) -> TrackedAverage:
+    return TrackedAverage(float(content["sigma_rel"]), whole(content["step"]))
 
 
 def _read_source(content: dict[str, Any]) -> SourceRecord:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ckptavg.errors import RecordError, RunError
 from ckptavg.recipes.swad import Swad
-from ckptavg.runs.checkpoint import Checkpoint, select
+from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
 from ckptavg.runs.history import HISTORY_FILE, EpochLog, read_history
 from ckptavg.runs.record import Record
+from ckptavg.runs.selection import select
 from ckptavg.storage.files import TEMPORARY_PREFIX
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -28,14 +29,14 @@ class Run:
     Attributes:
         directory: the directory that `CheckpointSaver` was given.
         checkpoints: those that have a record, by epoch; a file without one was not saved whole.
-        averages: tracked averages of the weights, noted during training, by step; merges of the run
-            leave them out, but for the recipe `posthoc-ema`.
+        averages: averages of the weights that the training tracked, by step; only the recipe
+            `posthoc-ema` uses them.
         uncommitted: files in the checkpoint folder that have no record.
     """
 
     directory: Path
-    checkpoints: tuple[Checkpoint, ...]
-    averages: tuple[Checkpoint, ...] = ()
+    checkpoints: tuple[RecordedCheckpoint, ...]
+    averages: tuple[TrackedCheckpoint, ...] = ()
     uncommitted: tuple[Path, ...] = ()
 
     @property
@@ -51,7 +52,7 @@ class Run:
 
     @property
     def history(self) -> tuple[EpochLog, ...]:
-        """What Keras logged of every epoch of the training, saved or not, as it stands now.
+        """What Keras logged for every epoch of the training, saved or not, read at each access.
 
         Empty for runs of versions that kept no history.
 
@@ -72,23 +73,24 @@ class Run:
         monitor: str = "val_loss",
         mode: str = "auto",
         window: Swad | None = None,
-    ) -> tuple[Checkpoint, ...]:
+    ) -> tuple[RecordedCheckpoint, ...]:
         """Chooses checkpoints of the run; conditions apply one after the other.
 
         Args:
             epochs: 1-based epochs, each of which must have been saved.
             last: number of checkpoints to keep, counted from the end.
-            best: number of checkpoints to keep, those with the best `monitor`.
-            monitor: metric in the records that `best` goes by.
-            mode: `min`, `max`, or `auto`: by the name of the metric.
-            window: keep those between the convergence of the loss `monitor` and its rise.
+            best: number of checkpoints to keep: those with the best `monitor`.
+            monitor: metric in the records by which `best` and `window` choose.
+            mode: `min` or `max`, or `auto` to tell from the name of the metric.
+            window: keep the checkpoints from where the loss `monitor` settles until it starts to
+                rise.
 
         Returns:
             The chosen checkpoints, by epoch.
 
         Raises:
-            RunError: an epoch was not saved, there are fewer checkpoints than asked for, a record
-                lacks the metric, or the direction of the metric is not known.
+            RunError: an epoch was not saved, there are fewer checkpoints than requested, a record
+                lacks the metric, or it is not known whether lower or higher values are better.
 
         Example:
             >>> run = ckptavg.open_run("run")
@@ -124,11 +126,11 @@ def open_run(directory: str | Path) -> Run:
         raise RunError(f"there is no run {directory}")
     if not folder.is_dir():
         raise RunError(
-            f"{directory} is not a run: it has no folder '{CHECKPOINT_FOLDER}', "
-            "as CheckpointSaver makes it"
+            f"{directory} is not a run: it lacks the folder '{CHECKPOINT_FOLDER}' that "
+            "CheckpointSaver makes"
         )
     checkpoints, averages = recorded(folder)
-    records = [checkpoint.record for checkpoint in (*checkpoints, *averages)]
+    records = [*(c.record for c in checkpoints), *(a.record for a in averages)]
     torn = tuple(sorted(uncommitted(folder, records)))
     if not checkpoints:
         raise RunError(
@@ -138,8 +140,8 @@ def open_run(directory: str | Path) -> Run:
     return Run(directory, tuple(checkpoints), tuple(averages), torn)
 
 
-def recorded(folder: Path) -> tuple[list[Checkpoint], list[Checkpoint]]:
-    """What has a record in the checkpoint folder of a run.
+def recorded(folder: Path) -> tuple[list[RecordedCheckpoint], list[TrackedCheckpoint]]:
+    """What has a record in the checkpoint folder of a run; a file without one was not saved whole.
 
     Returns:
         The checkpoints, in the order of training; and the tracked averages, by step.
@@ -147,19 +149,9 @@ def recorded(folder: Path) -> tuple[list[Checkpoint], list[Checkpoint]]:
     Raises:
         RecordError: a record is damaged.
     """
-    checkpoints = _recorded(folder, RECORDS)
-    for checkpoint in checkpoints:
-        if checkpoint.record.epoch is None:
-            path = checkpoint.record.path
-            raise RecordError(f"the record {path} names no epoch: it is not of a run's checkpoint")
-    checkpoints.sort(key=in_order_of_training)
-    averages = _recorded(folder, EMA_RECORDS)
-    for average in averages:
-        if average.record.ema is None:
-            path = average.record.path
-            raise RecordError(f"the record {path} does not say which average it is of")
-    averages.sort(key=in_order_of_tracking)
-    return checkpoints, averages
+    checkpoints = [RecordedCheckpoint(*found) for found in _recorded(folder, RECORDS)]
+    averages = [TrackedCheckpoint(*found) for found in _recorded(folder, EMA_RECORDS)]
+    return sorted(checkpoints, key=in_order_of_training), sorted(averages, key=in_order_of_tracking)
 
 
 def record_files(folder: Path, pattern: re.Pattern[str] = RECORDS) -> list[Path]:
@@ -167,30 +159,30 @@ def record_files(folder: Path, pattern: re.Pattern[str] = RECORDS) -> list[Path]
     return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
-def in_order_of_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
+def in_order_of_training(checkpoint: RecordedCheckpoint) -> tuple[int, int, str]:
     """A key that sorts the checkpoints of a run."""
-    record = checkpoint.record
-    return record.epoch, record.step or 0, checkpoint.path.name
+    return checkpoint.epoch, checkpoint.step or 0, checkpoint.path.name
 
 
-def in_order_of_tracking(average: Checkpoint) -> tuple[int, float]:
+def in_order_of_tracking(average: TrackedCheckpoint) -> tuple[int, float]:
     """A key that sorts the tracked averages of a run."""
-    return average.record.ema.step, average.record.ema.sigma_rel
+    return average.ema.step, average.ema.sigma_rel
 
 
-def _recorded(folder: Path, pattern: re.Pattern[str]) -> list[Checkpoint]:
-    """Checkpoints whose records match a pattern; a file without a record was not saved whole."""
-    found = []
+def _recorded(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, Record]]:
+    """Checkpoints whose records have such names."""
     for path in record_files(folder, pattern):
         record = Record.read(path)
+        # A record could otherwise lead a merge to any file of the machine.
         if Path(record.file).name != record.file or not record.file:
-            raise RecordError(f"the record {path} names the file {record.file!r} of another folder")
-        found.append(Checkpoint(folder / record.file, record))
-    return found
+            raise RecordError(
+                f"the record {path} names the file {record.file!r}, which is not in its folder"
+            )
+        yield folder / record.file, record
 
 
 def uncommitted(folder: Path, records: Iterable[Record]) -> Iterator[Path]:
-    """Weights that no record names, and that are no shard of such as one names."""
+    """Files of weights that no record names, other than shards of an index that one names."""
     recorded = {record.file for record in records}
     for path in folder.iterdir():
         if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(_WEIGHTS):

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptavg.errors import RunError
 from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state
 from ckptavg.formats.tensorflow.paths import checkpoint_path
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.numbering import epochs_in, natural_key
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
 from ckptavg.storage.files import TEMPORARY_PREFIX
@@ -22,7 +22,7 @@ _SHARDS = (
     (re.compile(r"(.+)_\d{5}\.weights\.h5"), ".weights.json"),
     (re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors"), ".safetensors.index.json"),
 )
-"""Names of shards, and the suffix of the index that belongs to them."""
+"""Names of shards, and the suffix of the index that lists them."""
 
 
 def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...]:
@@ -30,10 +30,10 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
 
     Args:
         sources: what was named.
-        tracked: whether the averages that a run has tracked belong to it, too.
+        tracked: whether to include the averages that a run has tracked.
 
     Raises:
-        RunError: a directory holds no checkpoints, or files that do not belong together; a file is
+        RunError: a directory holds no checkpoints, or checkpoints of several kinds; a file is
             missing; or nothing was named.
         RecordError: a record is damaged.
     """
@@ -42,7 +42,7 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
     if isinstance(sources, Checkpoint):
         return (sources,)
     if isinstance(sources, str | Path):
-        if (Path(sources) / CHECKPOINT_FOLDER).is_dir():
+        if _is_run(sources):
             return resolve(open_run(sources), tracked=tracked)
         return _resolve_path(Path(sources))
     if not isinstance(sources, Iterable) or isinstance(sources, bytes):
@@ -50,32 +50,47 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
             f"expected a run, a checkpoint file or several, but got {type(sources).__name__}"
         )
     named = list(sources)
-    if len(named) > 1 and all(isinstance(s, str | Path) and Path(s).is_file() for s in named):
-        return _opened([Path(source) for source in named])
+    files = [Path(source) for source in named if isinstance(source, str | Path)]
+    # The epochs in names are found by comparing them, so files are taken together.
+    if len(files) == len(named) > 1 and all(file.is_file() for file in files):
+        return _opened(files)
     found = tuple(c for source in named for c in resolve(source, tracked=tracked))
     if not found:
         raise RunError("there is no checkpoint to average: name a run or checkpoint files")
     return found
 
 
-def resolve_averages(sources: Sources) -> tuple[Checkpoint, ...]:
+def resolve_averages(sources: Sources) -> tuple[TrackedCheckpoint, ...]:
     """The tracked averages that a caller means: those of a run, or files that hold some.
 
     Raises:
         RunError: there are none.
     """
-    if isinstance(sources, str | Path) and (Path(sources) / CHECKPOINT_FOLDER).is_dir():
-        sources = open_run(sources)
     if isinstance(sources, Sequence) and not isinstance(sources, str) and len(sources) == 1:
         return resolve_averages(sources[0])
-    found = sources.averages if isinstance(sources, Run) else resolve(sources)
-    if not found or any(c.record is None or c.record.ema is None for c in found):
-        where = found[0].path if found else sources.directory
-        raise RunError(
-            f"{where} holds no averages that were tracked in training, which posthoc-ema combines: "
-            "name one run whose CheckpointSaver had tracked_sigmas, such as (0.05, 0.10)"
-        )
-    return found
+    if isinstance(sources, str | Path) and _is_run(sources):
+        sources = open_run(sources)
+    if isinstance(sources, Run):
+        if not sources.averages:
+            raise _no_averages(sources.directory)
+        return sources.averages
+    found = []
+    for checkpoint in resolve(sources):
+        if checkpoint.record is None or checkpoint.record.ema is None:
+            raise _no_averages(checkpoint.path)
+        found.append(TrackedCheckpoint(checkpoint.path, checkpoint.record))
+    return tuple(found)
+
+
+def _no_averages(place: Path) -> RunError:
+    return RunError(
+        f"{place} holds no averages tracked during training, which posthoc-ema combines: "
+        "name one run whose CheckpointSaver had tracked_sigmas, such as (0.05, 0.10)"
+    )
+
+
+def _is_run(path: str | Path) -> bool:
+    return (Path(path) / CHECKPOINT_FOLDER).is_dir()
 
 
 def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:
@@ -92,15 +107,13 @@ def _matching(pattern: str) -> tuple[Checkpoint, ...]:
     names = glob.glob(pattern)  # noqa: PTH207 (Path.glob knows no absolute patterns)
     found = _checkpoints_among(map(Path, names))
     if not found:
-        raise RunError(
-            f"no checkpoint matches {pattern}: a bracket that is meant as it stands is written [[]"
-        )
+        raise RunError(f"no checkpoint matches {pattern}: to match a literal '[', write '[[]'")
     checkpoints = _in_order(found)
     averages = [c for c in checkpoints if _is_average(c)]
     if averages and len(averages) < len(checkpoints):
         raise RunError(
-            f"{pattern} matches {averages[0].path}, which is an average, beside checkpoints of a "
-            "training: choose by a narrower pattern"
+            f"{pattern} matches {averages[0].path}, which is an average, besides checkpoints of a "
+            "training: use a narrower pattern"
         )
     return checkpoints
 
@@ -111,29 +124,29 @@ def _is_average(checkpoint: Checkpoint) -> bool:
 
 
 def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
-    """A folder that Keras' `ModelCheckpoint` filled, without averages that were written there."""
+    """The checkpoints of a folder that Keras' `ModelCheckpoint` filled, without averages in it."""
     paths = _checkpoints_among(folder.iterdir())
     if not paths:
         raise RunError(
-            f"{folder} holds no checkpoints: expected a run of CheckpointSaver, or files that end "
-            f"in {', '.join(READ_SUFFIXES)}"
+            f"{folder} holds no checkpoints: expected a run of CheckpointSaver, or files with the "
+            f"suffix {', '.join(READ_SUFFIXES)}"
         )
     kinds = Counter(map(_suffix, paths))
     if len(kinds) > 1:
         listed = ", ".join(f"{count} of {kind or 'TensorFlow'}" for kind, count in kinds.items())
         raise RunError(
-            f"{folder} holds checkpoints of several formats ({listed}): choose by a pattern such "
-            f"as '{folder}/*{paths[0].suffix}'"
+            f"{folder} holds checkpoints of several formats ({listed}): name them by a pattern "
+            f"such as '{folder}/*{paths[0].suffix}'"
         )
     found = tuple(checkpoint for checkpoint in _in_order(paths) if not _is_average(checkpoint))
     if not found:
-        raise RunError(f"{folder} holds averages only, no checkpoints of a training")
+        raise RunError(f"{folder} holds only averages, no checkpoints of a training")
     numbered = [c for c in found if re.search(r"\d", stem(c.path))]
     if numbered and len(numbered) < len(found):
         odd = next(c for c in found if c not in numbered)
         raise RunError(
-            f"{folder} holds {odd.path.name} beside numbered checkpoints, which it may be a copy "
-            f"of: choose by a pattern such as '{folder}/*[0-9]*'"
+            f"{folder} holds {odd.path.name} besides numbered checkpoints, and it may be a copy of "
+            f"one of them: name them by a pattern such as '{folder}/*[0-9]*'"
         )
     return found
 
@@ -141,13 +154,14 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
 def _in_order(paths: Iterable[Path]) -> tuple[Checkpoint, ...]:
     """Checkpoints by epoch where all are known, else by the numbers in their names."""
     found = _opened(sorted(paths, key=lambda path: natural_key(str(path))))
-    if any(checkpoint.epoch is None for checkpoint in found):
+    epochs = [checkpoint.epoch for checkpoint in found if checkpoint.epoch is not None]
+    if len(epochs) < len(found):
         return found
-    return tuple(sorted(found, key=lambda checkpoint: checkpoint.epoch))
+    return tuple(found[n] for n in sorted(range(len(found)), key=epochs.__getitem__))
 
 
 def _opened(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
-    """Checkpoints, in this order, with the epochs that their names tell of."""
+    """Checkpoints, in this order, with the epochs in their names."""
     epochs = epochs_in([stem(path) for path in paths])
     if epochs is None:
         return tuple(map(Checkpoint.open, paths))

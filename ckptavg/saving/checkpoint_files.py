@@ -12,8 +12,10 @@ from ckptavg.formats import Structure, open_reader, open_writer
 from ckptavg.formats.tensors import Extent, TensorInfo, all_finite, blocks
 from ckptavg.merging.exact_mean import round_once
 from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.digest import digest
 from ckptavg.runs.proof import tensor_records
-from ckptavg.runs.record import Record, TensorRecord, commit_with_record, digest
+from ckptavg.runs.record import Record, TensorRecord
+from ckptavg.runs.record_files import commit_with_record
 from ckptavg.storage.files import commit, temporary_sibling
 
 

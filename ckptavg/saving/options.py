@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptavg.errors import RecipeError, RunError, SaverError
 from ckptavg.recipes.power_profiles import gamma_of
-from ckptavg.runs.checkpoint import metric_sign
+from ckptavg.runs.selection import metric_sign
 
 EXISTING = ("error", "resume", "overwrite")
 SAVE_DTYPES = ("float32", "bfloat16", "float16")

@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Collection, Sequence
 
 from ckptavg.errors import CkptavgWarning, SaverError
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.saving.options import KeepBest
 
 
 def superfluous(
-    checkpoints: Sequence[Checkpoint], newest: int | None, best: KeepBest | None
-) -> list[Checkpoint]:
+    checkpoints: Sequence[RecordedCheckpoint], newest: int | None, best: KeepBest | None
+) -> list[RecordedCheckpoint]:
     """Checkpoints that are neither among the newest nor among the best.
 
     Args:
@@ -19,7 +19,7 @@ def superfluous(
         newest: how many of the last to keep; None sets no such limit.
         best: how many to keep because of a metric; None sets no such limit.
     """
-    measured: list[Checkpoint] = []
+    measured: list[RecordedCheckpoint] = []
     if best is not None:
         measured = [c for c in checkpoints if best.monitor in c.record.metrics]
         measured.sort(key=lambda c: _rank(c, best))
@@ -34,7 +34,7 @@ def superfluous(
     return [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
 
 
-def _rank(checkpoint: Checkpoint, best: KeepBest) -> tuple[bool, float]:
+def _rank(checkpoint: RecordedCheckpoint, best: KeepBest) -> tuple[bool, float]:
     value = best.sign * checkpoint.record.metrics[best.monitor]
     return bool(checkpoint.record.non_finite) or math.isnan(value), value
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from ckptavg.errors import SaverError
 from ckptavg.formats import Structure
-from ckptavg.runs.checkpoint import Checkpoint, describe_epochs
+from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
+from ckptavg.runs.describe import describe_epochs
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.record import Record
 from ckptavg.runs.run import (
@@ -82,7 +83,7 @@ class RunWriter:
         self._history = HistoryWriter(directory)
         self._config: str | None = None
         self._has_config = True
-        self._passing: list[Checkpoint] = []
+        self._passing: list[TrackedCheckpoint] = []
         with explained(f"cannot use the directory {directory}"):
             (directory / CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(directory, finish)
@@ -175,7 +176,7 @@ class RunWriter:
 
     def write(self, content: Content) -> Record:
         """Writes a checkpoint, then removes those that are not to be kept."""
-        written = self._written(content)
+        written = RecordedCheckpoint(*self._written(content))
         self._add(written)
         return written.record
 
@@ -195,10 +196,10 @@ class RunWriter:
         """
         # Until now, averages of later steps belonged to a training that might have been resumed.
         # See docs/decisions/0058-averages-are-tracked-after-every-step.md.
-        self._remove_averages(a for a in self.averages if a.record.ema.step > step)
+        self._remove_averages(a for a in self.averages if a.ema.step > step)
         written = []
         for content in notes:
-            note = self._written(content)
+            note = TrackedCheckpoint(*self._written(content))
             written.append(note)
             others = [a for a in self.averages if a.record.path != note.record.path]
             self.averages = sorted([*others, note], key=in_order_of_tracking)
@@ -211,7 +212,7 @@ class RunWriter:
         path, place, record = self._places(stem, record)
         try:
             record = adopt_checkpoint(temporary, path, place, record)
-            self._add(Checkpoint(path, record))
+            self._add(RecordedCheckpoint(path, record))
             return record
         finally:
             temporary.unlink(missing_ok=True)
@@ -252,12 +253,12 @@ class RunWriter:
         model = f"../{MODEL_FILE}" if (self.directory / MODEL_FILE).is_file() else None
         return path, place, replace(record, model=model)
 
-    def _written(self, content: Content) -> Checkpoint:
+    def _written(self, content: Content) -> tuple[Path, Record]:
         path, place, record = self._places(content.stem, content.record)
         record = write_checkpoint(path, place, content.structure, content.values, record)
-        return Checkpoint(path, record)
+        return path, record
 
-    def _add(self, written: Checkpoint) -> None:
+    def _add(self, written: RecordedCheckpoint) -> None:
         """Counts a checkpoint among those of the run, and removes those that are not to be kept."""
         _log.debug("saved %s", written.path)
         others = [c for c in self.checkpoints if c.record.path != written.record.path]
@@ -268,7 +269,7 @@ class RunWriter:
             remove_checkpoint(checkpoint)
             self.checkpoints.remove(checkpoint)
 
-    def _remove_averages(self, averages: Iterable[Checkpoint]) -> None:
+    def _remove_averages(self, averages: Iterable[TrackedCheckpoint]) -> None:
         for average in list(averages):
             remove_checkpoint(average)
             self.averages.remove(average)

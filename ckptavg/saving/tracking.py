@@ -17,10 +17,10 @@ import numpy as np
 
 from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.models.placement import Placement
+from ckptavg.recipes.posthoc_ema import TrackedAverage
 from ckptavg.recipes.power_profiles import decay_over, gamma_of
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.checkpoint import TrackedCheckpoint
 from ckptavg.runs.proof import read_proven
-from ckptavg.runs.record import EmaRecord
 from ckptavg.saving.framework import DeviceAverages, Training
 from ckptavg.saving.options import Options
 from ckptavg.saving.weight_placement import PlacementFinder, WeightPlacement
@@ -89,7 +89,7 @@ class Note:
         view: returns a variable's values in the average on the host.
     """
 
-    ema: EmaRecord
+    ema: TrackedAverage
     files: Placement
     view: Callable[[Any], np.ndarray]
 
@@ -144,7 +144,7 @@ class TrackedAverages:
     """
 
     def __init__(
-        self, training: Training, options: Options, notes: Sequence[Checkpoint], step: int
+        self, training: Training, options: Options, notes: Sequence[TrackedCheckpoint], step: int
     ) -> None:
         """Resumes from what an earlier training has noted, if it has.
 
@@ -243,7 +243,7 @@ class TrackedAverages:
             return values
 
         return [
-            Note(EmaRecord(sigma, self.step), device.files, view(number))
+            Note(TrackedAverage(sigma, self.step), device.files, view(number))
             for number, sigma in enumerate(self._sigmas)
         ]
 
@@ -287,25 +287,25 @@ class TrackedAverages:
         return _OnDevice(placement, files, variables, averages)
 
 
-def _resumed(notes: Sequence[Checkpoint], sigmas: Sequence[float], step: int) -> _Resumed:
+def _resumed(notes: Sequence[TrackedCheckpoint], sigmas: Sequence[float], step: int) -> _Resumed:
     """Finds the notes of the last step that a training at `step` can resume from."""
-    groups: dict[int, dict[float, Checkpoint]] = defaultdict(dict)
-    for note in sorted(notes, key=lambda note: note.record.ema.step):
-        groups[note.record.ema.step][note.record.ema.sigma_rel] = note
-    wanted, known = set(sigmas), {note.record.ema.sigma_rel for note in notes}
+    groups: dict[int, dict[float, TrackedCheckpoint]] = defaultdict(dict)
+    for note in sorted(notes, key=lambda note: note.ema.step):
+        groups[note.ema.step][note.ema.sigma_rel] = note
+    wanted, known = set(sigmas), {note.ema.sigma_rel for note in notes}
     if not wanted <= known and len(groups) > 1:  # a kill may have left half of the first one
         raise SaverError(
             f"the run tracks averages of sigma_rel {_listed(sorted(known))}, but tracked_sigmas "
             f"is {_listed(sigmas)}: resume with the same, or begin a new run"
         )
     usable = [g for g in groups.values() if wanted <= g.keys() and _is_usable(g, step)]
-    record = next(iter((usable or [groups[max(groups)]])[-1].values())).record
+    note = next(iter((usable or [groups[max(groups)]])[-1].values()))
     # Averages count from the first step tracked, which may have been later than the first of all.
-    resumed = max(0, record.ema.step + step - (record.step or record.ema.step))
+    resumed = max(0, note.ema.step + step - (note.step or note.ema.step))
     found = _Resumed(resumed)
     if usable:
         values = [read_proven(usable[-1][s].path, usable[-1][s].record) for s in sigmas]
-        found = _Resumed(resumed, record.ema.step, values)
+        found = _Resumed(resumed, note.ema.step, values)
     if found.step > found.averaged:
         warnings.warn(
             f"tracked averages resume from step {found.averaged}, training from step "
@@ -317,13 +317,13 @@ def _resumed(notes: Sequence[Checkpoint], sigmas: Sequence[float], step: int) ->
     return found
 
 
-def _is_usable(group: Mapping[float, Checkpoint], step: int) -> bool:
+def _is_usable(group: Mapping[float, TrackedCheckpoint], step: int) -> bool:
     """Whether notes of one step exist, hold no NaN, and are not of a step after `step`."""
     for note in group.values():
         record = note.record
         if record.non_finite or record.step is None or record.step > step:
             return False
-    return all(Checkpoint.exists(note.path) for note in group.values())
+    return all(TrackedCheckpoint.exists(note.path) for note in group.values())
 
 
 def _listed(sigmas: Sequence[float]) -> str:

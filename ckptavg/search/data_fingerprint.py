@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from ckptavg.errors import DataError
-from ckptavg.runs.record import digest
+from ckptavg.runs.digest import digest
 
 
 @dataclass(frozen=True, slots=True)

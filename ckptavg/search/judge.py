@@ -15,7 +15,7 @@ from ckptavg.models.evaluation import measure
 from ckptavg.models.model import batch_norm_layers
 from ckptavg.models.placement import moving_variables
 from ckptavg.models.specs import as_data, as_inputs, as_model
-from ckptavg.runs.checkpoint import metric_sign
+from ckptavg.runs.selection import metric_sign
 from ckptavg.search.data_fingerprint import DataFingerprint, fingerprint_data
 from ckptavg.search.live_model import LiveModel
 from ckptavg.search.weight_rows import Tensor

@@ -16,7 +16,7 @@ from ckptavg.models.batches import count_samples, peek
 from ckptavg.models.marks import place
 from ckptavg.models.model import batch_norm_layers, build, mixed_float16, model_config
 from ckptavg.models.placement import moving_statistics
-from ckptavg.runs.record import digest
+from ckptavg.runs.digest import digest
 from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.weight_rows import Tensor
 

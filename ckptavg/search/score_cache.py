@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptavg.merging.planned_sources import SourcePlan
+from ckptavg.runs.digest import digest
 from ckptavg.runs.outputs import writing
-from ckptavg.runs.record import digest
 from ckptavg.version import __version__
 
 SEARCH_FOLDER = "search"

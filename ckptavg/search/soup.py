@@ -15,9 +15,10 @@ from ckptavg.formats import check_keras_output
 from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
 from ckptavg.models.specs import spec_name
-from ckptavg.runs.checkpoint import Checkpoint, leave_out_non_finite
+from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import list_metrics
 from ckptavg.runs.outputs import check_output
+from ckptavg.runs.selection import leave_out_non_finite
 from ckptavg.runs.sources import Sources, resolve
 from ckptavg.search.judge import EstimatedStatistics, Judge, Score
 from ckptavg.search.weight_rows import Tensor, WeightRows

@@ -16,10 +16,11 @@ from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
 from ckptavg.models.specs import spec_name
 from ckptavg.recipes import UNIFORM, Recipe, effective_sample_size
-from ckptavg.runs.checkpoint import Checkpoint, describe_epochs, leave_out_non_finite, positions
-from ckptavg.runs.describe import list_metrics
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import describe_epochs, list_metrics
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.run import Run, open_run
+from ckptavg.runs.selection import leave_out_non_finite, positions
 from ckptavg.search.judge import EstimatedStatistics, Judge
 from ckptavg.search.row_store import DEFAULT_MEMORY
 from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents

@@ -30,7 +30,7 @@ from ckptavg.merging.plan import plan_merge
 from ckptavg.models.evaluation import evaluate
 from ckptavg.recipes import Recipe
 from ckptavg.recipes.swad import Swad
-from ckptavg.runs.checkpoint import list_epochs
+from ckptavg.runs.describe import list_epochs
 from ckptavg.runs.run import Run, open_run
 from ckptavg.saving.checkpoint_saver import CheckpointSaver
 from ckptavg.search.soup import soup

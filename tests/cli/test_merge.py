@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from ckptavg.formats import open_reader
-from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.record import Record
+from ckptavg.runs.record_files import record_path
 from tests.helpers.command_line import DATA, MODEL, main
 from tests.helpers.files import flip_bit, leftovers, read_tensors
 from tests.helpers.models import tiny_data, tiny_model

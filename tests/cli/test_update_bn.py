@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ckptavg.analysis.doctor.doctor import doctor
-from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.record import Record
+from ckptavg.runs.record_files import record_path
 from tests.helpers.command_line import DATA, MODEL, main
 from tests.helpers.files import read_tensors
 from tests.helpers.models import tiny_data, tiny_model

@@ -29,7 +29,8 @@ from ckptavg.merging import merge as merging
 from ckptavg.merging import work as strips
 from ckptavg.merging import worker as averaging
 from ckptavg.merging.plan import plan_merge
-from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.record import Record
+from ckptavg.runs.record_files import record_path
 from tests.helpers.files import flip_bit, leftovers, read_tensors, write_h5
 from tests.helpers.merges import wide_mean
 from tests.helpers.models import randomize, tiny_model

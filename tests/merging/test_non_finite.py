@@ -61,5 +61,5 @@ def test_coefficients_say_what_is_to_be_averaged(tmp_path):
 
 def test_nothing_but_broken_checkpoints(tmp_path):
     run = broken_run(tmp_path / "run", {1, 2, 3, 4})
-    with pytest.raises(RunError, match="so it is with all checkpoints"):
+    with pytest.raises(RunError, match="like every checkpoint given"):
         ckptavg.merge(run, tmp_path / "o.weights.h5")

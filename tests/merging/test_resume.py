@@ -17,7 +17,8 @@ import ckptavg
 from ckptavg.errors import OutputError
 from ckptavg.merging.engine import divide_plan
 from ckptavg.merging.journal import Journal
-from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.record import Record
+from ckptavg.runs.record_files import record_path
 from ckptavg.storage.files import partial
 from tests.helpers.files import flip_bit, leftovers, write_h5
 from tests.helpers.merges import interrupted

@@ -9,7 +9,8 @@ import pytest
 import ckptavg
 from ckptavg.errors import FormatError, IntegrityError, RecordError, RunError
 from ckptavg.formats import open_reader
-from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.record import Record
+from ckptavg.runs.record_files import record_path
 from tests.helpers.files import flip_bit, read_tensors, write_h5
 from tests.helpers.models import randomize, tiny_model
 

@@ -119,7 +119,7 @@ def test_plain_merges_leave_tracked_averages_out(tracked_run, tmp_path):
             "epoch-0001.weights.h5",
             "epoch-0002.weights.h5",
         ]
-    with pytest.raises(RunError, match="which is an average, beside checkpoints"):
+    with pytest.raises(RunError, match="which is an average, besides checkpoints"):
         ckptavg.merge(tracked_run / "checkpoints" / "*.weights.h5", tmp_path / "p.weights.h5")
     text = main("inspect", tracked_run)[1]
     assert "averages of sigma_rel 0.05, 0.1 at 64 steps" in text

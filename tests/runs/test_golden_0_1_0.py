@@ -11,7 +11,8 @@ import pytest
 
 import ckptavg
 from ckptavg.merging.verify import INTACT, REPRODUCED
-from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.record import Record
+from ckptavg.runs.record_files import record_path
 from ckptavg.search.sweep import sweep
 from tests.helpers.command_line import main
 

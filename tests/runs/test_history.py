@@ -116,7 +116,7 @@ def test_a_damaged_history_is_told_before_training(tmp_path):
     fit(directory, 4)
     (directory / HISTORY_FILE).write_text("{}\n")
     model = tiny_model()
-    with pytest.raises(SaverError, match=r"line 1 .* Remove the line, or the file"):
+    with pytest.raises(SaverError, match=r"line 1 .* Remove the line or the file"):
         fit(directory, model=model, first=4, existing="resume")
     fit(directory, 4, existing="overwrite")
     assert len(history(directory)) == 4

@@ -8,14 +8,8 @@ import pytest
 
 from ckptavg import open_run
 from ckptavg.errors import RecordError, RunError
-from ckptavg.runs.record import (
-    BatchNormRecord,
-    Record,
-    SourceRecord,
-    TensorRecord,
-    find_record,
-    now,
-)
+from ckptavg.runs.record import BatchNormRecord, Record, SourceRecord, TensorRecord, now
+from ckptavg.runs.record_files import find_record
 
 TENSORS = {"layers/a/vars/0": TensorRecord((2, 3), "float32", ("ab" * 16,))}
 
@@ -76,7 +70,7 @@ def test_select(run):
             {"best": 1, "monitor": "val_f1"},
             "has no metric 'val_f1', it has: val_accuracy, val_loss",
         ),
-        ({"best": 1, "monitor": "x"}, "say which, with mode"),
+        ({"best": 1, "monitor": "x"}, "cannot tell whether lower or higher"),
         ({"best": 1, "mode": "least"}, "must be 'min', 'max' or 'auto'"),
     ],
 )
@@ -104,7 +98,7 @@ def test_a_file_without_record_does_not_count(run):
 def test_directories_that_are_no_run(tmp_path):
     with pytest.raises(RunError, match="there is no run"):
         open_run(tmp_path / "nowhere")
-    with pytest.raises(RunError, match="no folder 'checkpoints'"):
+    with pytest.raises(RunError, match="lacks the folder 'checkpoints'"):
         open_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(RunError, match="holds no checkpoint yet"):
@@ -150,7 +144,7 @@ def test_damaged_records(run, content, message):
 def test_a_record_cannot_point_out_of_the_run(run):
     path = run / "checkpoints" / "epoch-0002.json"
     dataclasses.replace(Record.read(path), file="../../secret.weights.h5").write(path, TENSORS)
-    with pytest.raises(RecordError, match="another folder"):
+    with pytest.raises(RecordError, match="not in its folder"):
         open_run(run)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import RunError
-from ckptavg.runs.checkpoint import select
 from ckptavg.runs.numbering import epochs_in, natural_key
+from ckptavg.runs.selection import select
 from ckptavg.runs.sources import resolve
 from tests.helpers.files import read_tensors
 from tests.helpers.models import randomize, tiny_data, tiny_model
@@ -74,17 +74,17 @@ def test_averages_in_the_folder_are_not_averaged_again(filled):
 def test_files_in_the_order_of_a_shell_are_not_taken_for_the_last_ones(filled):
     shell = sorted(filled.iterdir())
     assert [c.epoch for c in resolve(shell)][:2] == [1, 10]
-    with pytest.raises(RunError, match="in the order of training"):
+    with pytest.raises(RunError, match="not in training order"):
         select(resolve(shell), last=3)
 
 
 def test_what_a_folder_may_not_hold(filled):
     randomize(tiny_model(), 1).save_weights(filled / "best.weights.h5")
-    with pytest.raises(RunError, match=r"holds best.weights.h5 beside numbered checkpoints"):
+    with pytest.raises(RunError, match=r"holds best.weights.h5 besides numbered checkpoints"):
         resolve(filled)
     (filled / "best.weights.h5").unlink()
     tiny_model().save(filled / "model.keras")
-    with pytest.raises(RunError, match=r"of several formats .*: choose by a pattern"):
+    with pytest.raises(RunError, match=r"of several formats .*: name them by a pattern"):
         resolve(filled)
     (filled / "model.keras").unlink()
     (filled / "notes.txt").write_text("not a checkpoint")

@@ -270,7 +270,7 @@ def test_steps_between_notes_and_a_later_start_count_with_the_weights_that_follo
     seen = [*keep.steps[:16], *more.steps]
     steps = [*range(1, 17), *range(19, 25)]
     for note, sigma in zip(open_run(tmp_path / "run").averages[-2:], SIGMAS, strict=True):
-        assert note.record.ema == ckptavg.runs.record.EmaRecord(sigma, 24)
+        assert note.record.ema == ckptavg.recipes.posthoc_ema.TrackedAverage(sigma, 24)
         assert relative_error(held(note.path), true_average(seen, sigma, steps)) < 1e-6
 
 

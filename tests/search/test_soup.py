@@ -15,7 +15,8 @@ from ckptavg.batch_norm.refresh import refresh_batch_norm
 from ckptavg.errors import DataError, RecipeError
 from ckptavg.merging.plan import plan_mean
 from ckptavg.models.evaluation import evaluate
-from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.record import Record
+from ckptavg.runs.record_files import record_path
 from ckptavg.runs.sources import resolve
 from ckptavg.search.soup import soup
 from ckptavg.search.weight_rows import WeightRows, weighted_mean

@@ -316,7 +316,7 @@ def test_what_a_sweep_refuses(trained_run, tmp_path):
     for options, error, message in (
         ({"data": None}, ModelError, "pass training data"),
         ({"monitor": "val_f1"}, DataError, "no metric 'f1', it has: accuracy, loss"),
-        ({"monitor": "speed"}, RunError, "say which, with mode"),
+        ({"monitor": "speed"}, RunError, "cannot tell whether lower or higher"),
         ({"model": tiny_model(width=9)}, ModelError, "do not fit"),
     ):
         with pytest.raises(error, match=message):

@@ -20,9 +20,10 @@ from ckptavg.errors import (
     RecipeError,
     RunError,
 )
-from ckptavg.runs.checkpoint import select
 from ckptavg.runs.proof import tensor_records
-from ckptavg.runs.record import Record, now, record_path, versions
+from ckptavg.runs.record import Record, now, versions
+from ckptavg.runs.record_files import record_path
+from ckptavg.runs.selection import select
 from ckptavg.runs.sources import resolve
 from ckptavg.storage.files import partial
 from tests.helpers.files import flip_bit, leftovers, read_tensors, write_h5

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from ckptavg.errors import CkptavgError
 from ckptavg.formats import ModelConfig, open_reader
 from ckptavg.runs.proof import tensor_records
-from ckptavg.runs.record import Record, find_record, now, record_path
+from ckptavg.runs.record import Record, now
+from ckptavg.runs.record_files import find_record, record_path
 from tests.formats.hdf5 import test_keras2, test_keras3, test_keras3_shards
 from tests.formats.safetensors import test_checkpoint as test_safetensors
 from tests.formats.tensorflow import test_checkpoint as test_tensorflow

@@ -9,7 +9,8 @@ from ckptavg.analysis.geometry.trajectory import Trajectory, project
 from ckptavg.analysis.tables import LENGTH, RATIO, LayerTable, PairTable, Series
 from ckptavg.errors import SpecError
 from ckptavg.recipes import check_coefficients
-from ckptavg.runs.checkpoint import Checkpoint, describe_epochs
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import describe_epochs
 
 FIRST, MEAN = "first", "mean"
 

@@ -22,7 +22,8 @@ from ckptavg.merging.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_l
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.work import total_blocks
 from ckptavg.merging.worker import Progress, not_finite
-from ckptavg.runs.checkpoint import Checkpoint, positions_in
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.selection import positions_in
 from ckptavg.runs.sources import Sources, resolve
 
 _PIECES = 4 * 1024 * 1024

@@ -6,7 +6,8 @@ from pathlib import Path
 from ckptavg.errors import RunError
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.recipes import Recipe, check_coefficients
-from ckptavg.runs.checkpoint import Checkpoint, positions_in
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.selection import positions_in
 from ckptavg.runs.sources import stem
 
 Average = Sequence[float] | Recipe | str | Path | Checkpoint

@@ -14,7 +14,7 @@ from ckptavg.merging.plan import MergePlan, plan_mean
 from ckptavg.merging.weighting import Weighted, weigh
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe
 from ckptavg.runs.checkpoint import Checkpoint
-from ckptavg.runs.record import digest
+from ckptavg.runs.digest import digest
 from ckptavg.runs.run import CHECKPOINT_FOLDER
 from ckptavg.runs.sources import Sources, stem
 from ckptavg.search.weight_rows import WeightRows

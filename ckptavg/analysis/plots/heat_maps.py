@@ -18,7 +18,8 @@ from ckptavg.analysis.plots.style import (
     three_digits,
     with_unit,
 )
-from ckptavg.runs.checkpoint import Checkpoint, metric_sign
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.selection import metric_sign
 
 if TYPE_CHECKING:
     from ckptavg.analysis.tables import LayerTable, PairTable

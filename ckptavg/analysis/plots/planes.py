@@ -24,7 +24,7 @@ from ckptavg.analysis.plots.style import (
     whole_numbers,
     with_unit,
 )
-from ckptavg.runs.checkpoint import metric_sign
+from ckptavg.runs.selection import metric_sign
 
 if TYPE_CHECKING:
     from ckptavg.analysis.geometry.trajectory import Trajectory

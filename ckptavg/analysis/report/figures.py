@@ -17,9 +17,10 @@ from ckptavg.analysis.plots import (
 )
 from ckptavg.analysis.plots.training import metric_groups
 from ckptavg.analysis.report.html import Content, figure, tag
-from ckptavg.runs.checkpoint import Checkpoint, positions_in
+from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.record import Record
+from ckptavg.runs.selection import positions_in
 
 _MOST_METRICS = 6
 """Metrics that are drawn, each with its validation twin; the table has all."""

@@ -11,8 +11,14 @@ from ckptavg.errors import FormatError
 from ckptavg.formats import ModelConfig
 from ckptavg.merging.reproduce import SPEC, refreshing
 from ckptavg.recipes import effective_sample_size
-from ckptavg.runs.checkpoint import Checkpoint, describe_epochs, describe_tracked
-from ckptavg.runs.describe import human_number, human_size, list_coefficients
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import (
+    describe_epochs,
+    describe_tracked,
+    human_number,
+    human_size,
+    list_coefficients,
+)
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.record import BatchNormRecord, Record, SourceRecord
 from ckptavg.runs.run import Run

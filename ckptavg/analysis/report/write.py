@@ -19,7 +19,8 @@ from ckptavg.analysis.report.sections import (
 from ckptavg.errors import CkptavgError, MemoryLimitError, OutputError, RunError, SpecError
 from ckptavg.merging.reproduce import averaging, reproduction
 from ckptavg.merging.worker import Progress
-from ckptavg.runs.checkpoint import Checkpoint, describe_epochs
+from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import describe_epochs
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.outputs import check_place, writing
 from ckptavg.runs.record import Record

@@ -1,0 +1,75 @@
+"""Where the record of a checkpoint lies, how it is found, and how it is written with its file."""
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ckptavg.errors import OutputError
+from ckptavg.runs.record import FORMAT, Record, TensorRecords
+from ckptavg.storage.files import staged_text, temporary_sibling
+
+_MARKS = (FORMAT.encode(), b'"ckptavg":')
+"""Either makes a file a record: damage to one would take a checkpoint's proof away unnoticed."""
+_HEAD = 4096
+"""Bytes in which marks stand, however long the name of the file between them is."""
+
+_SUFFIXES = re.compile(r"(\.weights)?\.\w+$")
+
+
+def record_path(checkpoint: Path) -> Path:
+    """Where the record of a file that is no checkpoint of a run stands."""
+    return checkpoint.with_name(checkpoint.name + ".json")
+
+
+def find_record(checkpoint: Path) -> Record | None:
+    """The record of a checkpoint, wherever it came from; None if it has none.
+
+    Raises:
+        RecordError: there is a record, but it cannot be read.
+    """
+    stem = _SUFFIXES.sub("", checkpoint.name)
+    for path in (record_path(checkpoint), checkpoint.with_name(stem + ".json")):
+        if path.is_file() and is_record(path):
+            record = Record.read(path)
+            # Beside a file of its very name it is of that file, which may have been renamed.
+            if record.file == checkpoint.name or path == record_path(checkpoint):
+                return record
+    return None
+
+
+def commit_with_record(
+    commit: Callable[[], None], record: Record, tensors: TensorRecords, place: Path
+) -> Record:
+    """Commits a file and its record, which goes to `place` and is returned.
+
+    The record is written out before anything is replaced, because the disk may be full. A former
+    file's record is taken away first: a crash on the way may leave a file without a record, but
+    none with a wrong one.
+
+    Raises:
+        OutputError: a folder stands where the record is to go.
+    """
+    if place.is_dir():
+        raise OutputError(f"{place} is in the way: the record goes there")
+    former = temporary_sibling(place)
+    with staged_text(place, record.to_json(tensors)) as commit_record:
+        with suppress(FileNotFoundError):
+            place.replace(former)
+        try:
+            commit()
+        except BaseException:
+            with suppress(FileNotFoundError):
+                former.replace(place)
+            raise
+        former.unlink(missing_ok=True)
+        commit_record()
+    return replace(record, path=place)
+
+
+def is_record(path: Path) -> bool:
+    """Tells a record, even a damaged one, from somebody else's JSON file of the same name."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    return any(mark in head for mark in _MARKS)
