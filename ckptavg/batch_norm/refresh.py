@@ -1,4 +1,4 @@
-"""Checkpoint files taken through the BatchNorm forward pass: load, re-estimate, save."""
+"""Checkpoint files through the BatchNorm pass: load, re-estimate, save."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import keras
 
 from ckptavg.batch_norm.options import BATCH, BatchNormOptions
 from ckptavg.batch_norm.report import BatchNormReport
-from ckptavg.batch_norm.update import run_pass
+from ckptavg.batch_norm.update import ConfiguredPass
 from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.merge import MergeReport, run_plan
@@ -31,13 +31,13 @@ Refresh = Callable[[keras.Model], BatchNormReport]
 
 @dataclass(frozen=True, slots=True)
 class RefreshReport:
-    """What became of a checkpoint that went through the BatchNorm pass.
+    """A checkpoint that went through the BatchNorm pass, and what the pass did.
 
     Attributes:
         output: the file that was written.
-        record: the record beside it; left out of the `repr`.
-        batch_norm: what the pass did; None if none was asked for.
-        merged: what the merge before it did; None if there was none.
+        record: the record beside it; omitted from the `repr`.
+        batch_norm: what the pass did; None if there was no pass.
+        merged: what the merge before it did; None if there was no merge.
     """
 
     output: Path
@@ -115,7 +115,7 @@ def refresh_batch_norm(
     with options.opened(model, data) as (live, inputs):
         inputs = build(live, inputs)
         load_weights(live, checkpoint)
-        report = run_pass(live, inputs, options, progress)
+        report = ConfiguredPass(live, options).run(inputs, progress)
         former = _moved(former, checkpoint.parent, output.parent) if former else None
         name = spec_name(data) if data_name is None else data_name
         state = _state(report, name, former.batch_norm if former else None)
@@ -223,7 +223,7 @@ def merge_live(
         if refresh is not None:
             report = refresh(model)
         elif inputs is not None:
-            report = run_pass(model, inputs, options, batch_progress)
+            report = ConfiguredPass(model, options).run(inputs, batch_progress)
         if report is not None:
             state = _state(report, data_name, state)
         before = tensor_records(mean)
@@ -242,15 +242,22 @@ def _save(
     before: TensorRecords,
     overwrite: bool,
 ) -> Record:
-    """Writes a model as a checkpoint with a record that goes on from a former one.
+    """Writes a model as a checkpoint whose record carries on what a former record says.
 
-    What differs from `before`, the tensors that were loaded, is what the BatchNorm pass changed.
+    Args:
+        model: the model to write.
+        output: the file to write.
+        former: the record of the file that was loaded, if it has one.
+        batch_norm: the state of the statistics.
+        before: the tensors of the file that was loaded.
+        overwrite: whether to replace an existing output.
     """
     temporary = temporary_sibling(output)
     try:
         save_model(model, temporary)
         tensors = tensor_records(temporary)
         if batch_norm is not None and batch_norm.samples is not None:
+            # The pass sets nothing but statistics, so whatever differs is one of them.
             changed = (name for name in tensors if before.get(name) != tensors[name])
             batch_norm = replace(batch_norm, tensors=tuple(changed))
         record = Record(
@@ -264,7 +271,7 @@ def _save(
             recipe=former.recipe if former else None,
             sources=former.sources if former else (),
         )
-        check_output(output, overwrite)
+        check_output(output, overwrite)  # once more: the pass may have taken hours
         return commit_with_record(
             lambda: commit(temporary, output), record, tensors, record_path(output)
         )
@@ -275,14 +282,13 @@ def _save(
 def _state(
     report: BatchNormReport, data_name: str | None, former: BatchNormRecord | None
 ) -> BatchNormRecord | None:
-    """What the statistics are worth after a pass that set some, all or none of them."""
-    left = len(report.frozen) + len(report.unused)
+    """The state of the statistics after a pass that set some, all or none of them."""
+    left = len(report.frozen) + len(report.unused)  # these keep the stale mean
     if not report.layers:
         return former if left else None
-    statistics = "partly fresh" if left else "fresh"
     return BatchNormRecord(
         layers=len(report.layers) + left,
-        statistics=statistics,
+        statistics="partly fresh" if left else "fresh",
         samples=report.samples,
         batches=report.batches,
         data=data_name,
@@ -292,7 +298,7 @@ def _state(
 
 
 def _moved(record: Record, old: Path, new: Path) -> Record:
-    """A record whose relative paths start from another folder."""
+    """The record, with its relative paths rewritten to start from another folder."""
 
     def moved(path: str) -> str:
         return os.path.relpath((old / path).resolve(), new.resolve())

@@ -87,35 +87,49 @@ def update_batch_norm(
         mixed_precision=mixed_precision,
     )
     inputs = as_inputs(data, model=model, batch_size=batch_size, preprocess=preprocess)
-    return run_pass(model, inputs, options, progress)
+    return ConfiguredPass(model, options).run(inputs, progress)
 
 
-def run_pass(
-    model: keras.Model,
-    inputs: Any,
-    options: BatchNormOptions,
-    progress: Progress | None = None,
-) -> BatchNormReport:
-    """Runs one BatchNorm pass over inputs that `as_inputs` has prepared already.
+class ConfiguredPass:
+    """BatchNorm passes over one model as options say, over inputs that `as_inputs` has prepared.
 
-    Args:
-        model: see `update_batch_norm`.
-        inputs: live data; `batch_size` and `preprocess` are not applied again.
-        options: of these, `steps`, `bn_mode` and `mixed_precision` count here.
-        progress: see `update_batch_norm`.
+    Of the options, `steps`, `bn_mode` and `mixed_precision` count here. The step is compiled once
+    for all runs, except for population statistics; see
+    docs/decisions/0056-one-compiled-step-for-many-passes.md.
 
     Raises:
-        CkptavgError: as `update_batch_norm` does.
+        ModelError: as `update_batch_norm` does.
     """
-    if options.bn_mode == POPULATION and isinstance(inputs, Iterator):
-        raise DataError(
-            f"bn_mode='population' reads the data several times, but a {type(inputs).__name__} can "
-            "be read only once: pass the object that it iterates over"
-        )
-    with mixed_float16(model) if options.mixed_precision else nullcontext():
+
+    def __init__(self, model: keras.Model, options: BatchNormOptions) -> None:
+        self._model, self._options = model, options
+        self._pass: BatchNormPass | None = None
         if options.bn_mode != POPULATION:
-            bn_pass = BatchNormPass(model, bn_mode=options.bn_mode)
-            return bn_pass.run(inputs, steps=options.steps, progress=progress)
-        return update_population(
-            model, lambda: input_batches(inputs, steps=options.steps), progress or (lambda *_: None)
-        )
+            self._pass = BatchNormPass(model, bn_mode=options.bn_mode)
+
+    def run(self, inputs: Any, progress: Progress | None = None) -> BatchNormReport:
+        """Runs a pass with the weights that the model has now.
+
+        Args:
+            inputs: live data.
+            progress: as in `update_batch_norm`.
+
+        Raises:
+            CkptavgError: as `update_batch_norm` does.
+        """
+        steps = self._options.steps
+        if self._pass is None and isinstance(inputs, Iterator):
+            raise DataError(
+                f"bn_mode='population' reads the data several times, but a {type(inputs).__name__} "
+                "can be read only once: pass the object that it iterates over"
+            )
+        with mixed_float16(self._model) if self._options.mixed_precision else nullcontext():
+            if self._pass is not None:
+                return self._pass.run(inputs, steps=steps, progress=progress)
+            return update_population(
+                self._model, lambda: input_batches(inputs, steps=steps), progress or _ignore
+            )
+
+
+def _ignore(batches: int, samples: int) -> None:
+    """Progress that nobody wants to know."""

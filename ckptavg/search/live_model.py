@@ -2,19 +2,18 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 
-from ckptavg.batch_norm import BatchNormOptions, BatchNormPass, BatchNormReport
-from ckptavg.batch_norm.options import POPULATION
-from ckptavg.batch_norm.update import run_pass
+from ckptavg.batch_norm import BatchNormOptions, BatchNormReport
+from ckptavg.batch_norm.update import ConfiguredPass
 from ckptavg.errors import ModelError
 from ckptavg.models.batches import count_samples, peek
 from ckptavg.models.marks import place
-from ckptavg.models.model import batch_norm_layers, build, mixed_float16, model_config
+from ckptavg.models.model import batch_norm_layers, build, model_config
 from ckptavg.models.placement import moving_statistics
 from ckptavg.runs.digest import digest
 from ckptavg.search.data_fingerprint import fingerprint_data
@@ -119,7 +118,6 @@ class LiveModel:
         """
         self.model = model
         self._data = data
-        self._options = options
         self._data_digest, batch = None, None
         if data is not None:
             self._data_digest = fingerprint_data(data, steps=options.steps).digest
@@ -136,8 +134,7 @@ class LiveModel:
                 f"the model '{model.name}' has BatchNorm layers, whose averaged statistics are "
                 "wrong for averaged weights: pass training data to re-estimate them (--data)"
             )
-        keeps_step = data is not None and options.bn_mode != POPULATION
-        self._pass = BatchNormPass(model, bn_mode=options.bn_mode) if keeps_step else None
+        self._pass = None if data is None else ConfiguredPass(model, options)
 
     @property
     def fingerprint(self) -> list[str | int | None]:
@@ -158,12 +155,7 @@ class LiveModel:
             CkptavgError: as `update_batch_norm` does, or the tensors are not those of the model.
         """
         self.weights.assign(tensors)
-        if not refresh or self._data is None:
-            return None
-        if self._pass is None:
-            return run_pass(self.model, self._data, self._options)
-        with mixed_float16(self.model) if self._options.mixed_precision else nullcontext():
-            return self._pass.run(self._data, steps=self._options.steps)
+        return self._pass.run(self._data) if refresh and self._pass is not None else None
 
 
 def _model_digest(model: keras.Model) -> str:
