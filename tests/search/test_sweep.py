@@ -378,7 +378,7 @@ def test_statistics_are_given_back_with_those_of_renorm():
         models.append(randomize(keras.Sequential(layers), seed))
     one, two = models
     report = ckptavg.update_batch_norm(one, X)
-    assert judging.EstimatedStatistics.of(one, report).give(two) == report
+    assert judging.EstimatedStatistics.of(one, report).restore(two) == report
     names = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
     for name in names:
         np.testing.assert_array_equal(getattr(one.layers[0], name), getattr(two.layers[0], name))
