@@ -184,6 +184,10 @@ def test_paths_in_architecture_exist_and_drawings_fit_80_columns():
     assert len(paths) > 40
     for path in paths:
         assert [*ROOT.glob(path)], path
+    named = re.findall(r"`(ckptavg/[\w/]+\.py)` \(`(\w+)`\)", text)
+    assert len(named) > 40
+    for path, name in named:
+        assert re.search(rf"^ *(?:(?:class|def) )?{name}\b", (ROOT / path).read_text(), re.M), name
     drawings = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(drawings) >= 4  # the rooms; the life of a merge, of a save, of a BatchNorm pass
     assert max(len(line) for drawing in drawings for line in drawing.splitlines()) <= 80
