@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from ckptavg.errors import SaverError
 from ckptavg.saving.framework import Framework, Training
 from ckptavg.saving.options import KeepBestArgument, Options
+from ckptavg.saving.prepared_training import PreparedTraining
 from ckptavg.saving.schedule import RateFunction, Schedule
-from ckptavg.saving.session import PreparedTraining, TrainingSession
+from ckptavg.saving.session import TrainingSession
 
 
 class SavingCallback:

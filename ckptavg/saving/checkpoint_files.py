@@ -1,6 +1,6 @@
 """One checkpoint of a run on disk: written with its record, and removed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,8 @@ from ckptavg.errors import CkptavgError
 from ckptavg.formats import Structure, open_reader, open_writer
 from ckptavg.formats.tensors import Extent, TensorInfo, all_finite, blocks
 from ckptavg.merging.exact_mean import round_once
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
 from ckptavg.runs.digest import digest
-from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import Record, TensorRecord
 from ckptavg.runs.record_files import commit_with_record
 from ckptavg.storage.files import commit, temporary_sibling
@@ -23,8 +22,9 @@ def stored_as(structure: Structure, dtype: str | None, max_shard_size: int | Non
     """The structure of checkpoints whose weights are of another dtype, or split among shards.
 
     Args:
-        structure: as the model has it.
-        dtype: of floating weights; None leaves them alone. Optimizer state stays as it is.
+        structure: structure of the model's own checkpoints.
+        dtype: dtype of floating-point weights; None leaves them alone. Optimizer state stays as it
+            is.
         max_shard_size: bytes of tensors in a shard; None for a single file.
     """
     tensors, shard, filled = {}, 0, 0
@@ -45,46 +45,41 @@ def write_checkpoint(
     values: Mapping[str, np.ndarray],
     record: Record,
 ) -> Record:
-    """Writes a checkpoint and then its record; both stand durably when this returns, or neither.
+    """Writes a checkpoint and then its record; both are durable when this returns, or neither is.
 
-    The digests in the record are of the values in memory, so that they tell of what goes wrong on
-    the way to the disk, too. A former checkpoint of the same name is replaced, its record first.
+    An earlier checkpoint of the same name is replaced, its record first.
 
     Args:
         path: the checkpoint, of any format that can be written.
         place: where its record goes.
-        structure: of the checkpoint.
-        values: of each tensor; those of another dtype are rounded to nearest, once.
-        record: without size, and without what the values tell.
+        structure: structure of the checkpoint.
+        values: values of each tensor; those of another dtype are rounded to nearest, once.
+        record: the record, without what writing the file tells.
 
     Returns:
         The record as it was written.
     """
-    tensors: dict[str, TensorRecord] = {}
-    non_finite: list[str] = []
     with open_writer(path, structure) as writer:
-        for name, tensor in structure.tensors.items():
-            digests, finite = [], True
-            for start, part in _parts(values[name], tensor):
-                data = part.view(np.uint8).data
-                writer.write(name, start, data)
-                if name not in structure.optimizer:
-                    digests.append(digest(data).hex())
-                    finite = finite and (not tensor.is_float or all_finite(part))
-            if name not in structure.optimizer:
-                tensors[name] = TensorRecord(tensor.shape, tensor.dtype, tuple(digests))
-            if not finite:
-                non_finite.append(name)
-        record = replace(record, size=writer.finish(), non_finite=tuple(non_finite))
+
+        def written(tensor: TensorInfo) -> Iterator[np.ndarray]:
+            for start, part in _parts(values[tensor.name], tensor):
+                writer.write(tensor.name, start, part.view(np.uint8).data)
+                yield part
+
+        # Digests of the values in memory also detect damage on the way to the disk, which those of
+        # a file read back from the page cache would not.
+        # See docs/decisions/0032-the-saver-copies-another-thread-writes.md.
+        tensors, non_finite = _examined(structure.tensors, structure.optimizer, written)
+        record = replace(record, size=writer.finish(), non_finite=non_finite)
         return commit_with_record(writer.commit, record, tensors, place)
 
 
 def save_beside(path: Path, save: Callable[[Path], None]) -> Path:
-    """Lets a file be written under a temporary name, which is returned; nothing stays of a failure.
+    """Has a file written under a temporary name, which is returned; a failure leaves nothing.
 
     Args:
-        path: what the file is to become.
-        save: writes it where it is told.
+        path: the name that the file will get.
+        save: writes the file to the path that it is given.
     """
     temporary = temporary_sibling(path)
     try:
@@ -97,29 +92,57 @@ def save_beside(path: Path, save: Callable[[Path], None]) -> Path:
 
 
 def adopt_checkpoint(temporary: Path, path: Path, place: Path, record: Record) -> Record:
-    """Gives a file that is written already its name, and then its record, as `write_checkpoint`."""
-    tensors = tensor_records(temporary)
-    non_finite = []
+    """Names a file that is written already, and writes its record, as `write_checkpoint` does."""
     with open_reader(temporary) as reader:
-        for name, tensor in reader.structure.model_tensors.items():
-            for block in blocks(tensor.nbytes if tensor.is_float else 0):
+
+        def read(tensor: TensorInfo) -> Iterator[np.ndarray]:
+            for block in blocks(tensor.nbytes):
                 buffer = bytearray(block.nbytes)
                 reader.read_into(tensor, block.start, memoryview(buffer))
-                if not all_finite(np.frombuffer(buffer, tensor.numpy_dtype)):
-                    non_finite.append(name)
-                    break
-    size = temporary.stat().st_size
-    record = replace(record, size=size, non_finite=tuple(non_finite))
+                yield np.frombuffer(buffer, tensor.numpy_dtype)
+
+        tensors, non_finite = _examined(reader.structure.model_tensors, (), read)
+    record = replace(record, size=temporary.stat().st_size, non_finite=non_finite)
     return commit_with_record(lambda: commit(temporary, path), record, tensors, place)
 
 
-def remove_checkpoint(checkpoint: Checkpoint) -> None:
+def remove_checkpoint(checkpoint: RecordedCheckpoint | TrackedCheckpoint) -> None:
     """Removes a checkpoint of a run: its record first, then its index, then its tensors."""
+    # A crash on the way leaves files without a record, which count as not saved.
     files: tuple[Path, ...] = (checkpoint.path,)
     with suppress(CkptavgError), open_reader(checkpoint.path) as reader:
         files = (checkpoint.path, *reader.files)
     for file in (checkpoint.record.path, *files):
         file.unlink(missing_ok=True)
+
+
+def _examined(
+    tensors: Mapping[str, TensorInfo],
+    optimizer: Container[str],
+    parts: Callable[[TensorInfo], Iterator[np.ndarray]],
+) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
+    """Goes through the blocks of all tensors once.
+
+    Args:
+        tensors: the tensors by stored name.
+        optimizer: names of those that are optimizer state, which records do not prove.
+        parts: returns the values of each block of a tensor, in order.
+
+    Returns:
+        What a record holds of each tensor, and the names of those with NaN or infinity.
+    """
+    records, non_finite = {}, []
+    for name, tensor in tensors.items():
+        digests, finite = [], True
+        for part in parts(tensor):
+            if name not in optimizer:
+                digests.append(digest(part.view(np.uint8).data).hex())
+                finite = finite and (not tensor.is_float or all_finite(part))
+        if name not in optimizer:
+            records[name] = TensorRecord(tensor.shape, tensor.dtype, tuple(digests))
+        if not finite:
+            non_finite.append(name)
+    return records, tuple(non_finite)
 
 
 def _parts(values: np.ndarray, tensor: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
@@ -130,6 +153,6 @@ def _parts(values: np.ndarray, tensor: TensorInfo) -> Iterator[tuple[int, np.nda
         first = block.start // dtype.itemsize
         part = flat[first : first + block.nbytes // dtype.itemsize]
         if part.dtype != dtype:
-            with np.errstate(all="ignore"):  # what overflows is found to be infinite
+            with np.errstate(all="ignore"):  # what overflows becomes infinite, and is marked
                 part = round_once(part.astype(np.float64), dtype)
         yield block.start, part

@@ -11,9 +11,7 @@ import numpy as np
 class EpochPass(ABC):
     """The pass, from before the weights are exchanged until its statistics are set.
 
-    Keras looks its step up for every batch. It finds another one only from the beginning of a batch
-    until that step itself is called, so that an exception elsewhere leaves nothing behind. After an
-    exception in the pass itself the model has the weights that it had before.
+    After an exception in the pass, the model has the weights that it had before.
     """
 
     def __init__(self, model: Any) -> None:
@@ -23,7 +21,7 @@ class EpochPass(ABC):
 
     @abstractmethod
     def _run(self, *arguments: Any) -> Any:
-        """Does what `model.train_function` is called for, but for the training."""
+        """Does what `model.train_function` does for a batch, except training."""
 
     @abstractmethod
     def _set_statistics(self) -> None:
@@ -40,7 +38,10 @@ class EpochPass(ABC):
             raise
 
     def take_batch(self) -> None:
-        """Lets the next training step be a forward pass."""
+        """Makes the next training step a forward pass."""
+        # Keras looks up model.train_function for every batch. Ours puts Keras' own back before it
+        # does anything, so that an exception between batches leaves a model that trains.
+        # See docs/decisions/0035-swa-borrows-one-step-of-fit-at-a-time.md.
         own = self._model.train_function
 
         def step(*arguments: Any) -> Any:
@@ -59,5 +60,5 @@ class EpochPass(ABC):
 
 
 def _is_end_of_data(error: BaseException) -> bool:
-    """Whether an iterator says that it has no more batches."""
+    """Whether an iterator says that it has no more batches, as Python or as TensorFlow does."""
     return isinstance(error, StopIteration) or type(error).__name__ == "OutOfRangeError"

@@ -1,4 +1,4 @@
-"""The history of a run while a training writes it, an epoch a line."""
+"""Writes the history of a run, one line for each epoch."""
 
 import os
 from pathlib import Path
@@ -12,16 +12,18 @@ class HistoryWriter:
     """Appends to the history file of a run.
 
     A line goes to the system as its epoch ends, which takes microseconds and survives a kill. It is
-    made durable before the next checkpoint is, so that a training which goes on from a checkpoint
+    made durable before the next checkpoint is, so that a training that resumes from a checkpoint
     finds the epochs before it.
     """
+
+    # See docs/decisions/0049-history-is-written-in-the-training-thread.md.
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / HISTORY_FILE
         self._is_durable = True
 
     def begin(self, epochs: int) -> None:
-        """Makes ready for a training that goes on after so many epochs, and drops later lines.
+        """Removes the lines that follow the first `epochs` epochs, which are trained again.
 
         Raises:
             SaverError: the history is damaged.
@@ -41,7 +43,7 @@ class HistoryWriter:
         """Adds a line, whole or not at all.
 
         Raises:
-            OSError: the system does not let it be done.
+            OSError: the system refuses.
         """
         line = log.to_line().encode()
         with self._path.open("ab", buffering=0) as file:

@@ -105,7 +105,7 @@ class AveragingCallback(SavingCallback):
                 logs["learning_rate"] = 0.0
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if self._pass is not None:  # the validation of this epoch is to see the statistics
+        if self._pass is not None:  # validation at the end of this epoch needs the statistics
             self._pass.finish()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -122,7 +122,7 @@ class AveragingCallback(SavingCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
         if self._final is not None:
-            # Optimizers that average for themselves (use_ema) have set the weights meanwhile.
+            # Optimizers that average by themselves (use_ema) have overwritten the weights.
             self.model.set_weights(self._final)
         elif self._has_saved:
             self._finish()
@@ -163,10 +163,10 @@ class AveragingCallback(SavingCallback):
                 "averaging must begin before the last one"
             )
         if self.schedule.first_save > epochs - self._takes_pass:
-            last = "which is the forward pass for BatchNorm" if self._takes_pass else "the last one"
+            last = "the forward pass for BatchNorm" if self._takes_pass else "the last one"
             raise SaverError(
-                f"the first checkpoint is due at the end of epoch {self.schedule.first_save}, too "
-                f"late before epoch {epochs}, {last}: train longer or lower start_epoch or swa_freq"
+                f"the first checkpoint is due at the end of epoch {self.schedule.first_save}, but "
+                f"epoch {epochs} is {last}: train longer or lower start_epoch or swa_freq"
             )
 
     def _finish(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg import CheckpointSaver, open_run
+from ckptavg import SWA, CheckpointSaver, open_run
 from ckptavg.errors import SaverError
 from ckptavg.runs.proof import tensor_records
 from ckptavg.saving.schedule import Schedule
@@ -227,6 +227,23 @@ def test_the_configuration_is_that_of_the_model_that_was_trained(tmp_path):
     fit(tiny_model(width=7), tmp_path / "run", 2, start_epoch=1)
     ckptavg.merge(tmp_path / "run", tmp_path / "o.keras")
     assert keras.saving.load_model(tmp_path / "o.keras").get_layer("head").kernel.shape == (7, 3)
+
+
+def test_a_saver_has_all_its_attributes_from_the_start_and_trains_twice(tmp_path, caplog):
+    model, (x, y) = tiny_model(), tiny_data()
+    swa = SWA(2, directory=tmp_path / "swa", existing="overwrite")
+    saver = CheckpointSaver(tmp_path / "run", start_epoch=2, existing="overwrite")
+    saver.set_model(model)
+    swa.set_model(model)
+    before = set(vars(saver)), set(vars(swa))
+    caplog.set_level("DEBUG", "ckptavg")
+    for _ in range(2):
+        model.fit(x, y, epochs=3, verbose=0, callbacks=[saver, swa])
+        assert (set(vars(saver)), set(vars(swa))) == before
+        assert len(saver.blocked) == 2
+        assert [record.epoch for record in open_run(tmp_path / "run").records] == [2, 3]
+    last = tmp_path / "run" / "checkpoints" / "epoch-0003.weights.h5"
+    assert caplog.messages.count(f"saved {last}") == 2
 
 
 def test_two_trainings_in_one_directory(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
-from ckptavg.errors import SaverError
+from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.runs.proof import tensor_records
 from tests.helpers.files import fill, leftovers, read_tensors
 
@@ -118,7 +118,7 @@ def test_a_full_disk_is_warned_of_and_saved_to_again(model, small_disk):
     directory = small_disk / "run"
     ballast = small_disk.parent / "ballast"
     steps = [at_begin(2, lambda: fill(small_disk)), at_begin(4, ballast.unlink)]
-    with pytest.warns(UserWarning, match="cannot save the checkpoint epoch-000") as told:
+    with pytest.warns(CkptavgWarning, match="cannot save the checkpoint epoch-000") as told:
         fit(model, directory, callbacks=steps, on_error="warn")
     assert sum("cannot save" in str(one.message) for one in told) == 2
     assert epochs_of(directory) == [1, 4, 5]
@@ -128,7 +128,7 @@ def test_the_configuration_is_written_once_there_is_room(model, small_disk):
     directory = small_disk / "run"
     ballast = small_disk.parent / "ballast"
     steps = [at_begin(1, lambda: fill(small_disk)), at_begin(2, ballast.unlink)]
-    with pytest.warns(UserWarning, match="cannot save the checkpoint epoch-0001"):
+    with pytest.warns(CkptavgWarning, match="cannot save the checkpoint epoch-0001"):
         fit(model, directory, 3, callbacks=steps, on_error="warn")
     assert epochs_of(directory) == [2, 3]
     assert open_run(directory).model_file
@@ -174,7 +174,7 @@ def test_the_disk_of_kerass_own_files_fills(small_disk):
             with pytest.raises(SaverError, match="could not be saved"):
                 model.fit(x, y, epochs=2, verbose=0, callbacks=[saver])
         else:
-            with pytest.warns(UserWarning, match="could not be saved"):
+            with pytest.warns(CkptavgWarning, match="could not be saved"):
                 model.fit(x, y, epochs=2, verbose=0, callbacks=[saver])
         assert not leftovers(small_disk)
         assert not is_locked(small_disk / on_error)
@@ -216,7 +216,7 @@ def test_a_disk_that_becomes_read_only(model, small_disk, on_error):
 
     steps = [at_begin(3, protect), at_begin(5, lambda: run("umount", place))]
     if on_error == "warn":
-        with pytest.warns(UserWarning, match="Read-only file system"):
+        with pytest.warns(CkptavgWarning, match="Read-only file system"):
             fit(model, directory, callbacks=steps, on_error="warn")
         assert epochs_of(directory) == [1, 2, 5]
         return
@@ -236,7 +236,7 @@ def test_a_directory_that_vanishes(model, tmp_path):
     (tmp_path / "away").rename(directory)
     assert not is_locked(directory)
     back = at_begin(5, lambda: (tmp_path / "away").rename(directory))
-    with pytest.warns(UserWarning, match="No such file or directory"):
+    with pytest.warns(CkptavgWarning, match="No such file or directory"):
         fit(
             model,
             directory,
@@ -304,7 +304,7 @@ def test_an_error_in_writing_is_told_after_an_exception_too(model, tmp_path):
     block = directory / "checkpoints" / "epoch-0002.weights.h5"
     with pytest.raises(ZeroDivisionError):
         fit(model, directory, callbacks=[at_begin(2, block.mkdir), at_end(2, fail)])
-    with pytest.warns(UserWarning, match=r"interrupted: .*is in the way"):
+    with pytest.warns(CkptavgWarning, match=r"interrupted: .*is in the way"):
         fit(model, directory, 3, initial_epoch=2, existing="resume")
     block.rmdir()
     assert epochs_of(directory) == [1, 3]
@@ -404,7 +404,7 @@ def test_a_save_that_fails_before_it_is_written_takes_no_others_memory(
     number = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, _: [v.assign(np.full(v.shape, epoch + 1)) for v in model.weights]
     )
-    with pytest.warns(UserWarning, match="could not be saved: .*no number today"):
+    with pytest.warns(CkptavgWarning, match="could not be saved: .*no number today"):
         model.fit(
             np.zeros((2, 256)),
             np.zeros((2, 512)),
@@ -429,7 +429,7 @@ def slow_down(monkeypatch, seconds):
 
 def test_training_waits_for_one_write_and_not_for_two(model, tmp_path, monkeypatch):
     slow_down(monkeypatch, 0.8)  # two tensors: 1.6 s a checkpoint
-    with pytest.warns(UserWarning, match=r"training waited 1\.\d s for the previous checkpoint"):
+    with pytest.warns(CkptavgWarning, match=r"training waited 1\.\d s for the previous checkpoint"):
         one = fit(model, tmp_path / "one", 2)
     assert one.blocked[0] < 0.8 < one.blocked[1]
     with warnings.catch_warnings():
@@ -477,7 +477,9 @@ def test_what_is_not_finite_is_marked_and_told(model, tmp_path, dtype, value):
     saver = CheckpointSaver(tmp_path / "run", start_epoch=1, save_dtype=dtype)
     broken = keras.callbacks.LambdaCallback(on_epoch_end=breaks)
     model.set_weights([np.zeros(v.shape) for v in model.variables])
-    with pytest.warns(UserWarning, match=r"epoch 2: 'layers/dense/vars/1' holds NaN or infinity"):
+    with pytest.warns(
+        CkptavgWarning, match=r"epoch 2: 'layers/dense/vars/1' holds NaN or infinity"
+    ):
         model.fit(
             np.zeros((2, 256)), np.zeros((2, 512)), epochs=2, verbose=0, callbacks=[broken, saver]
         )

@@ -7,7 +7,7 @@ import pytest
 
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
-from ckptavg.errors import SaverError
+from ckptavg.errors import CkptavgWarning, SaverError
 from tests.helpers.files import read_tensors
 from tests.helpers.models import tiny_data, tiny_model
 from tests.helpers.saving import fit
@@ -126,7 +126,7 @@ def test_epochs_without_validation_are_none_of_the_best(model, tmp_path):
         on_epoch_begin=lambda epoch, _: seen.append([r.epoch for r in _saved(saver, epoch)])
     )
     seen = []
-    with pytest.warns(UserWarning, match="'val_loss', which no epoch has had yet") as told:
+    with pytest.warns(CkptavgWarning, match="'val_loss', which no epoch has had yet") as told:
         history = model.fit(
             x, y, epochs=8, verbose=0, callbacks=[saver, kept], **validation
         ).history
@@ -142,10 +142,10 @@ def _saved(saver, epoch):
 
 
 def test_without_validation_nothing_is_removed_for_its_metric(model, tmp_path):
-    with pytest.warns(UserWarning, match="only max_to_keep removes checkpoints"):
+    with pytest.warns(CkptavgWarning, match="only max_to_keep removes checkpoints"):
         fit(model, tmp_path / "all", 4, start_epoch=1, keep_best=("val_loss", 1))
     assert [record.epoch for record in records(tmp_path / "all")] == [1, 2, 3, 4]
-    with pytest.warns(UserWarning, match="only max_to_keep removes checkpoints"):
+    with pytest.warns(CkptavgWarning, match="only max_to_keep removes checkpoints"):
         fit(
             model, tmp_path / "two", 4, start_epoch=1, keep_best=("val_loss", 1), max_to_keep=2
         )  # fmt: skip

@@ -1,8 +1,12 @@
 """Trainings that break off and go on: their records equal those of one that never did."""
 
 import os
+import runpy
+import shutil
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ckptavg
 from ckptavg import CheckpointSaver, open_run
-from ckptavg.errors import SaverError
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.runs.record import Record
 from ckptavg.saving.options import Options
+from ckptavg.saving.run_lock import RunLock
 from ckptavg.saving.run_writer import RunWriter
 from tests.helpers.files import leftovers
 
@@ -279,7 +285,7 @@ def test_what_is_kept_is_what_a_naive_model_keeps(tmp_path_factory, values, newe
         path = directory / "checkpoints" / record.file
         path.write_bytes(b"")
         record = record.write(path.with_name(f"epoch-{epoch:04d}.json"), {})
-        writer._add(Checkpoint(path, record))
+        writer._add(RecordedCheckpoint(path, record))
         scores[epoch] = value
         scores = naively_kept(scores, newest, best, mode)
         assert [c.record.epoch for c in writer.checkpoints] == list(scores)
@@ -305,7 +311,61 @@ def naively_kept(scores, newest, best, mode):
 def test_a_record_without_weights_is_no_obstacle(tmp_path):
     model = build()
     fit(model, tmp_path / "run", start_epoch=1, epochs=3)
-    one: Checkpoint = open_run(tmp_path / "run").checkpoints[0]
+    one = open_run(tmp_path / "run").checkpoints[0]
     one.path.unlink()
     fit(model, tmp_path / "run", first=3, start_epoch=1, existing="resume", max_to_keep=2)
     assert [record.epoch for record in open_run(tmp_path / "run").records] == [5, 6]
+
+
+def test_a_run_of_0_1_0_is_resumed(tmp_path):
+    """Its rates, steps, history and tracked averages go on; what it wrote stays as it is."""
+    golden = Path(__file__).parents[1] / "data" / "run-0.1.0"
+    directory = Path(shutil.copytree(golden / "run", tmp_path / "run"))
+    before = {p: p.read_bytes() for p in directory.glob("checkpoints/*")}
+    trained = runpy.run_path(str(golden / "train.py"))
+    model = trained["build_model"]()
+    last = open_run(directory).checkpoints[-1]
+    keras.saving.load_weights(model, last.path, objects_to_skip=[model.optimizer])
+    model.optimizer.learning_rate = 0.3  # not the rate that the run started from
+    saver = CheckpointSaver(
+        directory,
+        start_epoch=2,
+        lr_schedule="constant",
+        swa_lr=0.005,
+        tracked_sigmas=(0.05, 0.1),
+        track_freq=5,
+        existing="resume",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CkptavgWarning)  # averages resume from their very step
+        model.fit(
+            trained["x"],
+            trained["y"],
+            initial_epoch=5,
+            epochs=7,
+            validation_split=0.25,
+            callbacks=[saver],
+            verbose=0,
+        )
+    run = open_run(directory)
+    assert {p: p.read_bytes() for p in before} == before
+    assert [(r.epoch, r.step) for r in run.records] == [(n, 3 * n) for n in range(2, 8)]
+    assert len({r.initial_learning_rate for r in run.records}) == 1
+    assert {r.learning_rate for r in run.records} == {run.records[0].learning_rate}
+    assert [x.step for x in run.history] == [3, 6, 9, 12, 15, 18, 21]
+    assert [a.record.ema.step for a in run.averages] == [5, 5, 10, 10, 15, 15, 20, 20, 21, 21]
+    assert {found.proof for found in ckptavg.verify(directory)} == {"intact"}
+    ckptavg.merge(run, tmp_path / "o.weights.h5", recipe="posthoc-ema:0.1")
+
+
+def test_a_lock_that_another_training_took_over_is_not_taken_back(tmp_path):
+    ended = []
+    one = RunLock(tmp_path, lambda: ended.append(True))
+    one.renew()
+    two = RunLock(tmp_path, lambda: None)
+    assert ended == [True]
+    with pytest.raises(SaverError, match="another training of this process writes to"):
+        one.renew()
+    one.release()
+    two.renew()
+    two.release()

@@ -14,7 +14,7 @@ import pytest
 
 import ckptavg
 from ckptavg import SWA, open_run
-from ckptavg.errors import DataError, SaverError
+from ckptavg.errors import CkptavgWarning, DataError, SaverError
 from tests.helpers.saving import assert_trainables_are_means, blobs, network
 
 LAYERS = keras.layers
@@ -166,7 +166,9 @@ class StopAfter(keras.callbacks.Callback):
 @pytest.mark.parametrize("norm", [True, False])
 def test_early_stopping_leaves_the_mean_of_what_was_saved(tmp_path, norm):
     model = network(norm=norm)
-    warned = pytest.warns(UserWarning, match="Pass bn_data") if norm else contextlib.nullcontext()
+    warned = (
+        pytest.warns(CkptavgWarning, match="Pass bn_data") if norm else contextlib.nullcontext()
+    )
     with warned:
         train(SWA(2, directory=tmp_path / "run"), model, callbacks=[StopAfter(4)])
     assert [record.epoch for record in open_run(tmp_path / "run").records] == [2, 3, 4]
@@ -186,7 +188,7 @@ def test_early_stopping_before_anything_was_saved(tmp_path):
     keep = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda *_: kept.update(weights=model.get_weights())
     )
-    with pytest.warns(UserWarning, match="the model keeps its weights"):
+    with pytest.warns(CkptavgWarning, match="the model keeps its weights"):
         train(SWA(4, directory=tmp_path / "run"), model, callbacks=[keep, StopAfter(2)])
     for one, two in zip(model.get_weights(), kept["weights"], strict=True):
         assert np.array_equal(one, two)

@@ -361,7 +361,7 @@ def test_weights_that_become_nan_are_marked(tmp_path):
             model.layers[0].kernel.assign(np.full((6, 5), np.nan))
 
     callback = keras.callbacks.LambdaCallback(on_epoch_begin=spoil)
-    with pytest.warns(UserWarning, match="tracked averages at step 12.* holds NaN or infinity"):
+    with pytest.warns(CkptavgWarning, match="tracked averages at step 12.* holds NaN or infinity"):
         fit(tmp_path / "run", 2, model=model, steps=6, track_freq=6, callbacks=[callback])
     marked = [bool(a.record.non_finite) for a in open_run(tmp_path / "run").averages]
     assert marked == [False, False, True, True]
@@ -382,13 +382,13 @@ def test_a_full_disk_costs_notes_and_not_the_training(small_disk):
 
     arguments = {"steps": 6, "track_freq": 6, "start_epoch": 1, "on_error": "warn"}
     callback = keras.callbacks.LambdaCallback(on_epoch_begin=fill_up)
-    with pytest.warns(UserWarning, match="cannot save the averages at step 12 of") as told:
+    with pytest.warns(CkptavgWarning, match="cannot save the averages at step 12 of") as told:
         model = fit(directory, 3, callbacks=[callback], **arguments)
     assert any("cannot save the checkpoint epoch-0003" in str(one.message) for one in told)
     assert [found.proof for found in ckptavg.verify(directory)] == ["intact"] * 3
     assert not leftovers(directory)
     (small_disk.parent / "ballast").unlink()
-    with pytest.warns(CkptavgWarning, match="go on from step 6, training from step 18"):
+    with pytest.warns(CkptavgWarning, match="resume from step 6, training from step 18"):
         fit(directory, 4, model=model, first=3, existing="resume", **arguments)
     assert [ema.step for ema, *_ in notes(directory)] == [6, 6, 24, 24]
 

@@ -17,7 +17,7 @@ class JaxAverages(DeviceAverages):
     """See `DeviceAverages`."""
 
     def __init__(self, model: keras.Model, variables: Sequence[Any], count: int) -> None:
-        """Makes `count` averages of a model's variables."""
+        """Makes `count` averages of a model's variables, all zero."""
         self._model = model
         self._variables = list(variables)
         places = {
@@ -29,6 +29,7 @@ class JaxAverages(DeviceAverages):
         self._averages = [
             [jnp.zeros_like(value, jnp.float32) for value in self._values()] for _ in range(count)
         ]
+        # The former averages are donated: the new ones are written into their memory.
         self._update = jax.jit(_updated, donate_argnums=0)
 
     def update(self, rates: Sequence[float]) -> None:
@@ -45,11 +46,10 @@ class JaxAverages(DeviceAverages):
         ]
 
     def _values(self) -> list[jax.Array]:
-        """Present values, taken from where `fit` has them.
-
-        `jax_state_sync` would put them into the variables, and make `fit` gather all state again
-        for the next batch.
-        """
+        """The present values of the variables."""
+        # Taken from where fit keeps them: jax_state_sync would put them into the variables, and
+        # make fit gather all of its state again for the next batch.
+        # See docs/decisions/0058-averages-are-tracked-after-every-step.md.
         state = self._model._jax_state
         if not state or self._model._jax_state_synced:
             return [variable.value for variable in self._variables]

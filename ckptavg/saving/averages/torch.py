@@ -13,7 +13,7 @@ class TorchAverages(DeviceAverages):
     """See `DeviceAverages`."""
 
     def __init__(self, variables: Sequence[Any], count: int) -> None:
-        """Makes `count` averages of Keras variables."""
+        """Makes `count` averages of Keras variables, all zero."""
         self._variables = list(variables)
         self._averages = [
             [torch.zeros_like(value) for value in self._values()] for _ in range(count)
