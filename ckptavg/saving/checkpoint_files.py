@@ -17,6 +17,8 @@ from ckptavg.runs.record import Record, TensorRecord
 from ckptavg.runs.record_files import commit_with_record
 from ckptavg.storage.files import commit, temporary_sibling
 
+SavedCheckpoint = RecordedCheckpoint | TrackedCheckpoint
+
 
 def stored_as(structure: Structure, dtype: str | None, max_shard_size: int | None) -> Structure:
     """The structure of checkpoints whose weights are of another dtype, or split among shards.
@@ -106,13 +108,15 @@ def adopt_checkpoint(temporary: Path, path: Path, place: Path, record: Record) -
     return commit_with_record(lambda: commit(temporary, path), record, tensors, place)
 
 
-def remove_checkpoint(checkpoint: RecordedCheckpoint | TrackedCheckpoint) -> None:
+def remove_checkpoint(checkpoint: SavedCheckpoint) -> None:
     """Removes a checkpoint of a run: its record first, then its index, then its tensors."""
+    record = checkpoint.record.path
+    assert record is not None, "the record of a saved checkpoint lies beside it"
     # A crash on the way leaves files without a record, which count as not saved.
     files: tuple[Path, ...] = (checkpoint.path,)
     with suppress(CkptavgError), open_reader(checkpoint.path) as reader:
         files = (checkpoint.path, *reader.files)
-    for file in (checkpoint.record.path, *files):
+    for file in (record, *files):
         file.unlink(missing_ok=True)
 
 

@@ -1,10 +1,12 @@
 """CheckpointSaver, the Keras callback that writes the checkpoints to average later."""
 
+import keras
+
 from ckptavg.saving.callback import SavingCallback
-from ckptavg.saving.keras3 import Keras3, KerasCallback
+from ckptavg.saving.keras3 import Keras3
 
 
-class CheckpointSaver(SavingCallback, KerasCallback):
+class CheckpointSaver(SavingCallback, keras.callbacks.Callback):
     """Writes the weights at SWA-frequency epochs, each with a record, for `ckptavg merge`.
 
     Checkpoints go to `<directory>/checkpoints/epoch-0016.weights.h5`, without optimizer state, and

@@ -23,7 +23,7 @@ _LIST_LIMIT = 64512
 """Bytes of a list of names, above which tf_keras splits it: HDF5 holds only so much in a header."""
 
 
-class KerasCallback(tf_keras.callbacks.Callback):  # type: ignore[misc]  # tf_keras ships no types
+class KerasCallback(tf_keras.callbacks.Callback):
     """The base of callbacks for tf_keras."""
 
     def __init__(self) -> None:

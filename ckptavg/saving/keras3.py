@@ -21,10 +21,6 @@ from ckptavg.saving.framework import DeviceAverages, Framework
 from ckptavg.saving.options import Options
 
 
-class KerasCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
-    """The base of callbacks for Keras 3."""
-
-
 class Keras3(Framework):
     """Keras 3 on any of its backends."""
 

@@ -16,6 +16,7 @@ from ckptavg.formats import Structure
 from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
 from ckptavg.runs.describe import describe_epochs
 from ckptavg.runs.history import EpochLog
+from ckptavg.runs.json_values import DAMAGE
 from ckptavg.runs.record import Record
 from ckptavg.runs.run import (
     CHECKPOINT_FOLDER,
@@ -25,7 +26,12 @@ from ckptavg.runs.run import (
     recorded,
     uncommitted,
 )
-from ckptavg.saving.checkpoint_files import adopt_checkpoint, remove_checkpoint, write_checkpoint
+from ckptavg.saving.checkpoint_files import (
+    SavedCheckpoint,
+    adopt_checkpoint,
+    remove_checkpoint,
+    write_checkpoint,
+)
 from ckptavg.saving.history_writer import HistoryWriter
 from ckptavg.saving.options import Options
 from ckptavg.saving.retention import superfluous
@@ -126,7 +132,7 @@ class RunWriter:
                 _log.debug("removing %s, left by a killed training", leftover)
                 leftover.unlink(missing_ok=True)
             if self._options.existing == "overwrite":
-                for checkpoint in (*self.checkpoints, *self.averages):
+                for checkpoint in self._saved:
                     remove_checkpoint(checkpoint)
                 self.checkpoints, self.averages = [], []
                 (self.directory / SAVER_FILE).unlink(missing_ok=True)
@@ -221,6 +227,10 @@ class RunWriter:
         """Where the checkpoint of a record goes."""
         return self.directory / CHECKPOINT_FOLDER / record.file
 
+    @property
+    def _saved(self) -> list[SavedCheckpoint]:
+        return [*self.checkpoints, *self.averages]
+
     def _write_config(self) -> None:
         """Writes the configuration of the model; an earlier one may be another model's."""
         path = self.directory / MODEL_FILE
@@ -239,16 +249,15 @@ class RunWriter:
         folder = self.directory / CHECKPOINT_FOLDER
         yield from folder.glob(f"{TEMPORARY_PREFIX}*")
         yield from self.directory.glob(f"{TEMPORARY_PREFIX}{'[0-9a-f]' * 16}.json")
-        if self.checkpoints or self.averages:
-            orphans = uncommitted(folder, (c.record for c in (*self.checkpoints, *self.averages)))
+        if self._saved:
+            orphans = uncommitted(folder, (saved.record for saved in self._saved))
             yield from (path for path in orphans if _OWN.match(path.name) and path.is_file())
 
     def _places(self, stem: str, record: Record) -> tuple[Path, Path, Record]:
         """Where a checkpoint and its record go, and that record with its model."""
         path = self.path(record)
         place = path.with_name(f"{stem}.json")
-        known = (*self.checkpoints, *self.averages)
-        if place.exists() and all(c.record.path != place for c in known):
+        if place.exists() and all(saved.record.path != place for saved in self._saved):
             raise SaverError(f"{path} was written meanwhile: does another training use this run?")
         model = f"../{MODEL_FILE}" if (self.directory / MODEL_FILE).is_file() else None
         return path, place, replace(record, model=model)
@@ -302,7 +311,7 @@ def noted_rate(directory: Path) -> float | None:
         return float(content["initial_learning_rate"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except (OSError, *DAMAGE) as error:
         raise SaverError(
             f"cannot read {path}: {error!r:.200}. Remove it to start from the optimizer's rate"
         ) from error

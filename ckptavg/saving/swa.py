@@ -8,11 +8,11 @@ import keras
 from ckptavg.batch_norm import BatchNormPass, update_batch_norm
 from ckptavg.models.model import batch_norm_layers
 from ckptavg.saving.epoch_pass import EpochPass
-from ckptavg.saving.keras3 import Keras3, KerasCallback
+from ckptavg.saving.keras3 import Keras3
 from ckptavg.saving.swa_callback import AveragingCallback
 
 
-class SWA(AveragingCallback, KerasCallback):
+class SWA(AveragingCallback, keras.callbacks.Callback):
     """Stochastic weight averaging within `fit`, with the arguments of keras-swa.
 
     The epochs to be averaged are saved to a directory, their mean is computed as `ckptavg merge`
