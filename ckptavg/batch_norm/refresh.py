@@ -54,72 +54,65 @@ def refresh_batch_norm(
     data: Any,
     data_name: str | None = None,
     steps: int | None = None,
-    batch_size: int | None = None,
-    preprocess: Callable[[Any], Any] | str | None = None,
     bn_mode: str = BATCH,
     mixed_precision: bool = False,
-    device: str = "auto",
-    distribute: str | None = None,
     overwrite: bool = False,
     progress: BatchProgress | None = None,
     mode: str | None = None,
 ) -> RefreshReport:
     """Loads a checkpoint into a model, re-estimates its BatchNorm statistics, saves it.
 
+    This is `update_bn` for a model that is named; see there for arguments, result and errors.
+
     Args:
-        checkpoint: a `.weights.h5` or `.keras` file.
-        output: a `.weights.h5` or `.keras` file; it appears whole or not at all.
-        model: the model that the checkpoint belongs to, or its SPEC; a live model keeps the new
-            weights.
-        data: as in `update_batch_norm`.
-        data_name: what the record calls the data; by default their SPEC, if they have one.
-        steps: number of batches to use; all by default.
-        batch_size: as in `update_batch_norm`.
-        preprocess: as in `update_batch_norm`.
-        bn_mode: as in `update_batch_norm`.
-        mixed_precision: as in `update_batch_norm`.
-        device: `auto`, `cpu`, `gpu` or `gpu:N`.
-        distribute: `mirrored` divides batches among all GPUs (TensorFlow); the model must then be
-            given by a SPEC.
-        overwrite: whether to replace an existing output.
-        progress: called after each batch with the number of new batches (1) and of new samples.
         mode: former name of `bn_mode`; takes precedence if given.
-
-    Returns:
-        The new file, its record, and what the pass did.
-
-    Raises:
-        CkptavgError: as `update_batch_norm` does, or the checkpoint does not fit the model, or the
-            output exists.
 
     Example:
         >>> ckptavg.refresh_batch_norm(
         ...     "swa.weights.h5", "swa-bn.weights.h5", model="train.py:build", data="train.py:data"
         ... )
     """
-    checkpoint, output = Path(checkpoint), Path(output)
+    options = BatchNormOptions(
+        steps=steps,
+        bn_mode=bn_mode if mode is None else mode,
+        mixed_precision=mixed_precision,
+    )
+    with options.opened(model, data) as (live, inputs):
+        return refresh_live(
+            Path(checkpoint),
+            Path(output),
+            live,
+            inputs,
+            options,
+            data_name=spec_name(data) if data_name is None else data_name,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+
+def refresh_live(
+    checkpoint: Path,
+    output: Path,
+    model: keras.Model,
+    inputs: Any,
+    options: BatchNormOptions,
+    *,
+    data_name: str | None = None,
+    overwrite: bool = False,
+    progress: BatchProgress | None = None,
+) -> RefreshReport:
+    """`update_bn` for what `options.opened` gave: a live model and prepared inputs."""
     check_keras_output(output)
     check_output(output, overwrite)
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
     former = find_record(checkpoint)
-    options = BatchNormOptions(
-        steps=steps,
-        batch_size=batch_size,
-        preprocess=preprocess,
-        bn_mode=bn_mode if mode is None else mode,
-        mixed_precision=mixed_precision,
-        device=device,
-        distribute=distribute,
-    )
-    with options.opened(model, data) as (live, inputs):
-        inputs = build(live, inputs)
-        load_weights(live, checkpoint)
-        report = ConfiguredPass(live, options).run(inputs, progress)
-        former = _moved(former, checkpoint.parent, output.parent) if former else None
-        name = spec_name(data) if data_name is None else data_name
-        state = _state(report, name, former.batch_norm if former else None)
-        record = _save(live, output, former, state, tensor_records(checkpoint), overwrite)
+    inputs = build(model, inputs)
+    load_weights(model, checkpoint)
+    report = ConfiguredPass(model, options).run(inputs, progress)
+    former = _moved(former, checkpoint.parent, output.parent) if former else None
+    state = _state(report, data_name, former.batch_norm if former else None)
+    record = _save(model, output, former, state, tensor_records(checkpoint), overwrite)
     return RefreshReport(output, record, report)
 
 
@@ -130,12 +123,8 @@ def merge_into_model(
     data: Any = None,
     data_name: str | None = None,
     steps: int | None = None,
-    batch_size: int | None = None,
-    preprocess: Callable[[Any], Any] | str | None = None,
     bn_mode: str = BATCH,
     mixed_precision: bool = False,
-    device: str = "auto",
-    distribute: str | None = None,
     resume: bool = False,
     bytes_progress: BytesProgress | None = None,
     batch_progress: BatchProgress | None = None,
@@ -151,12 +140,8 @@ def merge_into_model(
         data: as in `update_batch_norm`; without data, statistics stay the stale mean.
         data_name: what the record calls the data; by default their SPEC, if they have one.
         steps: number of batches to use; all by default.
-        batch_size: as in `update_batch_norm`.
-        preprocess: as in `update_batch_norm`.
         bn_mode: as in `update_batch_norm`.
         mixed_precision: as in `update_batch_norm`.
-        device: as in `refresh_batch_norm`.
-        distribute: as in `refresh_batch_norm`.
         resume: as in `merge`.
         bytes_progress: called with numbers of bytes as the merge has read them.
         batch_progress: called after each batch with the number of new batches (1) and of new
@@ -169,17 +154,12 @@ def merge_into_model(
         The new file, its record, what the pass did, and what the merge did.
 
     Raises:
-        CkptavgError: as `merge` and `refresh_batch_norm` do.
+        CkptavgError: as `merge` and `update_bn` do.
     """
-    check_keras_output(plan.output)
     options = BatchNormOptions(
         steps=steps,
-        batch_size=batch_size,
-        preprocess=preprocess,
         bn_mode=bn_mode if mode is None else mode,
         mixed_precision=mixed_precision,
-        device=device,
-        distribute=distribute,
     )
     options.check_data(data)
     with options.opened(model, data) as (live, inputs):
@@ -209,6 +189,7 @@ def merge_live(
     refresh: Refresh | None = None,
 ) -> RefreshReport:
     """`merge_into_model` for what `options.opened` gave: a live model and prepared inputs."""
+    check_keras_output(plan.output)
     inputs = build(model, inputs)
     # The mean goes to a file first, so that it takes the merge's own path, proofs included.
     mean = partial(plan.output.with_name(f"{plan.output.name}.mean.weights.h5"))

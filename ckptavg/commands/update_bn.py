@@ -81,19 +81,17 @@ def update_bn(
         distribute=distribute,
     )
     import_keras()
-    from ckptavg.batch_norm.refresh import refresh_batch_norm
+    from ckptavg.batch_norm.refresh import refresh_live
     from ckptavg.models.specs import spec_name
 
     with options.opened(model, data) as (network, inputs):
-        return refresh_batch_norm(
+        return refresh_live(
             checkpoint,
             output,
-            model=network,
-            data=inputs,
+            network,
+            inputs,
+            options,
             data_name=spec_name(data) if data_name is None else data_name,
-            steps=steps,
-            bn_mode=bn_mode,
-            mixed_precision=mixed_precision,
             overwrite=overwrite,
             progress=progress or bar("BatchNorm pass", options.count_batches(inputs)),
         )

@@ -11,42 +11,18 @@ import numpy as np
 from ckptavg.errors import DataError, ModelError, first_line
 from ckptavg.models.batches import fit_arguments
 from ckptavg.models.model import build, load_weights
-from ckptavg.models.specs import as_data, as_model
 
 
 def evaluate(
     checkpoint: str | Path,
     *,
-    model: keras.Model | str | Path,
+    model: keras.Model,
     data: Any,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Loads a checkpoint into a model and evaluates it.
-
-    Args:
-        checkpoint: a `.weights.h5` or `.keras` file.
-        model: the compiled model that the checkpoint belongs to, or its SPEC; a live model keeps
-            the new weights.
-        data: a `tf.data.Dataset` or other iterable of batches `(x, y)`, a `keras.utils.PyDataset`,
-            a tuple of arrays `(x, y)`, or a dictionary `{"x": x, "y": y}`; or the SPEC of such
-            data, or an `.npz` file with `x` and `y`.
-        progress: called with the number of batches evaluated since the last call.
-
-    Returns:
-        Loss and metrics by name, as `model.evaluate` gives them.
-
-    Raises:
-        FormatError: the checkpoint is damaged.
-        ModelError: the model is not compiled, or the checkpoint does not fit it.
-        DataError: the model rejects the data.
-        SpecError: a SPEC leads nowhere.
-
-    Example:
-        >>> ckptavg.evaluate("swa.weights.h5", model="train.py:build", data="test.npz")
-    """
-    model = as_model(model)
+    """Loads a checkpoint file into a live model and evaluates it; see `commands.evaluate`."""
     _check_compiled(model)
-    data = build(model, as_data(data, model=model))
+    data = build(model, data)
     load_weights(model, Path(checkpoint))
     return measure(model, data, progress=progress)
 

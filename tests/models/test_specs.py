@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from ckptavg import evaluate, refresh_batch_norm, update_batch_norm
+from ckptavg import evaluate, refresh_batch_norm, update_batch_norm, update_bn
 from ckptavg.errors import ModelError, SpecError
 from ckptavg.models.specs import as_data, as_model, load_model
 from tests.helpers.models import randomize, tiny_data, tiny_model
@@ -181,7 +181,7 @@ def test_evaluation_and_refreshing_by_specs_alone(train):
     assert evaluate(train / "a.weights.h5", model="m.keras", data="xy.npz") == live
     (train / "pre.py").write_text("def same(inputs): return inputs\n")
     by_spec, by_object = (
-        refresh_batch_norm(
+        update_bn(
             "a.weights.h5",
             f"{name}.weights.h5",
             model=given,
@@ -199,5 +199,7 @@ def test_evaluation_and_refreshing_by_specs_alone(train):
     assert moved[0] == moved[1]
     assert by_spec.batch_norm.batches == by_object.batch_norm.batches == 2
     assert (by_spec.record.batch_norm.data, by_object.record.batch_norm.data) == ("xy.npz", None)
+    former = refresh_batch_norm("a.weights.h5", "b.weights.h5", model="m.keras", data="xy.npz")
+    assert (former.batch_norm.mode, former.record.batch_norm.data) == ("batch", "xy.npz")
     with pytest.raises(SpecError, match=r"there is no data file gone\.npz"):
         update_batch_norm(model, "gone.npz")
