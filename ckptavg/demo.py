@@ -30,16 +30,16 @@ EPOCHS = 30
 START_EPOCH = 16
 LEARNING_RATE = 0.1
 SWA_LR = 0.08
-"""High, so that averaging has something to do: the weights keep moving about a good region."""
+"""High, so that the weights keep moving about a good region and averaging has an effect."""
 
 SHIFT = 0.125
-"""Of the image's side, one pixel of eight: how far training images are moved about, at random."""
+"""How far training images are shifted at random: one pixel of eight, as a fraction of the side."""
 
 HELD_OUT = 597
-"""Of the 1,797 images; the other 1,200 are trained on."""
+"""Number of held-out images among 1,797; the model is trained on the other 1,200."""
 
 PLANE_POINTS = 11
-"""Of each axis of the picture of the loss."""
+"""Points along each axis of the loss plane."""
 
 _MARK = "demo.json"
 _LAST, _BEST = "last epoch", "best single checkpoint"
@@ -51,9 +51,9 @@ class DemoReport:
     """What the demo measured, and what it wrote.
 
     Attributes:
-        seed: of the initial weights and of the order of the training data.
+        seed: seed of the initial weights and of the order of the training data.
         scores: held-out `loss` and `accuracy` of each row of the table, by the row's name.
-        files: what was written, by what it is.
+        files: the written files, by what they hold.
     """
 
     seed: int
@@ -62,7 +62,7 @@ class DemoReport:
 
 
 def build_model() -> keras.Model:
-    """Three Conv-BatchNorm-ReLU blocks over 8x8 images, shifted at random in training; compiled."""
+    """A compiled model: three Conv-BatchNorm-ReLU blocks over randomly shifted 8x8 images."""
     layers = [
         keras.Input((8, 8, 1)),
         keras.layers.RandomTranslation(SHIFT, SHIFT, fill_mode="constant"),
@@ -84,13 +84,13 @@ def build_model() -> keras.Model:
 
 
 def train_data() -> tuple[np.ndarray, np.ndarray]:
-    """1,200 images of shape (8, 8, 1), float32 in [0, 1], and their digits."""
+    """1,200 training images of shape (8, 8, 1), float32 in [0, 1], and their digits."""
     x, y = _digits()
     return x[:-HELD_OUT], y[:-HELD_OUT]
 
 
 def bn_data() -> np.ndarray:
-    """The training images alone: the BatchNorm pass needs no targets."""
+    """The training images without their digits, because a BatchNorm pass needs no targets."""
     return train_data()[0]
 
 
@@ -107,13 +107,16 @@ def run_demo(
     pictures: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> DemoReport:
-    """Trains, merges, runs the BatchNorm pass, compares, and draws what became of it.
+    """Trains, merges, runs the BatchNorm pass, compares the results, and draws them.
 
     Args:
-        directory: where everything goes; made anew if an earlier demo made it.
-        seed: of the initial weights and of the order of the training data.
-        pictures: whether to draw: the training, the way of the weights, and the loss about them.
-        say: is told what is being done, and the progress of training.
+        directory: folder for all files; replaced if an earlier demo made it.
+        seed: seed of the initial weights and of the order of the training data.
+        pictures: whether to draw the training, the path of the weights, and the loss around it.
+        say: called with what is being done, and with the progress of training.
+
+    Returns:
+        The scores and the written files.
 
     Raises:
         OutputError: the directory holds something else.
@@ -161,14 +164,14 @@ def train(
     start_epoch: int = START_EPOCH,
     say: Callable[[str], None] = lambda _: None,
 ) -> keras.Model:
-    """Trains on the digits, at a rate that stays high, saving every epoch from one on.
+    """Trains on the digits at a learning rate that stays high, and saves the last epochs.
 
     Args:
         run: the directory for the checkpoints.
-        seed: of the initial weights and of the order of the training data.
-        epochs: of the training.
-        start_epoch: the first that is saved; the learning rate falls to `SWA_LR` before it.
-        say: is told the loss and the accuracy on the held-out images after each epoch.
+        seed: seed of the initial weights and of the order of the training data.
+        epochs: number of epochs.
+        start_epoch: the first epoch that is saved; the learning rate falls to `SWA_LR` before it.
+        say: called with the loss and the accuracy on the held-out images after each epoch.
 
     Returns:
         The model, as it is after the last epoch.
@@ -212,7 +215,7 @@ def _prepare(directory: Path, seed: int) -> None:
     if mark.is_file():
         shutil.rmtree(directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise OutputError(f"{directory} exists and is not of a demo: name another directory")
+        raise OutputError(f"{directory} exists, but no demo made it: name another directory")
     directory.mkdir(parents=True, exist_ok=True)
     mark.write_text(json.dumps({"seed": seed}) + "\n", encoding="utf-8")
 
@@ -220,7 +223,7 @@ def _prepare(directory: Path, seed: int) -> None:
 def _draw_all(
     directory: Path, run: Run, mean: Path, model: keras.Model, scores: Mapping[str, float]
 ) -> dict[str, Path]:
-    """Draws pictures into a directory; gives their files, by what they show."""
+    """Draws the pictures; returns their files, by what they show."""
     from ckptavg.analysis import loss_plane, measure_geometry
     from ckptavg.analysis.plots import loss_contours, save_figure, trajectory_plane
 
@@ -236,7 +239,7 @@ def _draw_all(
         labels=("first saved", "last", "average"),
     )
     trajectory = measure_geometry(run, averages={"average": mean}).trajectory()
-    drawn = {
+    drawn: dict[str, tuple[Callable[[Axes], Axes], tuple[float, float]]] = {
         "curves": (partial(_draw_curves, run, scores["accuracy"]), (7.0, 4.0)),
         "trajectory": (lambda ax: trajectory_plane(trajectory, ax=ax), (5.0, 4.0)),
         "loss plane": (lambda ax: loss_contours(plane, ax=ax), (5.0, 3.2)),
@@ -256,7 +259,7 @@ def _draw_curves(run: Run, average: float, ax: "Axes") -> "Axes":
         run.history,
         ax=ax,
         metrics=["val_accuracy"],
-        saved_epochs=[record.epoch for record in run.records],
+        saved_epochs=[checkpoint.epoch for checkpoint in run.checkpoints],
         averages={"average of the checkpoints": average},
         label="held-out accuracy",
     )

@@ -68,7 +68,7 @@ def doctor(
         >>> report = ckptavg.doctor("run")
         >>> ckptavg.merge(report.keep, "swa.weights.h5")
     """
-    from ckptavg.analysis.doctor.doctor import doctor as examine
+    from ckptavg.analysis.doctor.doctor import diagnose
 
     options = BatchNormOptions(
         steps=steps,
@@ -89,19 +89,11 @@ def doctor(
     size = sum(c.record.size for c in checkpoints if c.record is not None) or None
     progress = progress or bar("reading", size)
     if eval_data is None:
-        return examine(checkpoints, progress=progress)
+        return diagnose(checkpoints, progress=progress)
     model = model_or_that_of(model, checkpoints[0].path)
     import_keras()
-    from ckptavg.models.specs import as_data
+    from ckptavg.search.judge import Judge
 
     with options.opened(model, data) as (network, inputs):
-        return examine(
-            checkpoints,
-            model=network,
-            data=inputs,
-            eval_data=as_data(eval_data, model=network),
-            steps=steps,
-            bn_mode=bn_mode,
-            mixed_precision=mixed_precision,
-            progress=progress,
-        )
+        judge = Judge(network, data=inputs, eval_data=eval_data, monitor="loss", options=options)
+        return diagnose(checkpoints, judge=judge, progress=progress)

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
+from ckptavg.errors import RecipeError
+from ckptavg.formats import check_keras_output
 from ckptavg.merging.worker import Progress
+from ckptavg.runs.outputs import check_output
+from ckptavg.runs.selection import leave_out_non_finite
 from ckptavg.runs.sources import Sources, resolve
 
 if TYPE_CHECKING:
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
 
     from ckptavg.search.soup import SoupReport
 
-GREEDY = "greedy"
+GREEDY, UNIFORM = "greedy", "uniform"
 
 
 def soup(
@@ -94,29 +98,35 @@ def soup(
         distribute=distribute,
     )
     options.check_data(data)
-    checkpoints = resolve(sources)
+    if method not in (GREEDY, UNIFORM):
+        raise RecipeError(f"method is {method!r:.40}, but must be '{GREEDY}' or '{UNIFORM}'")
+    checkpoints, output = leave_out_non_finite(resolve(sources))[0], Path(output)
+    check_keras_output(output)  # refused before hours are spent on what goes into it
+    check_output(output, overwrite)
     model = model_or_that_of(model, checkpoints[0].path)
     import_keras()
-    from ckptavg.models.specs import as_data, spec_name
-    from ckptavg.search.soup import soup as cook
+    from ckptavg.models.specs import spec_name
+    from ckptavg.search.judge import Judge
+    from ckptavg.search.soup import make_soup
 
     # A greedy soup evaluates each checkpoint alone, and each but the best together with the soup.
     evaluations = 2 * len(checkpoints) - 1 if method == GREEDY else 1
     with options.opened(model, data) as (network, inputs):
-        return cook(
-            checkpoints,
-            output,
-            method=method,
-            model=network,
+        judge = Judge(
+            network,
             data=inputs,
-            eval_data=as_data(eval_data, model=network),
-            test_data=None if test_data is None else as_data(test_data, model=network),
-            allow_same_data=allow_same_data,
+            eval_data=eval_data,
             monitor=monitor,
             mode=mode,
-            steps=steps,
-            bn_mode=bn_mode,
-            mixed_precision=mixed_precision,
+            options=options,
+            test_data=test_data,
+            allow_same_data=allow_same_data,
+        )
+        return make_soup(
+            checkpoints,
+            judge,
+            output,
+            method=method,
             data_name=spec_name(data) if data_name is None else data_name,
             overwrite=overwrite,
             progress=progress or bar("evaluations", evaluations),

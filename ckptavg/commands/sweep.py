@@ -1,15 +1,19 @@
 """`sweep`: many averages of a run compared, with models and data by SPEC."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
+from ckptavg.formats import check_keras_output
 from ckptavg.merging.worker import Progress
 from ckptavg.recipes import UNIFORM, Recipe
+from ckptavg.runs.outputs import check_output
 from ckptavg.runs.run import Run, open_run
+from ckptavg.runs.selection import leave_out_non_finite
 
 if TYPE_CHECKING:
     import keras
@@ -105,33 +109,36 @@ def sweep(
     )
     options.check_data(data)
     run = run if isinstance(run, Run) else open_run(run)
+    run = replace(run, checkpoints=leave_out_non_finite(run.checkpoints)[0])
+    output = None if output is None else Path(output)
+    if output is not None:  # refused before hours are spent on what goes into it
+        check_keras_output(output)
+        check_output(output, overwrite)
     model = model_or_that_of(model, run.checkpoints[-1].path)
     import_keras()
-    from ckptavg.models.specs import as_data, spec_name
-    from ckptavg.search.sweep import list_candidates
-    from ckptavg.search.sweep import sweep as search
+    from ckptavg.models.specs import spec_name
+    from ckptavg.search.judge import Judge
+    from ckptavg.search.sweep import list_candidates, search_windows
 
     candidates = list_candidates(
         run, windows=windows, stride=stride, recipes=recipes, budget=budget
     )
     with options.opened(model, data) as (network, inputs):
-        return search(
-            run,
-            output,
-            model=network,
+        judge = Judge(
+            network,
             data=inputs,
-            eval_data=as_data(eval_data, model=network),
-            test_data=None if test_data is None else as_data(test_data, model=network),
-            allow_same_data=allow_same_data,
+            eval_data=eval_data,
             monitor=monitor,
             mode=mode,
-            windows=windows,
-            stride=stride,
-            recipes=recipes,
-            budget=budget,
-            steps=steps,
-            bn_mode=bn_mode,
-            mixed_precision=mixed_precision,
+            options=options,
+            test_data=test_data,
+            allow_same_data=allow_same_data,
+        )
+        return search_windows(
+            run,
+            candidates,
+            judge,
+            output,
             data_name=spec_name(data) if data_name is None else data_name,
             max_memory=max_memory,
             overwrite=overwrite,

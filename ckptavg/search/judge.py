@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,7 +13,7 @@ from ckptavg.errors import DataError
 from ckptavg.models.evaluation import measure
 from ckptavg.models.model import batch_norm_layers
 from ckptavg.models.placement import moving_variables
-from ckptavg.models.specs import as_data, as_inputs, as_model
+from ckptavg.models.specs import as_data
 from ckptavg.runs.selection import metric_sign
 from ckptavg.search.data_fingerprint import DataFingerprint, fingerprint_data
 from ckptavg.search.live_model import LiveModel
@@ -64,12 +63,13 @@ class Judge:
     Attributes:
         model: the live model; it keeps the weights of the last average.
         data: inputs for BatchNorm passes.
+        options: how BatchNorm passes run.
         monitor: the metric used for selection, as `model.evaluate` names it.
     """
 
     def __init__(
         self,
-        model: keras.Model | str | Path,
+        model: keras.Model,
         *,
         data: Any,
         eval_data: Any,
@@ -79,16 +79,16 @@ class Judge:
         test_data: Any = None,
         allow_same_data: bool = False,
     ) -> None:
-        """Reads the data once, for their fingerprints; models and data may be SPECs.
+        """Reads the data once, for their fingerprints.
 
         Args:
             model: a compiled model.
             data: training inputs for BatchNorm passes; None for a model without BatchNorm.
-            eval_data: `(x, y)` used for selection.
+            eval_data: `(x, y)` used for selection, or their SPEC.
             monitor: metric used for selection, with or without the prefix `val_`.
             mode: `min`, `max` or `auto`, which goes by the metric's name.
             options: how BatchNorm passes run; evaluations are not affected.
-            test_data: `(x, y)` not used for selection, for the final report.
+            test_data: `(x, y)` not used for selection, or their SPEC, for the final report.
             allow_same_data: whether samples of `test_data` may be among those used for selection.
 
         Raises:
@@ -97,17 +97,14 @@ class Judge:
             ModelError: the model has BatchNorm layers, but there are no data for them.
             RunError: `auto` cannot tell whether lower or higher is better.
         """
-        self.model = as_model(model)
-        self.data = as_inputs(data, model=self.model)
+        self.model, self.data, self.options = model, data, options
         self.monitor = monitor.removeprefix("val_")
         self._sign = metric_sign(monitor, mode)
         self._eval_data, self._test_data = (
-            as_data(part, model=self.model) for part in (eval_data, test_data)
+            as_data(part, model=model) for part in (eval_data, test_data)
         )
         self._eval_fingerprint = fingerprint_data(self._eval_data)
-        self._live = LiveModel(
-            self.model, data=self.data, eval_data=self._eval_data, options=options
-        )
+        self._live = LiveModel(model, data=data, eval_data=self._eval_data, options=options)
         if self._test_data is not None and not allow_same_data:
             _check_held_out(self._eval_fingerprint, fingerprint_data(self._test_data))
 
@@ -144,6 +141,11 @@ class Judge:
         if statistics is not None:
             statistics.restore(self.model)
 
+    @property
+    def tests(self) -> bool:
+        """Whether there are data not used for selection."""
+        return self._test_data is not None
+
     def rank(self, metrics: dict[str, float]) -> float:
         """A number that is smaller for better metrics; NaN is the worst."""
         value = metrics[self.monitor]
@@ -151,7 +153,7 @@ class Judge:
 
     def test(self) -> dict[str, float] | None:
         """Metrics of the model as it is, on data not used for selection; None without any."""
-        return None if self._test_data is None else measure(self.model, self._test_data)
+        return measure(self.model, self._test_data) if self.tests else None
 
 
 def _check_held_out(selection: DataFingerprint, test: DataFingerprint) -> None:

@@ -4,22 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import keras
-
-from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.batch_norm.refresh import merge_live
-from ckptavg.errors import RecipeError
-from ckptavg.formats import check_keras_output
 from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
-from ckptavg.models.specs import spec_name
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import list_metrics
-from ckptavg.runs.outputs import check_output
-from ckptavg.runs.selection import leave_out_non_finite
-from ckptavg.runs.sources import Sources, resolve
 from ckptavg.search.judge import EstimatedStatistics, Judge, Score
 from ckptavg.search.weight_rows import Tensor, WeightRows
 
@@ -86,83 +76,32 @@ class SoupReport:
         return "\n".join(lines)
 
 
-def soup(
-    sources: Sources,
-    output: str | Path,
+def make_soup(
+    checkpoints: Sequence[Checkpoint],
+    judge: Judge,
+    output: Path,
     *,
     method: str = GREEDY,
-    model: keras.Model | str | Path,
-    data: Any = None,
-    eval_data: Any,
-    monitor: str,
-    mode: str = "auto",
-    steps: int | None = None,
-    bn_mode: str = "batch",
-    mixed_precision: bool = False,
-    test_data: Any = None,
-    allow_same_data: bool = False,
     data_name: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SoupReport:
-    """Averages the subset of checkpoints that scores best (greedy soup).
+    """Averages the subset of checkpoints that scores best; see `ckptavg.soup`.
 
-    A greedy soup begins with the best checkpoint, tries the others from better to worse, and keeps
-    each one that does not make the soup worse (Wortsman et al., arXiv 2203.05482, algorithm 1): on
-    the data used for selection, it is never worse than its best ingredient. A uniform soup is the
-    mean of all. The checkpoints may come from several runs of one model. Sums are in a file, so
-    memory does not grow with the number of ingredients.
+    Sums are in a file, so memory does not grow with the number of checkpoints.
 
     Args:
-        sources: checkpoints, as in `merge`.
+        checkpoints: of one model.
+        judge: scores averages; its model keeps the weights of the soup.
         output: a `.weights.h5` or `.keras` file.
         method: `greedy` or `uniform`.
-        model: a compiled model, or its SPEC; it keeps the weights of the soup.
-        data: training inputs for the BatchNorm passes of soups. Single checkpoints are evaluated
-            with their saved statistics.
-        eval_data: held-out `(x, y)` used for selection.
-        monitor: metric used for selection, such as `val_accuracy`.
-        mode: `min`, `max` or `auto`, which goes by the name of the metric.
-        steps: number of batches of `data` to use in each pass; all by default.
-        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
-        test_data: `(x, y)` not used for selection, for a report on the soup.
-        allow_same_data: whether samples of `test_data` may be among those used for selection.
-        data_name: name of `data` for the record; by default the SPEC, if `data` is one.
+        data_name: name of the BatchNorm data for the record.
         overwrite: whether to replace an existing output.
         progress: called with 1 for each evaluation.
 
-    Returns:
-        What the soup is made of.
-
     Raises:
-        RecipeError: `method` is unknown.
-        DataError: `test_data` share samples with `eval_data`.
         CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
-
-    Example:
-        >>> report = ckptavg.soup(
-        ...     ["run-a", "run-b"], "soup.keras", model=model, data=x, eval_data=(x_val, y_val),
-        ...     monitor="val_accuracy",
-        ... )
-        >>> [ingredient.checkpoint.path for ingredient in report.ingredients if ingredient.kept]
     """
-    if method not in (GREEDY, UNIFORM):
-        raise RecipeError(f"method is {method!r:.40}, but must be '{GREEDY}' or '{UNIFORM}'")
-    checkpoints, output = leave_out_non_finite(resolve(sources))[0], Path(output)
-    check_keras_output(output)
-    check_output(output, overwrite)
-    options = BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
-    judge = Judge(
-        model,
-        data=data,
-        eval_data=eval_data,
-        monitor=monitor,
-        mode=mode,
-        options=options,
-        test_data=test_data,
-        allow_same_data=allow_same_data,
-    )
     with closing(_Pot(checkpoints, judge, output.parent, progress or (lambda _: None))) as pot:
         ingredients = pot.cook_greedily() if method == GREEDY else pot.cook_all()
     plan = plan_merge(
@@ -175,8 +114,8 @@ def soup(
         plan,
         judge.model,
         None,  # no further pass: the soup keeps the statistics that it was scored with
-        options,
-        data_name=spec_name(data) if data_name is None else data_name,
+        judge.options,
+        data_name=data_name,
         refresh=pot.statistics.restore if pot.statistics is not None else None,
     )
     return SoupReport(

@@ -2,25 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import keras
-
-from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.errors import RecipeError, RunError
-from ckptavg.formats import check_keras_output
 from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
-from ckptavg.models.specs import spec_name
 from ckptavg.recipes import UNIFORM, Recipe, effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs, list_metrics
-from ckptavg.runs.outputs import check_output
-from ckptavg.runs.run import Run, open_run
-from ckptavg.runs.selection import leave_out_non_finite, positions
+from ckptavg.runs.run import Run
+from ckptavg.runs.selection import positions
 from ckptavg.search.judge import EstimatedStatistics, Judge
 from ckptavg.search.row_store import DEFAULT_MEMORY
 from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents
@@ -118,98 +111,39 @@ class SweepReport:
         return "\n".join(lines)
 
 
-def sweep(
-    run: Run | str | Path,
-    output: str | Path | None = None,
+def search_windows(
+    run: Run,
+    candidates: Sequence[Candidate],
+    judge: Judge,
+    output: Path | None = None,
     *,
-    model: keras.Model | str | Path,
-    data: Any = None,
-    eval_data: Any,
-    monitor: str,
-    mode: str = "auto",
-    windows: str = LAST,
-    stride: int = 1,
-    recipes: Sequence[Recipe | str] = (UNIFORM,),
-    budget: int | None = None,
-    steps: int | None = None,
-    bn_mode: str = "batch",
-    mixed_precision: bool = False,
-    test_data: Any = None,
-    allow_same_data: bool = False,
     data_name: str | None = None,
     max_memory: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SweepReport:
-    """Evaluates averages over windows of a run, and writes the best one.
-
-    Every checkpoint is read once, into float64 sums. A plain mean is the difference of two sums
-    and equals that of a merge to the bit. Other recipes are averaged as `merge` does. Scores are
-    kept in the run's folder `search`, by coefficients, model and data, so a stopped sweep can be
-    continued. The best of many scores is optimistic: `test_data` give an unbiased one.
+    """Evaluates averages over windows of a run, and writes the best one; see `ckptavg.sweep`.
 
     Args:
-        run: a run or its directory.
-        output: a `.weights.h5` or `.keras` file for the best average; none by default.
-        model: a compiled model, or its SPEC; it keeps the weights of the best average if that is
-            written, otherwise those of the last one evaluated.
-        data: training inputs for the BatchNorm passes, as in `update_batch_norm`.
-        eval_data: held-out `(x, y)` used for selection; read for every candidate.
-        monitor: metric used for selection, such as `val_accuracy`.
-        mode: `min`, `max` or `auto`, which goes by the name of the metric.
-        windows: `last` for windows that end with the last checkpoint, `all` for windows anywhere.
-        stride: try every Nth window end and length.
-        recipes: how to weight each window: `Recipe`s, or texts such as `ema:0.9`.
-        budget: try at most this many candidates, evenly spread; all by default.
-        steps: number of batches of `data` to use in each pass; all by default.
-        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
-        test_data: `(x, y)` not used for selection, for a report on the best average.
-        allow_same_data: whether samples of `test_data` may be among those used for selection.
-        data_name: name of `data` for the record; by default the SPEC, if `data` is one.
+        run: the run that the candidates belong to.
+        candidates: at least one, from `list_candidates`.
+        judge: scores averages; its model keeps the weights of the best one if that is written or
+            tested, otherwise those of the last one evaluated.
+        output: file for the best average; None for no file.
+        data_name: name of the BatchNorm data for the record.
         max_memory: bytes that sums may take in memory, 1 GiB by default; larger ones go to a file
             in the run.
         overwrite: whether to replace an existing output.
         progress: called with 1 for each candidate.
 
     Raises:
-        RunError: `windows`, `stride` or `budget` is invalid.
-        RecipeError: a recipe is unknown, or does not apply to the checkpoints of a run.
-        DataError: `test_data` share samples with `eval_data`.
         CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
-
-    Example:
-        >>> report = sweep(
-        ...     "run", "best.keras", model=model, data=x, eval_data=(x_val, y_val),
-        ...     monitor="val_accuracy",
-        ... )
-        >>> report.best.coefficients
     """
-    run = run if isinstance(run, Run) else open_run(run)
-    run = replace(run, checkpoints=leave_out_non_finite(run.checkpoints)[0])
-    if output is not None:  # refused before hours are spent on what goes into it
-        output = Path(output)
-        check_keras_output(output)
-        check_output(output, overwrite)
-    candidates = list_candidates(
-        run, windows=windows, stride=stride, recipes=recipes, budget=budget
-    )
-    options = BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
-    judge = Judge(
-        model,
-        data=data,
-        eval_data=eval_data,
-        monitor=monitor,
-        mode=mode,
-        options=options,
-        test_data=test_data,
-        allow_same_data=allow_same_data,
-    )
     max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
     with closing(_Averages(run, candidates, max_memory)) as averages:
         found = _evaluate(run, candidates, averages, judge, progress or (lambda _: None))
         best = found.ranked[0]
-        if output is None and test_data is not None:
+        if output is None and judge.tests:
             judge.show(averages.tensors(best), found.statistics)
     if output is not None:
         plan = plan_merge(
@@ -223,8 +157,8 @@ def sweep(
             plan,
             judge.model,
             judge.data,
-            options,
-            data_name=spec_name(data) if data_name is None else data_name,
+            judge.options,
+            data_name=data_name,
             # The statistics that the average was scored with: a pass over data that are shuffled or
             # augmented would find others.
             refresh=found.statistics.restore if found.statistics is not None else None,
@@ -251,7 +185,7 @@ def list_candidates(
     recipes: Sequence[Recipe | str] = (UNIFORM,),
     budget: int | None = None,
 ) -> list[Candidate]:
-    """The averages that a sweep evaluates; arguments are those of `sweep`.
+    """The averages that a sweep evaluates; arguments are those of `ckptavg.sweep`.
 
     Windows are sorted by their ends, then by their lengths; the longest of each end is always among
     them. Recipes that give a window the same coefficients count once.

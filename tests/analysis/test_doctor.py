@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ckptavg
-from ckptavg.analysis.doctor.doctor import KEEP, LEAVE_OUT, doctor, outliers
+from ckptavg import doctor
+from ckptavg.analysis.doctor.doctor import KEEP, LEAVE_OUT, outliers
 from ckptavg.analysis.geometry import measure
 from ckptavg.errors import RunError, SpecError
 from tests.helpers.command_line import main
@@ -203,7 +204,7 @@ def test_a_barrier_tells_basins_apart(tmp_path):
     barriers = [d.barrier for d in report.diagnoses]
     assert barriers[-1] is None
     assert np.argmax(barriers[:-1]) == 1
-    with pytest.raises(SpecError, match="need both a model"):
+    with pytest.raises(SpecError, match="are for midpoints: pass --eval-data"):
         doctor(paths, model=model)
 
 

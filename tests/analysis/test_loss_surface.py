@@ -107,6 +107,7 @@ def test_a_plane_of_a_quadratic_loss(kernels):
     u = (first - origin) / np.linalg.norm(first - origin)
     v = second - origin - np.sum((second - origin) * u) * u
     v /= np.linalg.norm(v)
+    assert repr(plane).startswith("LossPlane through w0, w1, w2, 5 x 5 points\n  eval loss: ")
     loss = plane.metrics["eval"]["loss"]
     assert loss.shape == plane.metrics["eval"]["mae"].shape == (5, 5)
     for row, y in enumerate(plane.y):

@@ -252,13 +252,13 @@ def test_a_run_with_every_fault_has_a_report_that_tells_of_them(tmp_path):
     found = Page(done.output)
     assert found.words("li").count("\n") == 4
     assert "epoch-0002.weights.h5 (NaN or infinity)" in found.texts["td"]
-    assert "epoch-0003.weights.h5 (gone)" in found.texts["td"]
+    assert "epoch-0003.weights.h5 (missing)" in found.texts["td"]
     assert len(found.pictures) == 8
     # a checkpoint that is not what was saved: there are no distances, and the report says why
     path = folder / "epoch-0005.weights.h5"
     path.write_bytes(path.read_bytes()[:-100])
     done = write_report(run, tmp_path / "r.html", overwrite=True)
-    assert "Where the checkpoints lie could not be measured" in done.notes[-1]
+    assert "The geometry of the checkpoints could not be measured" in done.notes[-1]
     assert len(Page(done.output).pictures) == 1
 
 
@@ -268,7 +268,7 @@ def test_what_is_no_average_and_averages_of_others(tmp_path):
     average = tmp_path / "swa.weights.h5"
     ckptavg.merge(other, average)
     done = write_report(run, tmp_path / "r.html", merged=average)
-    assert "is an average of" in done.notes[0]
+    assert "also averages" in done.notes[0]
     assert done.commands[0] == f"ckptavg merge {other} -o {average}"
     for path in (run / "checkpoints" / "epoch-0001.weights.h5", tmp_path / "nothing.weights.h5"):
         with pytest.raises(RunError):

@@ -23,11 +23,11 @@ import keras
 import numpy as np
 from _tables import number, table
 
+from ckptavg import sweep
 from ckptavg.batch_norm import BatchNormPass
 from ckptavg.models.evaluation import measure
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import Record, now
-from ckptavg.search.sweep import sweep
 
 
 def build(blocks: int, filters: int) -> keras.Model:

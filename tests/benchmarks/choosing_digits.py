@@ -22,8 +22,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import keras
 from _tables import table
 
-from ckptavg import demo
-from ckptavg.analysis.doctor.doctor import doctor
+from ckptavg import demo, doctor, soup, sweep
 from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import RunError
 from ckptavg.merging.plan import plan_merge
@@ -33,8 +32,6 @@ from ckptavg.recipes.swad import Swad
 from ckptavg.runs.describe import list_epochs
 from ckptavg.runs.run import Run, open_run
 from ckptavg.saving.checkpoint_saver import CheckpointSaver
-from ckptavg.search.soup import soup
-from ckptavg.search.sweep import sweep
 
 CHOOSING = 297
 RECIPES = ("uniform", "ema:0.8", "cosine-decay", "sqrt-decay")

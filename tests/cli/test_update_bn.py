@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from ckptavg.analysis.doctor.doctor import doctor
+from ckptavg import doctor
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
 from tests.helpers.command_line import DATA, MODEL, main

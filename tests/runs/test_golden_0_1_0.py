@@ -10,10 +10,10 @@ import keras
 import pytest
 
 import ckptavg
+from ckptavg import sweep
 from ckptavg.merging.verify import INTACT, REPRODUCED
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
-from ckptavg.search.sweep import sweep
 from tests.helpers.command_line import main
 
 GOLDEN = Path(__file__).parent.parent / "data" / "run-0.1.0"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ckptavg
+from ckptavg import soup
 from ckptavg.batch_norm.refresh import refresh_batch_norm
 from ckptavg.errors import DataError, RecipeError
 from ckptavg.merging.plan import plan_mean
@@ -18,7 +19,6 @@ from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
 from ckptavg.runs.sources import resolve
-from ckptavg.search.soup import soup
 from ckptavg.search.weight_rows import WeightRows, weighted_mean
 from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT
 from tests.helpers.command_line import main

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ckptavg
+from ckptavg import sweep
 from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import DataError, IntegrityError, ModelError, RecipeError, RunError
 from ckptavg.merging.plan import plan_mean, plan_merge
@@ -18,7 +19,7 @@ from ckptavg.runs.record import Record
 from ckptavg.search import judge as judging
 from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.live_model import LiveWeights
-from ckptavg.search.sweep import list_candidates, sweep
+from ckptavg.search.sweep import list_candidates
 from ckptavg.search.weight_rows import WeightRows, weighted_mean
 from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT, X, Y
 from tests.helpers.command_line import main

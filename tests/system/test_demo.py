@@ -76,7 +76,7 @@ def test_the_printed_commands_do_the_same(printed):
 def test_a_second_demo_replaces_the_first_but_nothing_else(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "work").write_text("precious")
-    with pytest.raises(OutputError, match="is not of a demo"):
+    with pytest.raises(OutputError, match="no demo made it"):
         demo.run_demo(tmp_path / "mine")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "demo.json").write_text(json.dumps({"seed": 1}))

@@ -5,24 +5,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.geometry.measure import Survey, survey
-from ckptavg.batch_norm.options import BatchNormOptions
-from ckptavg.errors import CkptavgError, RunError, SpecError
+from ckptavg.errors import CkptavgError, RunError
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.merging.plan import plan_mean
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
 from ckptavg.merging.worker import Progress
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.sources import Sources, resolve
+from ckptavg.search.weight_rows import weighted_mean
 
 if TYPE_CHECKING:
-    import keras
-
     from ckptavg.search.judge import Judge
 
 KEEP, LEAVE_OUT = "keep", "leave out"
@@ -107,53 +105,19 @@ class DoctorReport:
         return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
 
 
-def doctor(
-    sources: Sources,
-    *,
-    model: "keras.Model | str | Path | None" = None,
-    data: Any = None,
-    eval_data: Any = None,
-    steps: int | None = None,
-    bn_mode: str = "batch",
-    mixed_precision: bool = False,
-    progress: Progress | None = None,
+def diagnose(
+    sources: Sources, *, judge: "Judge | None" = None, progress: Progress | None = None
 ) -> DoctorReport:
-    """Finds checkpoints that should be left out of an average, and says why.
-
-    One pass reads all checkpoints side by side, as `measure_geometry` does, and finds files that
-    cannot be read, are damaged or belong to another model; NaN and infinity; duplicates; and, among
-    at least 4 checkpoints, outliers in norm or distance to the mean. An outlier is more than 6
-    robust standard deviations from the median; one is 1.4826 times the median absolute deviation,
-    and at least 5 % of the median for norms and 20 % for distances.
-
-    With a model and evaluation data, the loss at the midpoint of consecutive checkpoints shows
-    whether they lie in one basin: a midpoint that is worse than both by 10 % is a barrier (linear
-    mode connectivity, Frankle et al., arXiv 1912.05671), and only the longest sequence without one
-    is kept.
+    """Finds checkpoints that should be left out of an average; see `ckptavg.doctor`.
 
     Args:
         sources: checkpoints, as in `merge`, in the order of training.
-        model: a compiled model, or its SPEC; it keeps the weights of the last midpoint.
-        data: training inputs for BatchNorm passes, as in `update_batch_norm`.
-        eval_data: `(x, y)`.
-        steps: number of batches of `data` to use in each pass; all by default.
-        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
+        judge: evaluates midpoints; without one, there are no barriers.
         progress: called with the number of bytes read since the last call.
-
-    Returns:
-        The diagnoses.
 
     Raises:
         RunError: there are no checkpoints, or none that can be read.
-        SpecError: only one of model and evaluation data is given.
-
-    Example:
-        >>> report = ckptavg.doctor("run")
-        >>> ckptavg.merge(report.keep, "swa.weights.h5")
     """
-    if (model is None) != (eval_data is None) or (data is not None and eval_data is None):
-        raise SpecError("midpoints need both a model (--model) and evaluation data (--eval-data)")
     checkpoints = resolve(sources)
     diagnoses = {
         n: Diagnosis(checkpoint, reasons)
@@ -167,11 +131,7 @@ def doctor(
     judged = _judge(survey([checkpoints[n] for n in readable], progress))
     diagnoses.update(zip(readable, judged, strict=True))
     good = [n for n, found in diagnoses.items() if not found.reasons]
-    if model is not None and len(good) > 1:
-        from ckptavg.search.judge import Judge  # imports Keras
-
-        options = BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
-        judge = Judge(model, data=data, eval_data=eval_data, monitor="loss", options=options)
+    if judge is not None and len(good) > 1:
         found = _with_barriers([diagnoses[n] for n in good], judge)
         diagnoses.update(zip(good, found, strict=True))
     return DoctorReport(tuple(diagnoses.values()), _general(judged))
@@ -313,8 +273,6 @@ def _with_barriers(diagnoses: Sequence[Diagnosis], judge: "Judge") -> list[Diagn
     Checkpoints are evaluated like midpoints, after a BatchNorm pass if there are data for it, so
     that losses differ by the weights only.
     """
-    from ckptavg.search.weight_rows import weighted_mean
-
     count = len(diagnoses)
     plan = plan_mean([diagnosis.checkpoint for diagnosis in diagnoses])
 

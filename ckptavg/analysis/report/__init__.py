@@ -1,4 +1,4 @@
-"""A report of a run, and of an average of it, as one HTML page."""
+"""A report on a run, and on an average of it, as one HTML page."""
 
 from ckptavg.analysis.report.write import RunReport, write_report
 

@@ -1,8 +1,10 @@
 """The figures of a report, with captions."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
+
+from matplotlib.axes import Axes
 
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.plots import (
@@ -16,22 +18,22 @@ from ckptavg.analysis.plots import (
     trajectory_plane,
 )
 from ckptavg.analysis.plots.training import metric_groups
+from ckptavg.analysis.report.average import Average
 from ckptavg.analysis.report.html import Content, figure, tag
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.record import Record
 from ckptavg.runs.selection import positions_in
 
 _MOST_METRICS = 6
-"""Metrics that are drawn, each with its validation twin; the table has all."""
+"""The most metrics that are drawn, each with its validation twin; the table has all."""
 
 
-def training_figures(logs: Sequence[EpochLog | Record], records: Sequence[Record]) -> Content:
-    """Metrics and the learning rate over the epochs."""
-    saved = {record.epoch for record in records}
+def training_figures(logs: Sequence[EpochLog | Record], saved: Collection[int]) -> Content:
+    """Metrics and the learning rate over the epochs, with marks at saved ones."""
     groups = list(metric_groups(logs).values())
     if not groups and all(log.learning_rate is None for log in logs):
-        return tag("p", "Neither metrics nor learning rates were recorded.")
+        return tag("p", "No metrics or learning rates were recorded.")
     told = ["The learning rate.", *(f"{' and '.join(names)}, each epoch." for names in groups)]
     drawn = groups[:_MOST_METRICS] or [[]]
     figures = [
@@ -44,47 +46,46 @@ def training_figures(logs: Sequence[EpochLog | Record], records: Sequence[Record
 
 
 def geometry_figures(geometry: Geometry) -> Content:
-    """Where the checkpoints lie to each other, and how large they are."""
+    """How the checkpoints lie to each other, and how large they are."""
     count = len(geometry.labels)
     total, layers = sum(geometry.parameters), len(geometry.layers)
     about = tag(
         "p",
-        f"{count} checkpoint{'s' * (count > 1)} of {total:,} weights in {layers} layers; lengths "
-        "are Euclidean, in the units of the weights. BatchNorm statistics do not count.",
+        f"{count} checkpoint{'s' * (count > 1)} of {total:,} weights in {layers} layers. Lengths "
+        "are Euclidean over the weights, without the moving statistics of BatchNorm layers.",
     )
     if count < 2:
-        return about, tag("p", "One checkpoint alone has no distance to others.")
-    drawn = [
-        (
-            partial(trajectory_plane, geometry.trajectory()),
-            "The plane in which the checkpoints lie best, by principal components.",
+        return about, tag("p", "A single checkpoint has no distances to others.")
+    trajectory, drift = geometry.trajectory(), geometry.drift()
+    distances, cosines = geometry.distances(averages={}), geometry.cosines(averages={})
+    steps, to_mean = geometry.step_sizes(), geometry.to_mean()
+    drawn: dict[str, Callable[..., Axes]] = {
+        "The checkpoints in the plane of their first two principal components.": partial(
+            trajectory_plane, trajectory
         ),
-        (partial(distance_map, geometry.distances(averages={})), "How far checkpoints are apart."),
-        (
-            partial(cosine_map, geometry.cosines(averages={})),
-            "The cosine between checkpoints: 1 is the same direction.",
-        ),
-        (partial(series_plot, geometry.norms()), "The norm of the weights."),
-        (partial(series_plot, geometry.step_sizes()), "How far each is from the one before."),
-        (partial(series_plot, geometry.to_mean()), "How far each is from the mean of all."),
-        (
-            partial(layer_drift, geometry.drift()),
-            "How far each layer is from the first checkpoint, as a share of its norm there.",
-        ),
-    ]
-    return about, _grid(_figure(draw, caption) for draw, caption in drawn)
+        "Distances between checkpoints.": partial(distance_map, distances),
+        "Cosines between checkpoints; 1 means the same direction.": partial(cosine_map, cosines),
+        "The norm of the weights.": partial(series_plot, geometry.norms()),
+        "Distance of each checkpoint to the previous one.": partial(series_plot, steps),
+        "Distance of each checkpoint to the mean of all.": partial(series_plot, to_mean),
+        "How far each layer has moved from the first checkpoint, as a fraction of its norm "
+        "there.": partial(layer_drift, drift),
+    }
+    return about, _grid(_figure(draw, caption) for caption, draw in drawn.items())
 
 
-def coefficient_figure(average: Checkpoint, sources: Sequence[Checkpoint]) -> Content:
-    """The share of each checkpoint in an average; nothing where all have the same."""
-    if len({source.coefficient for source in average.record.sources}) < 2:
+def coefficient_figure(average: Average, sources: Sequence[Checkpoint]) -> Content:
+    """The coefficients of an average; nothing if all are equal."""
+    if len(set(average.coefficients)) < 2:
         return None
     places, unit = positions_in(sources)
-    record, shares = average.record, {}
-    for number, (checkpoint, source) in enumerate(zip(sources, record.sources, strict=True)):
-        tracked = checkpoint.record.ema if checkpoint.record is not None else None
-        name = record.recipe if tracked is None else f"sigma_rel {tracked.sigma_rel:g}"
-        shares.setdefault(name, [math.nan] * len(sources))[number] = source.coefficient
+    shares: dict[str, list[float]] = {}
+    for number, (source, coefficient) in enumerate(zip(sources, average.coefficients, strict=True)):
+        # Tracked averages of different widths are lines of their own.
+        name = average.record.recipe or ""
+        if isinstance(source, TrackedCheckpoint):
+            name = f"sigma_rel {source.ema.sigma_rel:g}"
+        shares.setdefault(name, [math.nan] * len(sources))[number] = coefficient
     draw = partial(recipe_curves, places, shares, unit=unit)
     return _grid([_figure(draw, "The coefficients of the checkpoints in the average.")])
 
@@ -93,5 +94,5 @@ def _grid(figures: Iterable[Content]) -> Content:
     return tag("div", list(figures), class_="figures")
 
 
-def _figure(draw: Callable[..., object], caption: str) -> Content:
+def _figure(draw: Callable[..., Axes], caption: str) -> Content:
     return figure(figure_svg(lambda ax: draw(ax=ax)), caption)

@@ -1,11 +1,11 @@
-"""HTML pages of one file, whose texts are escaped by construction."""
+"""HTML pages in one file, whose texts are escaped by construction."""
 
 import base64
 import html
 from collections.abc import Iterable
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""Whatever a page holds, a browser runs nothing in it and asks nobody for anything."""
+"""Whatever a page holds, a browser runs no script and loads nothing from elsewhere."""
 
 _STYLE = """
 :root { color-scheme: light; --line: #d4d7dc; --soft: #f4f5f7; --quiet: #4d5560; --mark: #0072b2; }
@@ -74,7 +74,7 @@ thead th:first-child { background: var(--soft); z-index: 3; }
 
 
 class Html(str):
-    """Markup, as opposed to text, which still has to be escaped."""
+    """Markup, as opposed to text, which must still be escaped."""
 
     __slots__ = ()
 
@@ -84,11 +84,11 @@ Content = str | None | Iterable["Content"]
 
 
 def tag(name: str, *children: Content, **attributes: str) -> Html:
-    """An element; what is no `Html` in it is text, and is escaped.
+    """An element; contents that are not `Html` are text, and are escaped.
 
     Args:
-        name: of the element.
-        *children: what it holds, in order.
+        name: name of the element.
+        *children: its contents, in order.
         **attributes: its attributes; `class_` stands for `class`, `aria_label` for `aria-label`.
 
     Example:
@@ -104,20 +104,20 @@ def tag(name: str, *children: Content, **attributes: str) -> Html:
 
 
 def facts(pairs: Iterable[tuple[str, Content]]) -> Html:
-    """A list of facts, without those that there is nothing to say of."""
+    """A list of facts, without the empty ones."""
     return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in pairs if value])
 
 
 def table(
     columns: Iterable[str], rows: Iterable[Iterable[str]], *, label: str, words: Iterable[int] = ()
 ) -> Html:
-    """A table that scrolls within itself where it is larger than a screen.
+    """A table that scrolls by itself if it is larger than the screen.
 
     Args:
-        columns: their titles.
-        rows: of texts, one for each column.
-        label: what it is a table of, for readers who do not see it.
-        words: numbers of the columns that hold words, and begin on their left.
+        columns: titles of the columns.
+        rows: texts, one for each column.
+        label: what the table holds, for screen readers.
+        words: indices of the columns that hold words, which are left-aligned.
     """
     worded = set(words)
 
@@ -136,14 +136,14 @@ def table(
 
 
 def figure(svg: str, caption: str) -> Html:
-    """A picture with its caption. As an image it can hold no script, and no name of another one."""
+    """A picture with its caption. As an image, it cannot run scripts or load other files."""
     data = base64.b64encode(svg.encode()).decode()
     image = Html(f'<img src="data:image/svg+xml;base64,{data}" alt="{_escape(caption)}">')
     return tag("figure", image, tag("figcaption", caption))
 
 
 def page(title: str, *content: Content) -> str:
-    """A whole page that needs nothing beside itself."""
+    """A whole page that needs no other files."""
     head = (
         Html('<meta charset="utf-8">\n'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{_escape(_POLICY)}">\n'),
@@ -168,7 +168,7 @@ def _written(content: Content) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text as it stands; what no text may hold is drawn as a replacement character."""
+    """Escaped text; characters that HTML forbids become replacement characters."""
     known = text.encode("utf-8", "replace").decode()
     printable = (c if c in "\n\t" or ord(c) >= 32 else "\ufffd" for c in known)
     return html.escape("".join(printable))

@@ -3,15 +3,15 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from ckptavg.analysis.geometry.geometry import Geometry
+from ckptavg.analysis.report.average import Average
 from ckptavg.analysis.report.html import Content, facts, table, tag
 from ckptavg.errors import FormatError
 from ckptavg.formats import ModelConfig
 from ckptavg.merging.reproduce import SPEC, refreshing
 from ckptavg.recipes import effective_sample_size
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.describe import (
     describe_epochs,
     describe_tracked,
@@ -24,21 +24,20 @@ from ckptavg.runs.record import BatchNormRecord, Record, SourceRecord
 from ckptavg.runs.run import Run
 
 _LISTED = 8
-"""Coefficients that are listed; the table has all."""
+"""The most coefficients that are listed; the table has all."""
 _STATISTICS = {
-    "running": "as training left them",
-    "stale": "stale: averaged with the weights, they are not those of the averaged network",
+    "running": "from training",
+    "stale": "stale: averaged with the weights, so they are not those of the averaged network",
     "fresh": "fresh: re-estimated by a forward pass of the averaged network",
     "partly fresh": "partly fresh: some layers are frozen, or the forward pass did not reach them",
 }
 
 
-def header(run: Run, average: Checkpoint | None) -> Content:
-    """The title of the page, and what it is about in a line."""
+def header(run: Run, average: Average | None) -> Content:
+    """The title of the page, and one line about its contents."""
     told = describe_epochs(run.checkpoints)
     if average is not None:
-        count = len(average.record.sources)
-        told += f", and {average.path.name}, made of {count}"
+        told += f"; {average.path.name} is an average of {len(average.coefficients)}"
     name = run.directory.resolve().name
     return tag("header", tag("h1", f"Run {name}"), tag("p", told))
 
@@ -53,7 +52,7 @@ def about_run(
     geometry: Geometry | None,
     notes: Sequence[str],
 ) -> Content:
-    """The facts of a run, and what is odd about it."""
+    """The facts of a run, and what a reader should know about it."""
     records = run.records
     known = facts(
         [
@@ -61,12 +60,14 @@ def about_run(
             ("model", _model(run)),
             (
                 "weights",
-                geometry and f"{sum(geometry.parameters):,} in {len(geometry.layers)} layers",
+                f"{sum(geometry.parameters):,} in {len(geometry.layers)} layers"
+                if geometry is not None
+                else None,
             ),
             ("training", _training(logs)),
             ("saved", f"{describe_epochs(run.checkpoints)}, {_total(records)}"),
             ("written", _span([record.time for record in records])),
-            ("by", _versions(records)),
+            ("versions", _versions(records)),
             ("BatchNorm", _batch_norm(records[-1].batch_norm)),
             ("tracked", describe_tracked(run.averages) if run.averages else None),
         ]
@@ -75,18 +76,22 @@ def about_run(
     return known, odd
 
 
-def about_checkpoints(run: Run, average: Checkpoint | None) -> Content:
+def about_checkpoints(run: Run, average: Average | None) -> Content:
     """The records of all checkpoints, with their coefficients in an average."""
     metrics = list(dict.fromkeys(name for record in run.records for name in record.metrics))
-    shares = _shares(average) if average is not None else {}
+    shares = (
+        dict(zip(map(os.path.realpath, average.source_paths), average.coefficients, strict=True))
+        if average is not None
+        else {}
+    )
     columns = ["epoch", "step", "learning rate", *metrics, "size"]
     columns += ["coefficient"] if average is not None else []
     columns += ["file"]
     rows = []
     for checkpoint in run.checkpoints:
         record = checkpoint.record
-        share = shares.get(_place(checkpoint.path))
-        state = "" if Checkpoint.exists(checkpoint.path) else " (gone)"
+        share = shares.get(os.path.realpath(checkpoint.path))
+        state = "" if Checkpoint.exists(checkpoint.path) else " (missing)"
         state += " (NaN or infinity)" if record.non_finite else ""
         rows.append(
             [
@@ -102,10 +107,9 @@ def about_checkpoints(run: Run, average: Checkpoint | None) -> Content:
     return table(columns, rows, label="Records of the checkpoints", words=[len(columns) - 1])
 
 
-def about_average(average: Checkpoint, sources: Sequence[Checkpoint], picture: Content) -> Content:
-    """What an average was made of, and what it is worth."""
-    record = average.record
-    coefficients = [source.coefficient for source in record.sources]
+def about_average(average: Average, sources: Sequence[Checkpoint], picture: Content) -> Content:
+    """The sources of an average, and how far it can be trusted."""
+    record, coefficients = average.record, average.coefficients
     size = effective_sample_size(coefficients)
     known = facts(
         [
@@ -114,13 +118,13 @@ def about_average(average: Checkpoint, sources: Sequence[Checkpoint], picture: C
             ("of", _described(sources)),
             ("coefficients", list_coefficients(coefficients, _LISTED)),
             ("effective sample size", f"{size:.3g} of {len(coefficients)} checkpoints"),
-            ("proof", _proof(record.sources)),
+            ("verified", _verified(record.sources)),
             ("BatchNorm", _batch_norm(record.batch_norm)),
             ("written", f"{_time(record.time)}, {human_size(record.size)}"),
-            ("by", _versions([record])),
+            ("versions", _versions([record])),
         ]
     )
-    columns = ["epoch", "coefficient", "size", "bytes proven", "file"]
+    columns = ["epoch", "coefficient", "size", "verified", "file"]
     rows = [
         [
             human_number(source.epoch),
@@ -135,13 +139,13 @@ def about_average(average: Checkpoint, sources: Sequence[Checkpoint], picture: C
     return section("The average", known, picture, listed)
 
 
-def about_commands(commands: Sequence[str], average: Checkpoint | None) -> Content:
+def about_commands(commands: Sequence[str], average: Average | None) -> Content:
     """Commands to copy."""
     if average is None:
         intro = "To average this run:"
     else:
         intro = (
-            "To make the average again, and to prove it, in the folder that these paths start from:"
+            "To reproduce and verify the average, in the folder that these paths are relative to:"
         )
     told: list[Content] = [tag("p", intro), tag("pre", "\n".join(commands))]
     state = average.record.batch_norm if average is not None else None
@@ -149,12 +153,13 @@ def about_commands(commands: Sequence[str], average: Checkpoint | None) -> Conte
         told.append(
             tag(
                 "p",
-                f"The statistics came {_origin(state)}. Data that are shuffled or augmented at "
-                "random give others each time.",
+                f"The BatchNorm statistics were estimated {_origin(state)}. Randomly shuffled or "
+                "augmented data give different ones each time.",
             )
         )
-    if state is not None and state.statistics == "stale" and (command := refreshing(average)):
-        told += [tag("p", "To give it BatchNorm statistics of its own:"), tag("pre", command)]
+    stale = average is not None and state is not None and state.statistics == "stale"
+    if average is not None and stale and (command := refreshing(average)):
+        told += [tag("p", "To re-estimate its BatchNorm statistics:"), tag("pre", command)]
         commands = [*commands, command]
     if any(SPEC in command.split() for command in commands):
         told.append(
@@ -165,19 +170,8 @@ def about_commands(commands: Sequence[str], average: Checkpoint | None) -> Conte
                 ".",
             )
         )
-    told.append(
-        tag("p", "A file that is there is replaced only with ", tag("code", "--overwrite"), ".")
-    )
+    told.append(tag("p", "Existing files are replaced only with ", tag("code", "--overwrite"), "."))
     return told
-
-
-def _place(path: Path) -> str:
-    return os.path.realpath(path)
-
-
-def _shares(average: Checkpoint) -> dict[str, float]:
-    folder = average.path.parent
-    return {_place(folder / source.path): source.coefficient for source in average.record.sources}
 
 
 def _model(run: Run) -> str:
@@ -207,8 +201,9 @@ def _span(times: Sequence[str]) -> str:
 
 
 def _described(sources: Sequence[Checkpoint]) -> str:
-    if all(source.record is not None and source.record.ema is not None for source in sources):
-        return f"{len(sources)} tracked {describe_tracked(sources)}"
+    tracked = [source for source in sources if isinstance(source, TrackedCheckpoint)]
+    if len(tracked) == len(sources):
+        return f"{len(sources)} tracked {describe_tracked(tracked)}"
     return describe_epochs(sources)
 
 
@@ -234,16 +229,16 @@ def _batch_norm(state: BatchNormRecord | None) -> str:
 
 
 def _origin(state: BatchNormRecord) -> str:
-    """Where statistics came from that a pass has estimated."""
+    """The data from which a pass estimated statistics."""
     told = f"from {state.samples:,} samples"
     told += f" in {state.batches:,} batches" if state.batches is not None else ""
     told += f" of {state.data}" if state.data else ""
     return told + (f", mode {state.mode}" if state.mode else "")
 
 
-def _proof(sources: Sequence[SourceRecord]) -> str:
+def _verified(sources: Sequence[SourceRecord]) -> str:
     counted = [source for source in sources if source.coefficient != 0.0]
-    proven = sum(source.verified for source in counted)
-    if proven == len(counted):
-        return "every byte that was averaged was proven by a record or checksum"
-    return f"{len(counted) - proven} of {len(counted)} checkpoints were averaged unproven"
+    verified = sum(source.verified for source in counted)
+    if verified == len(counted):
+        return "every byte that was averaged was checked against a record or checksum"
+    return f"{len(counted) - verified} of {len(counted)} checkpoints were averaged unverified"
