@@ -145,7 +145,7 @@ def about_commands(commands: Sequence[str], average: Average | None) -> Content:
         intro = "To average this run:"
     else:
         intro = (
-            "To reproduce and verify the average, in the folder that these paths are relative to:"
+            "To reproduce and verify the average, run where these paths are relative to:"
         )
     told: list[Content] = [tag("p", intro), tag("pre", "\n".join(commands))]
     state = average.record.batch_norm if average is not None else None
