@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from ckptavg.batch_norm import BatchNormOptions, BatchNormReport
-from ckptavg.errors import DataError
+from ckptavg.errors import DataError, SpecError
 from ckptavg.models.evaluation import measure
 from ckptavg.models.model import batch_norm_layers
 from ckptavg.models.placement import moving_variables
@@ -96,7 +96,12 @@ class Judge:
                 those used for selection.
             ModelError: the model has BatchNorm layers, but there are no data for them.
             RunError: `auto` cannot tell whether lower or higher is better.
+            SpecError: there are no `eval_data`, or a SPEC leads nowhere.
         """
+        if eval_data is None:
+            raise SpecError(
+                "averages are scored on held-out data: pass --eval-data SPEC (in Python eval_data=)"
+            )
         self.model, self.data, self.options = model, data, options
         self.monitor = monitor.removeprefix("val_")
         self._sign = metric_sign(monitor, mode)

@@ -93,5 +93,5 @@ def test_the_model_of_a_run_is_loaded_and_a_missing_one_explained(trained_run):
     path = ckptavg.open_run(trained_run).checkpoints[-1].path
     expected = ckptavg.evaluate(path, model=tiny_model(), data=(x, y))
     assert ckptavg.evaluate(path, model=model, data=(x, y)) == pytest.approx(expected)
-    with pytest.raises(SpecError, match=r"holds no configuration of its own \(model\.json\)"):
+    with pytest.raises(SpecError, match=r"has no configuration of its own \(model\.json\)"):
         ckptavg.load_model(None)

@@ -230,7 +230,7 @@ def test_contours_crowd_at_the_minimum_and_name_the_points(ax):
     assert heights[1] > 1.2 * heights[0]
     assert [tuple(line.get_xydata()[0]) for line in ax.lines] == list(plane.points.values())
     text = drawn(ax)
-    assert {"origin", "first", "second", "parameter units"} <= set(text.splitlines())
+    assert {"origin", "first", "second", "distance (parameter units)"} <= set(text.splitlines())
     assert ax.get_aspect() == 1.0
 
 

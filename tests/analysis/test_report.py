@@ -125,7 +125,7 @@ def test_the_report_of_a_training(trained_run, tmp_path):
         "3 checkpoints of epochs 4-6",
         "0.1429, 0.2857, 0.5714",
         "2.33 of 3 checkpoints",
-        "every byte that was averaged was proven",
+        "every byte that was averaged was checked",
         "stale: averaged with the weights",
     ):
         assert told in words, told
@@ -157,7 +157,7 @@ def test_a_report_is_the_same_each_time_and_replaces_nothing_unasked(tmp_path):
     for name, reason in (
         ("swa.weights.h5", "name an .html file"),
         ("nowhere/r.html", "does not exist"),
-        ("run/checkpoints/r.html", "holds the checkpoints of a run"),
+        ("run/checkpoints/r.html", "in the checkpoint folder of a run"),
     ):
         with pytest.raises(OutputError, match=reason):
             write_report(run, tmp_path / name, overwrite=True)
@@ -209,12 +209,12 @@ def test_names_are_text_wherever_they_stand(tmp_path):
 @pytest.mark.parametrize(
     ("epochs", "facts", "expected"),
     [
-        (1, {}, "One checkpoint alone has no distance to others."),
+        (1, {}, "A single checkpoint has no distances to others."),
         (1, {"metrics": {}}, "The learning rate."),
-        (1, {"metrics": {}, "learning_rate": None}, "Neither metrics nor learning rates"),
+        (1, {"metrics": {}, "learning_rate": None}, "No metrics or learning rates"),
         (3, {"step": None, "history": False}, "3 epochs"),
         (1, {"metrics": {"loss": float("nan"), "auc": float("inf")}}, "nan"),
-        (1, {"batch_norm": BatchNormRecord(1, "running")}, "statistics as training left them"),
+        (1, {"batch_norm": BatchNormRecord(1, "running")}, "statistics from training"),
         (1, {"metrics": {f"m{n}": n / 7 for n in range(20)}}, "14 more metrics are in the table"),
     ],
 )
@@ -243,10 +243,10 @@ def test_a_run_with_every_fault_has_a_report_that_tells_of_them(tmp_path):
     notes = "\n".join(done.notes)
     for told in (
         "NaN or infinity in 1 checkpoint of epoch 2",
-        "Recorded, but without a file: 1 checkpoint of epoch 3",
-        "Not saved whole, without a record: epoch-0009.weights.h5",
-        "The history is left out: line 1",
-        "The average is not among the checkpoints in the pictures",
+        "Recorded, but the file is missing: 1 checkpoint of epoch 3",
+        "Incomplete, without a record: epoch-0009.weights.h5",
+        "The history is missing: line 1",
+        "The average is not shown among the checkpoints",
     ):
         assert told in notes, told
     found = Page(done.output)
