@@ -26,7 +26,8 @@ if TYPE_CHECKING:
             several=True,
         ),
     },
-    example="ckptavg soup run -o soup.keras --data train.py:bn_data --eval-data train.py:val_data",
+    example="ckptavg soup run -o soup.keras \\\n"
+    "    --data train.py:bn_data --eval-data train.py:val_data",
 )
 def soup(*, output: Path, overwrite: bool, json: bool, **options: Any) -> None:
     """Average the subset of checkpoints that scores best (greedy soup).

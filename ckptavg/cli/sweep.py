@@ -36,7 +36,8 @@ if TYPE_CHECKING:
             default="1GiB",
         ),
     },
-    example="ckptavg sweep run --data train.py:bn_data --eval-data train.py:val_data -o best.keras",
+    example="ckptavg sweep run -o best.keras \\\n"
+    "    --data train.py:bn_data --eval-data train.py:val_data",
 )
 def sweep(*, output: Path | None, overwrite: bool, json: bool, **options: Any) -> None:
     """Evaluate averages over windows of a run, print a leaderboard.
