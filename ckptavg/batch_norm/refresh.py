@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,19 @@ class RefreshReport:
 
     Attributes:
         output: the file that was written.
-        record: the record beside it; omitted from the `repr`.
+        record: the record beside it.
         batch_norm: what the pass did; None if there was no pass.
         merged: what the merge before it did; None if there was no merge.
     """
 
     output: Path
-    record: Record = field(repr=False)
+    record: Record
     batch_norm: BatchNormReport | None
     merged: MergeReport | None = None
+
+    def __repr__(self) -> str:
+        done = "no BatchNorm pass" if self.batch_norm is None else self.batch_norm.facts
+        return f"RefreshReport: wrote {self.output}, {done}"
 
 
 def refresh_batch_norm(

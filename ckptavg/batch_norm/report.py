@@ -56,6 +56,12 @@ class BatchNormReport:
     shifts: tuple[Shift, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def facts(self) -> str:
+        """What was done, in a few words, such as `2 BatchNorm layers from 96 samples (batch)`."""
+        layers = f"{len(self.layers)} BatchNorm layer" + ("s" if len(self.layers) != 1 else "")
+        return f"{layers} from {self.samples:,} samples ({self.mode})"
+
 
 def shifts(layers: Iterable[tuple[Any, Statistics]]) -> Iterator[Shift]:
     """How far each layer will move, from its present statistics to those that it is paired with."""

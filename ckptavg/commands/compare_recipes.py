@@ -47,7 +47,7 @@ class RecipeComparison:
             for r in self.recipes
             if r.effective_sample_size is not None
         )
-        return "\n".join((f"<RecipeComparison of {len(self.positions)} checkpoints", *rows)) + ">"
+        return "\n".join((f"RecipeComparison: {len(self.positions)} checkpoints", *rows))
 
 
 def compare_recipes(

@@ -30,7 +30,7 @@ class CheckpointContent:
 
     def __repr__(self) -> str:
         count, size = len(self.tensors), human_size(self.size)
-        return f"<CheckpointContent of {self.checkpoint.path}: {count} tensors, {size}>"
+        return f"CheckpointContent of {self.checkpoint.path}: {count} tensors, {size}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,8 +53,10 @@ class Inspection:
         return tuple(content.checkpoint for content in self.contents)
 
     def __repr__(self) -> str:
-        where = "" if self.run is None else f"run {self.run.directory}: "
-        return f"<Inspection of {where}{describe_epochs(self.checkpoints)}>"
+        if self.run is not None:
+            return f"Inspection: {self.run!r}"
+        lines = [f"Inspection: {describe_epochs(self.checkpoints)}"]
+        return "\n".join([*lines, *(f"  {content!r}" for content in self.contents)])
 
 
 def inspect(source: Sources) -> Inspection:

@@ -17,6 +17,7 @@ from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Progress
 from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe, all_parameters
 from ckptavg.recipes.swad import Swad
+from ckptavg.runs.describe import list_metrics
 from ckptavg.runs.selection import select
 from ckptavg.runs.sources import Sources, resolve
 
@@ -40,6 +41,15 @@ class MergeResult(MergeReport):
 
     batch_norm: "BatchNormReport | None" = None
     metrics: Mapping[str, float] | None = None
+
+    def __repr__(self) -> str:
+        # super() without arguments does not find the class that `slots=True` makes of this one.
+        lines = [MergeReport.__repr__(self)]
+        if self.batch_norm is not None:
+            lines.append(f"  {self.batch_norm.facts}")
+        if self.metrics is not None:
+            lines.append(f"  {list_metrics(self.metrics)}")
+        return "\n".join(lines)
 
     @classmethod
     def of(cls, report: MergeReport, **more: Any) -> Self:

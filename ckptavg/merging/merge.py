@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ckptavg.merging.plan import MergePlan, plan_merge
 from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import GroupDigests, Progress
 from ckptavg.recipes import UNIFORM, Recipe
+from ckptavg.runs.describe import human_size
 from ckptavg.runs.outputs import check_output, writing
 from ckptavg.runs.record import Record, SourceRecord, now, versions
 from ckptavg.runs.record_files import commit_with_record, record_path
@@ -34,18 +35,27 @@ class MergeReport:
     Attributes:
         output: the file that it wrote.
         record: the record beside it.
-        plan: what was planned and done; left out of the `repr`, like the record.
+        plan: what was planned and done.
         unverified: sources that neither a record nor checksums of their format prove.
         resumed: share of the work, from 0 to 1, that an interrupted merge had done before.
         seconds: from opening the checkpoints to the record; planning is not in it.
     """
 
     output: Path
-    record: Record = field(repr=False)
-    plan: MergePlan = field(repr=False)
+    record: Record
+    plan: MergePlan
     unverified: tuple[Path, ...]
     resumed: float
     seconds: float
+
+    def __repr__(self) -> str:
+        proof = "every byte proven"
+        if self.unverified:
+            proof = f"{len(self.unverified)} of {len(self.plan.sources)} checkpoints unverified"
+        return (
+            f"{type(self).__name__}: wrote {self.output}, {self.plan.facts}\n"
+            f"  {human_size(self.plan.bytes_read)} read in {self.seconds:.2f} s, {proof}"
+        )
 
 
 def merge(

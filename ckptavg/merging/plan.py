@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
@@ -27,6 +27,7 @@ from ckptavg.merging.weighting import weigh
 from ckptavg.merging.work import total_blocks
 from ckptavg.recipes import UNIFORM, Recipe, uniform
 from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import describe_epochs, human_size, list_epochs
 from ckptavg.runs.digest import DIGEST_SIZE
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.record import BatchNormRecord
@@ -65,8 +66,8 @@ class MergePlan:
 
     output: Path
     overwrite: bool
-    sources: tuple[SourcePlan, ...] = field(repr=False)
-    items: tuple[PlanItem, ...] = field(repr=False)
+    sources: tuple[SourcePlan, ...]
+    items: tuple[PlanItem, ...]
     recipe: str
     jobs: int
     batch_norm: BatchNormRecord | None
@@ -76,7 +77,27 @@ class MergePlan:
     bytes_written: int
     disk: int
     memory: int
-    left_out: tuple[Checkpoint, ...] = field(default=(), repr=False)
+    left_out: tuple[Checkpoint, ...] = ()
+
+    def __repr__(self) -> str:
+        tensors = sum(item.action != DROP for item in self.items)
+        lines = [
+            f"MergePlan of {self.output}: {self.facts}",
+            f"  {tensors} tensors, reads {human_size(self.bytes_read)}, writes "
+            f"{human_size(self.bytes_written)}",
+            f"  memory {human_size(self.memory)}, threads {self.jobs}",
+        ]
+        if self.left_out:
+            lines.append(f"  left out (NaN or infinity): {describe_epochs(self.left_out)}")
+        return "\n".join(lines)
+
+    @property
+    def facts(self) -> str:
+        """What is averaged, in a few words, such as `uniform of 4 checkpoints of epochs 3-6`."""
+        epochs = [source.epoch for source in self.sources if source.epoch is not None]
+        count = f"{len(self.sources)} checkpoint" + ("s" if len(self.sources) != 1 else "")
+        of_epochs = f" of epochs {list_epochs(epochs)}" if epochs else ""
+        return f"{self.recipe} of {count}{of_epochs}"
 
     @property
     def coefficients(self) -> tuple[float, ...]:

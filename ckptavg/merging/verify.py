@@ -38,6 +38,10 @@ class Verification:
     average: str | None = None
     reason: str = ""
 
+    def __repr__(self) -> str:
+        average = "" if self.average is None else f", average {self.average}: {self.reason}"
+        return f"Verification of {self.path}: {self.proof}{average}"
+
 
 def verify(paths: Sources) -> list[Verification]:
     """Holds checkpoints against their records; recomputes averages whose sources still stand.

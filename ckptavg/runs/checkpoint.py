@@ -26,6 +26,12 @@ class Checkpoint:
     record: Record | None = None
     named_epoch: int | None = None
 
+    def __repr__(self) -> str:
+        known = "no record" if self.record is None else self.record.facts
+        if self.record is None and self.named_epoch is not None:
+            known = f"epoch {self.named_epoch}, {known}"
+        return f"{type(self).__name__} {self.path}: {known}"
+
     @property
     def epoch(self) -> int | None:
         """1-based epoch of the record, else of the name; None if neither names one."""
@@ -75,7 +81,7 @@ class Checkpoint:
         return Checkpoint(path, find_record(path), named_epoch)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RecordedCheckpoint(Checkpoint):
     """A checkpoint of a run. It always has a record, which names its epoch.
 
@@ -99,7 +105,7 @@ class RecordedCheckpoint(Checkpoint):
         return self.record.epoch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TrackedCheckpoint(Checkpoint):
     """A tracked average of a run. It always has a record, which says which average it is.
 

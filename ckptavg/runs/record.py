@@ -145,6 +145,25 @@ class Record:
     choice: Mapping[str, Scalar] = field(default_factory=dict)
     path: Path | None = field(default=None, compare=False)
 
+    def __repr__(self) -> str:
+        return f"Record of {self.file}: {self.facts}"
+
+    @property
+    def facts(self) -> str:
+        """What the file is, in a few words, such as `epoch 75, step 7500, val_loss 0.1234`."""
+        known = [f"epoch {self.epoch}"] if self.epoch is not None else []
+        known += [f"step {self.step}"] if self.step is not None else []
+        known += [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        if self.ema is not None:
+            known.append(f"tracked average of sigma_rel {self.ema.sigma_rel:g}")
+        if self.sources:
+            count = f"{len(self.sources)} checkpoint" + ("s" if len(self.sources) != 1 else "")
+            known.append(f"{self.recipe} of {count}")
+        if self.batch_norm is not None:
+            known.append(f"BatchNorm statistics {self.batch_norm.statistics}")
+        known += ["holds NaN or infinity"] if self.non_finite else []
+        return ", ".join(known) or f"{self.size:,} bytes"
+
     def write(self, path: Path, tensors: TensorRecords) -> "Record":
         """Writes the record to `path`, whole or not at all; returns it with the path."""
         write_text(path, self.to_json(tensors))

@@ -8,6 +8,7 @@ from pathlib import Path
 from ckptavg.errors import RecordError, RunError
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
+from ckptavg.runs.describe import describe_epochs, describe_tracked, human_size
 from ckptavg.runs.history import HISTORY_FILE, EpochLog, read_history
 from ckptavg.runs.record import Record
 from ckptavg.runs.selection import select
@@ -38,6 +39,15 @@ class Run:
     checkpoints: tuple[RecordedCheckpoint, ...]
     averages: tuple[TrackedCheckpoint, ...] = ()
     uncommitted: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        size = human_size(sum(record.size for record in self.records))
+        lines = [f"Run {self.directory}: {describe_epochs(self.checkpoints)}, {size}"]
+        if self.averages:
+            lines.append(f"  tracked {describe_tracked(self.averages)}")
+        if self.uncommitted:
+            lines.append(f"  {len(self.uncommitted)} files not saved whole (no record)")
+        return "\n".join(lines)
 
     @property
     def records(self) -> tuple[Record, ...]:
