@@ -1,41 +1,68 @@
-"""Checkpoint formats: one table, suffix to format, each imported when a file of it comes up."""
+"""Checkpoint formats: bytes on disk to named tensors and back, without Keras or TensorFlow.
+
+`_FORMATS` is the single table of them: the suffix of a file's name, its reader, and the writer of
+tensors named in each way. A conversion is possible where a format has a writer of the names that
+the checkpoints have. To add a format:
+
+1. Write a module with a subclass of `CheckpointReader`, which finds tensors (`_read_structure`),
+   and one of `CheckpointWriter`, which makes the files to be filled (`_lay_out`).
+2. Add a line to `_FORMATS`. Modules are imported when a file of their format is opened.
+3. Add a test class that inherits `ReaderContract` and `WriterContract` (tests/formats/contract.py).
+"""
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.model_config import ModelConfig
-from ckptavg.formats.reader import LEGACY, TENSORFLOW, CheckpointReader, FileSkeleton, Structure
+from ckptavg.formats.reader import (
+    FLAT,
+    KERAS,
+    LEGACY,
+    TENSORFLOW,
+    CheckpointReader,
+    FileSkeleton,
+    Structure,
+)
 from ckptavg.formats.tensorflow.paths import INDEX_SUFFIX, has_index
 from ckptavg.formats.tensorflow.state_file import STATE_FILE, read_state
 from ckptavg.formats.writer import CheckpointWriter
 
-_READERS = {
-    ".weights.h5": "hdf5.keras3.WeightsH5Reader",
-    ".weights.json": "hdf5.keras3_shards.ShardedH5Reader",
-    ".h5": "hdf5.keras3.WeightsH5Reader",
-    ".hdf5": "hdf5.keras3.WeightsH5Reader",
-    ".keras": "hdf5.keras_archive.KerasArchiveReader",
-    ".safetensors": "safetensors.checkpoint.SafetensorsReader",
-    ".safetensors.index.json": "safetensors.checkpoint.ShardedSafetensorsReader",
-    INDEX_SUFFIX: "tensorflow.checkpoint.TensorFlowReader",
+
+class _Format(NamedTuple):
+    reader: str
+    writers: Mapping[str, str]
+    """By the way in which tensors are named."""
+
+
+def _format(module: str, name: str, *namings: str) -> _Format:
+    writer = f"{module}.{name}Writer"
+    return _Format(f"{module}.{name}Reader", dict.fromkeys(namings, writer))
+
+
+_KERAS_2 = {LEGACY: "hdf5.keras2.LegacyH5Writer"}
+_WEIGHTS = _format("hdf5.keras3", "WeightsH5", KERAS, FLAT)
+_FORMATS = {
+    ".weights.h5": _Format(_WEIGHTS.reader, {**_WEIGHTS.writers, **_KERAS_2}),
+    ".weights.json": _format("hdf5.keras3_shards", "ShardedH5", KERAS, FLAT),
+    ".h5": _Format(_WEIGHTS.reader, _KERAS_2),
+    ".hdf5": _Format(_WEIGHTS.reader, _KERAS_2),
+    ".keras": _format("hdf5.keras_archive", "KerasArchive", KERAS, FLAT),
+    ".safetensors": _format("safetensors.checkpoint", "Safetensors", KERAS, FLAT),
+    ".safetensors.index.json": _format("safetensors.checkpoint", "ShardedSafetensors", KERAS, FLAT),
+    INDEX_SUFFIX: _format("tensorflow.checkpoint", "TensorFlow", TENSORFLOW),
 }
-_LEGACY_WRITER = "hdf5.keras2.LegacyH5Writer"
-_WRITERS = {
-    ".weights.h5": "hdf5.keras3.WeightsH5Writer",
-    ".weights.json": "hdf5.keras3_shards.ShardedH5Writer",
-    ".h5": _LEGACY_WRITER,
-    ".hdf5": _LEGACY_WRITER,
-    ".keras": "hdf5.keras_archive.KerasArchiveWriter",
-    ".safetensors": "safetensors.checkpoint.SafetensorsWriter",
-    ".safetensors.index.json": "safetensors.checkpoint.ShardedSafetensorsWriter",
-    INDEX_SUFFIX: "tensorflow.checkpoint.TensorFlowWriter",
+_NAMED_AS_IN = {
+    KERAS: "Keras 3 files",
+    LEGACY: "Keras 2 files",
+    TENSORFLOW: "TensorFlow checkpoints",
+    FLAT: "safetensors files",
 }
-_OF_KERAS = (".weights.h5", ".keras")
-READ_SUFFIXES = tuple(_READERS)
-"""Of the files that `open_reader` can read."""
+_SAVED_BY_KERAS = (".weights.h5", ".keras")
+READ_SUFFIXES = tuple(_FORMATS)
+"""Suffixes of the files that `open_reader` can read."""
 
 __all__ = [
     "LEGACY",
@@ -58,54 +85,67 @@ __all__ = [
 def open_reader(
     path: Path, structure: Structure | None = None, like: FileSkeleton | None = None
 ) -> CheckpointReader:
-    """Opens a checkpoint of any format that can be read; arguments are those of its reader.
+    """Opens a checkpoint of any format that can be read.
+
+    Args:
+        path: a file, the index of several files, or the prefix of a TensorFlow checkpoint.
+        structure: of this very checkpoint, if it is known; the files are not searched again.
+        like: of a checkpoint that this one may resemble; it is searched only if it does not.
 
     Raises:
-        FormatError: the suffix is of no known format, or the file is damaged.
+        FormatError: the suffix is unknown, or the file is not an intact checkpoint.
     """
-    if has_index(path) and not path.is_file():  # a prefix, whatever it ends in
-        return _load(_READERS[INDEX_SUFFIX])(path, structure, like)
-    for suffix, reader in _READERS.items():
-        if path.name.endswith(suffix):
-            return _load(reader)(path, structure, like)
-    raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_READERS)}")
+    # A TensorFlow checkpoint is named by a prefix, which may end like a file of another format.
+    is_prefix = has_index(path) and not path.is_file()
+    for suffix, found in _FORMATS.items():
+        if (is_prefix and suffix == INDEX_SUFFIX) or (not is_prefix and path.name.endswith(suffix)):
+            reader: type[CheckpointReader] = _load(found.reader)
+            return reader(path, structure, like)
+    raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_FORMATS)}")
 
 
 def named_like(output: Path, checkpoint: Path) -> Path:
-    """An output whose name has no suffix at all, with that of a checkpoint; others as they are."""
-    suffix = next((s for s in _WRITERS if checkpoint.name.endswith(s)), "")
+    """The output with the suffix of a checkpoint, if its own name has none."""
+    suffix = next((s for s in _FORMATS if checkpoint.name.endswith(s)), "")
     return output if "." in output.name else output.with_name(output.name + suffix)
 
 
 def check_keras_output(path: Path) -> None:
-    """Makes sure that Keras itself can write and load a file of this name.
+    """Makes sure that Keras itself can save a model to a file of this name.
 
     Raises:
         FormatError: it cannot.
     """
-    if not path.name.endswith(_OF_KERAS) or path.name in _OF_KERAS:
+    if not path.name.endswith(_SAVED_BY_KERAS) or path.name in _SAVED_BY_KERAS:
         raise FormatError(
-            f"cannot write {path}: name an output that ends in {_listed(_OF_KERAS)}, which a model "
-            "can be saved to"
+            f"cannot save a model to {path}: name an output that ends in {_listed(_SAVED_BY_KERAS)}"
         )
 
 
 def writer_of(path: Path, naming: str) -> type[CheckpointWriter]:
-    """The writer of an output, by its suffix and by how its tensors are named.
+    """The writer of an output.
 
-    What is named as in TensorFlow checkpoints may be written to any prefix.
+    Args:
+        path: the output. Its suffix chooses the format; tensors that are named as in TensorFlow
+            checkpoints may be written to any prefix.
+        naming: how the tensors are named: `KERAS`, `LEGACY`, `TENSORFLOW` or `FLAT`.
 
     Raises:
-        FormatError: no format that can be written has this suffix.
+        FormatError: the suffix is unknown, or its format cannot hold tensors with such names.
     """
-    for suffix, writer in _WRITERS.items():
-        if path.name.endswith(suffix) and path.name != suffix:
-            if suffix == ".weights.h5" and naming == LEGACY:  # as Keras did up to 2.12
-                return _load(_LEGACY_WRITER)
-            return _load(writer)
-    if naming == TENSORFLOW and path.name:
-        return _load(_WRITERS[INDEX_SUFFIX])
-    raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_WRITERS)}")
+    known = next((s for s in _FORMATS if path.name.endswith(s) and path.name != s), None)
+    if known is None and naming == TENSORFLOW and path.name:
+        known = INDEX_SUFFIX
+    if known is None:
+        raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_FORMATS)}")
+    if naming not in _FORMATS[known].writers:
+        possible = [suffix for suffix, found in _FORMATS.items() if naming in found.writers]
+        raise FormatError(
+            f"cannot write {path}: tensors named as in {_NAMED_AS_IN[naming]} would not be found "
+            f"there. Name an output that ends in {_listed(possible)}"
+        )
+    writer: type[CheckpointWriter] = _load(_FORMATS[known].writers[naming])
+    return writer
 
 
 def open_writer(
@@ -119,26 +159,22 @@ def open_writer(
 
     Args:
         path: the file to write; it appears at `commit()`.
-        structure: its tensors (extents are only hints) and groups.
+        structure: its tensors (whose extents are ignored) and folders.
         model_config: needed for `.keras`.
-        resume: whether to go on with what an interrupted writer left.
+        resume: whether to continue the partial files of an interrupted writer.
 
     Raises:
-        FormatError: the suffix is of no known format, or the format cannot hold these tensors.
+        FormatError: the suffix is unknown, or the format cannot hold these tensors.
     """
-    writer = writer_of(path, structure.naming)
-    if writer.needs_model_config:
-        assert model_config is not None, "the plan makes sure of a configuration"
-        return writer(path, structure, model_config=model_config, resume=resume)
-    return writer(path, structure, resume=resume)
+    return writer_of(path, structure.naming)(path, structure, model_config, resume=resume)
 
 
 def _load(name: str) -> Any:
-    """A class of one of the modules beside this one."""
-    module, name = name.rsplit(".", 1)
+    """A class, by the name of its module below this one and its own."""
+    module, _, name = name.rpartition(".")
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def _listed(suffixes: Iterable[str]) -> str:
     *most, last = suffixes
-    return f"{', '.join(most)} or {last}"
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,4 +1,4 @@
-"""A model's configuration, which a `.keras` file holds beside the weights; it is never run."""
+"""The configuration of a model, which a `.keras` file holds beside the weights."""
 
 import json
 import zipfile
@@ -16,12 +16,12 @@ _MODEL_FORMAT = "ckptavg-model"
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The configuration of a model, as Keras serializes it; it is carried, never run.
+    """The configuration of a model as Keras serializes it, which is copied and never executed.
 
     Attributes:
-        config: what `keras.saving.serialize_keras_object(model)` gave, as JSON.
-        metadata: the Keras version that did, as JSON.
-        has_assets: the model also keeps files, such as vocabularies, which are not part of this.
+        config: the result of `keras.saving.serialize_keras_object(model)`, as JSON.
+        metadata: the version of Keras, as JSON.
+        has_assets: whether the model has files, such as vocabularies, which are not included.
     """
 
     config: str
@@ -33,11 +33,12 @@ class ModelConfig:
         """Reads the `model.json` of a run, or the configuration inside a `.keras` file.
 
         Raises:
-            FormatError: the file is neither.
+            FormatError: the file is neither, or damaged.
         """
         return cls._from_archive(path) if path.name.endswith(".keras") else cls._from_json(path)
 
     def to_json(self) -> str:
+        """The content of a run's `model.json`."""
         content = {
             "format": _MODEL_FORMAT,
             "version": 1,
@@ -52,9 +53,9 @@ class ModelConfig:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _MODEL_FORMAT or content["version"] != 1:
-                raise FormatError(f"{path} is not a model configuration that ckptavg wrote")
+                raise FormatError(f"{path} is not a model configuration written by ckptavg")
             if "class_name" not in content["config"]:
-                raise FormatError(f"{path} holds no configuration of a model")
+                raise FormatError(f"{path} does not hold the configuration of a model")
             config, metadata = json.dumps(content["config"]), json.dumps(content["metadata"])
             return cls(config, metadata, bool(content["has_assets"]))
         except FormatError:

@@ -16,22 +16,23 @@ Attribute = str | bytes | tuple[bytes, ...]
 Attributes = Mapping[str, Attribute]
 
 KERAS, LEGACY, TENSORFLOW, FLAT = "keras", "legacy", "tensorflow", "flat"
-"""Ways of naming tensors: `layers/dense/vars/0` of Keras 3; `dense/dense/kernel:0` with lists of
-names, of Keras 2; TensorFlow's object paths or variable names; any names, as in safetensors."""
+"""Ways of naming tensors: Keras 3, `layers/dense/vars/0`; Keras 2, `dense/dense/kernel:0` and lists
+of names; TensorFlow, object paths or names of variables; safetensors, any names."""
 
 _OUTSIDE_LIMIT = 16 * 1024 * 1024
+"""Bytes outside tensors up to which it pays to compare them with those of another checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """What a checkpoint holds, without the bytes of its tensors.
+    """The contents of a checkpoint, without the bytes of its tensors.
 
     Attributes:
         tensors: by stored name.
-        groups: folders with their attributes, parents first; the checkpoint itself is "". Also
-            those that hold no tensor, because Keras looks for the folder of every layer.
+        groups: folders with their attributes, parents first; "" is the checkpoint itself. Folders
+            without tensors are included, because Keras looks for the folder of every layer.
         naming: how tensors are named: `KERAS`, `LEGACY`, `TENSORFLOW` or `FLAT`.
-        optimizer: names of tensors and folders that are optimizer state, which no average keeps.
+        optimizer: names of the tensors and folders that are optimizer state, which averages omit.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -41,30 +42,32 @@ class Structure:
 
     @property
     def model_tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors but optimizer state, in order."""
+        """The tensors without optimizer state, in the order of the checkpoint."""
         if not self.optimizer:
             return self.tensors
         return {n: tensor for n, tensor in self.tensors.items() if n not in self.optimizer}
 
     def with_tensors(self, tensors: Mapping[str, TensorInfo]) -> "Structure":
-        """The same structure with these tensors, and without optimizer state."""
+        """This structure with other tensors, and without optimizer state."""
         groups = {n: found for n, found in self.groups.items() if n not in self.optimizer}
         return replace(self, tensors=tensors, groups=groups, optimizer=frozenset())
 
 
 @dataclass(frozen=True, slots=True)
 class FileSkeleton:
-    """The structure of a checkpoint's files with all of their bytes that belong to no tensor.
+    """The structure of a checkpoint, and all bytes of its files that belong to no tensor.
 
-    They are what the structure was found from: files of the same sizes with the same bytes there
-    have the same structure, and need not be searched.
+    The structure follows from these bytes: another checkpoint with files of the same sizes and the
+    same bytes there has the same structure, and its files need not be searched.
 
     Attributes:
         structure: of the checkpoint.
-        sizes: of its files.
-        gaps: of each file, where the bytes lie that belong to no tensor.
-        outside: these bytes.
+        sizes: of its files, in bytes.
+        gaps: for each file, the ranges outside its tensors.
+        outside: for each file, the bytes in these ranges.
     """
+
+    # See docs/decisions/0008-one-search-of-hdf5-serves-equal-files.md.
 
     structure: Structure
     sizes: tuple[int, ...]
@@ -73,13 +76,13 @@ class FileSkeleton:
 
 
 class CheckpointReader(ABC):
-    """An open checkpoint of one or more files, safe to read from several threads.
+    """An open checkpoint of one or more files, which any number of threads may read.
 
     Attributes:
-        path: what names the checkpoint: its file, or the index of its shards.
-        files: all of its files; an `Extent` numbers them.
-        structure: what it holds.
-        stamps: of the files.
+        path: the checkpoint: its file, the index of its shards, or the prefix of its files.
+        files: all of its files, in the order of their numbers in an `Extent`.
+        structure: its tensors and folders.
+        stamps: of the files when they were opened.
     """
 
     path: Path
@@ -93,13 +96,12 @@ class CheckpointReader(ABC):
         """Opens a checkpoint.
 
         Args:
-            path: what names it.
-            structure: what an earlier reader of this very checkpoint found; it is not searched
-                again.
+            path: the checkpoint.
+            structure: of this very checkpoint, if it is known; the files are not searched again.
             like: of a checkpoint that this one may resemble; it is searched only if it does not.
 
         Raises:
-            FormatError: a file cannot be opened, or this is no intact checkpoint.
+            FormatError: a file cannot be opened, or the checkpoint is not intact.
         """
         self.path = path
         self.files = ()
@@ -120,15 +122,15 @@ class CheckpointReader(ABC):
         return self.path
 
     def _further_files(self) -> Sequence[Path]:
-        """What the main file, which is open, names as the checkpoint's other files."""
+        """The other files of the checkpoint, as the main file, which is open, names them."""
         return ()
 
     @abstractmethod
     def _read_structure(self) -> Structure:
-        """Finds the tensors, trusting nothing that the files say about themselves."""
+        """Finds the tensors; everything that the files declare is checked against their sizes."""
 
     def _decode(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
-        """Fills `buffer` as `read_into` does, for a tensor without an extent."""
+        """Does what `read_into` does for a tensor without an extent."""
         raise AssertionError(f"{type(self).__name__} finds an extent for every tensor")
 
     @property
@@ -142,10 +144,10 @@ class CheckpointReader(ABC):
         return {}
 
     def read_into(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
-        """Fills `buffer` with the bytes of a tensor from its byte `start` on.
+        """Fills `buffer` with the bytes of a tensor, beginning at its byte `start`.
 
         Raises:
-            IntegrityError: the file ends before the tensor does, or cannot be read.
+            IntegrityError: the file was truncated, or cannot be read.
         """
         if tensor.extent is None:
             self._decode(tensor, start, buffer)
@@ -164,11 +166,11 @@ class CheckpointReader(ABC):
             )
 
     def expect(self, extent: Extent) -> None:
-        """Lets the system read bytes ahead that will be asked for soon."""
+        """Lets the system read ahead bytes that will be asked for soon."""
         self._opened[extent.file].will_need(extent.offset, extent.nbytes)
 
     def skeleton(self) -> FileSkeleton | None:
-        """What a checkpoint that resembles this one is recognized by; None where it is large."""
+        """What similar checkpoints are recognized by; None if it takes too many bytes."""
         stored = sum(t.extent.nbytes for t in self.structure.tensors.values() if t.extent)
         if self.size - stored > _OUTSIDE_LIMIT:
             return None
@@ -177,10 +179,10 @@ class CheckpointReader(ABC):
         return FileSkeleton(self.structure, self._sizes, gaps, self._read_gaps(gaps))
 
     def check_unchanged(self, stamps: Sequence[Stamp]) -> None:
-        """Makes sure that the files are those, and as they were, when `stamps` were taken.
+        """Makes sure that the files have not changed since `stamps` were taken.
 
         Raises:
-            IntegrityError: one was changed, replaced or removed since.
+            IntegrityError: a file was changed, replaced or removed.
         """
         if tuple(file.stamp for file in self._opened) != tuple(stamps):
             raise IntegrityError(f"{self.path} was changed while it was read: average it again")
@@ -211,7 +213,7 @@ class CheckpointReader(ABC):
             self.files = (*self.files, file)
 
     def _read_file(self, file: int, limit: int) -> bytes:
-        """The whole of a small file, such as an index.
+        """All bytes of a small file, such as an index.
 
         Raises:
             FormatError: it is larger than `limit` bytes.
@@ -220,7 +222,7 @@ class CheckpointReader(ABC):
         if size > limit:
             raise FormatError(
                 f"refusing {self.files[file]}: it has {size:,} bytes, more than the {limit:,} "
-                "that such a file may have"
+                "that are reasonable for such a file"
             )
         return self._opened[file].read(0, size)
 
@@ -242,17 +244,19 @@ def gaps_by_file(extents: Iterable[Extent], sizes: Sequence[int]) -> tuple[list[
 def check_disjoint(path: Path, tensors: Iterable[TensorInfo], sizes: Sequence[int]) -> None:
     """Makes sure that extents lie within their files, and that no two share a byte.
 
+    Args:
+        path: the checkpoint, for messages.
+        tensors: those without an extent, or with an empty one, are skipped.
+        sizes: of the files, in bytes.
+
     Raises:
-        FormatError: they do not.
+        FormatError: an extent overlaps another one or the end of its file.
     """
     ends = [0] * len(sizes)
-    stored = [tensor for tensor in tensors if tensor.extent is not None and tensor.extent.nbytes]
-    for tensor in sorted(stored, key=lambda tensor: (tensor.extent.file, tensor.extent.offset)):
-        extent = tensor.extent
+    stored = [(t.extent, t.name) for t in tensors if t.extent is not None and t.extent.nbytes]
+    for extent, name in sorted(stored, key=lambda found: (found[0].file, found[0].offset)):
         if extent.offset < ends[extent.file]:
-            raise FormatError(f"refusing {path}: '{tensor.name}' overlaps another tensor")
+            raise FormatError(f"refusing {path}: '{name}' overlaps another tensor")
         ends[extent.file] = extent.offset + extent.nbytes
         if ends[extent.file] > sizes[extent.file]:
-            raise FormatError(
-                f"refusing {path}: '{tensor.name}' reaches beyond the end of the file"
-            )
+            raise FormatError(f"refusing {path}: '{name}' reaches beyond the end of the file")

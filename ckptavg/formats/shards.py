@@ -1,4 +1,4 @@
-"""Checkpoints of several files: where shards may lie, and which tensors share one."""
+"""Checkpoints of several files: where the shards may lie, and which tensors share one."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,16 +13,12 @@ _SHOWN = 3
 def shard_paths(index: Path, names: Iterable[object]) -> list[Path]:
     """The shards that an index names, each once, in the order of their names.
 
-    A shard may be a link, as all files of Hugging Face's cache are, but only to a file in the
-    folder of the index or in the one where the index itself really lies: an index that came from
-    elsewhere must not lead to other files of its reader.
-
     Args:
         index: the file that names them.
-        names: as they were read there, of any type.
+        names: as they were read from the index, of any type.
 
     Raises:
-        FormatError: a name is not that of a file in this folder, or shards are missing.
+        FormatError: a shard is missing, or does not lie beside the index.
     """
     plain = sorted({_plain_name(index, name) for name in names})
     paths = [index.with_name(name) for name in plain]
@@ -30,9 +26,12 @@ def shard_paths(index: Path, names: Iterable[object]) -> list[Path]:
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise FormatError(
-            f"{index} is not complete: {len(missing)} of its {len(paths)} shards are missing: "
+            f"{index} is incomplete: {len(missing)} of its {len(paths)} shards are missing: "
             f"{shown}. Put them beside it"
         )
+    # An index from elsewhere must not make us read other files of the user. In the cache of Hugging
+    # Face, however, index and shards alike are links, to files that lie in one folder.
+    # See docs/decisions/0021-shards-stay-in-their-folder.md.
     folders = {index.parent.resolve(), index.resolve().parent}
     for path in paths:
         if path.resolve().parent not in folders:
@@ -44,17 +43,16 @@ def shard_paths(index: Path, names: Iterable[object]) -> list[Path]:
 
 
 def assign(tensors: Iterable[TensorInfo], limit: int) -> list[list[TensorInfo]]:
-    """Splits tensors among shards, at least one, in order.
+    """Splits tensors among at least one shard, as they were split among the files they come from.
 
-    Those that came from different files stay apart; those of one file share a shard up to `limit`
-    bytes, and a tensor that is larger has one for itself.
+    Tensors of one file share a shard up to `limit` bytes; a tensor larger than that has its own.
     """
     by_file: dict[int, list[TensorInfo]] = {}
     for tensor in tensors:
         by_file.setdefault(tensor.extent.file if tensor.extent else 0, []).append(tensor)
     shards: list[list[TensorInfo]] = []
     for _, found in sorted(by_file.items()):
-        size = limit + 1
+        size = limit + 1  # so that the first tensor of a file begins a shard
         for tensor in found:
             size += tensor.nbytes
             if size > limit:
@@ -65,9 +63,6 @@ def assign(tensors: Iterable[TensorInfo], limit: int) -> list[list[TensorInfo]]:
 
 
 def _plain_name(index: Path, name: object) -> str:
-    plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
-    if not plain:
-        raise FormatError(
-            f"refusing {index}: it names the shard {name!r:.80}, not a file beside it"
-        )
-    return name
+    if isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0"):
+        return name
+    raise FormatError(f"refusing {index}: it names the shard {name!r:.80}, not a file beside it")

@@ -1,4 +1,4 @@
-"""JSON from files that may be hostile: one object, no key twice, only text that can be written."""
+"""Parses JSON of files that may be hostile: one object, no key twice, no invalid Unicode."""
 
 import json
 import math
@@ -9,23 +9,23 @@ from ckptavg.errors import FormatError
 
 
 def parse_object(path: Path, what: str, data: bytes) -> dict[str, object]:
-    """The JSON object that `data` is.
+    """Parses a JSON object.
 
     Args:
-        path: the file that it comes from, for messages.
-        what: which part of the file it is, for messages.
-        data: as it is stored, whose size the caller has limited.
+        path: the file, for messages.
+        what: the part of the file, for messages.
+        data: the stored bytes, whose number the caller has limited.
 
     Raises:
-        FormatError: it is not JSON, not an object, too deep, has a key twice or a number out of
-            bounds, or holds half a surrogate pair, which no file name or output could hold.
+        FormatError: the bytes are not a JSON object, or it is nested too deeply, has a key twice,
+            or holds an infinite number or an unpaired surrogate.
     """
     try:
         text = data.decode("utf-8")
         found = json.loads(
             text, object_pairs_hook=_without_twins, parse_constant=_refuse, parse_float=_finite
         )
-        if "\\u" in text:
+        if "\\u" in text:  # may be an unpaired surrogate, which no file name or output could hold
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise FormatError(f"refusing {path}: its {what} is nested too deeply") from error
@@ -40,8 +40,10 @@ def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        twin = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twin[:80]!r} is there twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:80]!r} occurs twice")
+            seen.add(key)
     return found
 
 
@@ -50,4 +52,4 @@ def _finite(number: str) -> float:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant:.40} is not a number of JSON")
+    raise ValueError(f"{constant:.40} is not a number in JSON")

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from ckptavg.errors import OutputError
+from ckptavg.formats.model_config import ModelConfig
 from ckptavg.formats.reader import Structure, gaps_by_file
 from ckptavg.formats.tensors import Extent
 from ckptavg.storage.files import commit, partial
@@ -14,38 +15,47 @@ from ckptavg.storage.open_file import OpenFile
 
 
 class CheckpointWriter(ABC):
-    """A checkpoint being written beside its target, safe to write from several threads.
+    """A checkpoint being written beside its target, from any number of threads.
 
-    Each file is written under a name of its own and takes its true one at `commit()`, the index of
-    several files last. It is used in a `with`: leaving it without `commit()` removes all that
-    was written, unless `keep_partial` is set.
+    Each file is written under a temporary name and gets its own at `commit()`, the index of several
+    files last. A writer is used in a `with` statement: leaving it without `commit()` removes
+    everything that was written, unless `keep_partial` is set.
 
     Attributes:
-        path: what will name the checkpoint: its file, or the index of its shards.
-        resumed: whether an earlier writer's partial files, of the same layout, are gone on with.
-        keep_partial: whether to leave the partial files for a later writer.
-        needs_model_config: whether files of this format hold the configuration of the model too.
+        path: the checkpoint: its file, or the index of its shards.
+        structure: its tensors and folders.
+        resumed: whether the writer continues the partial files of an earlier one.
+        keep_partial: whether to keep the partial files for a later writer.
+        needs_model_config: whether the format also holds the configuration of the model.
     """
 
-    path: Path
-    resumed: bool
-    keep_partial: bool
     needs_model_config: ClassVar[bool] = False
 
-    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
-        """Lays out the files, their tensors unwritten.
+    def __init__(
+        self,
+        path: Path,
+        structure: Structure,
+        model_config: ModelConfig | None = None,
+        *,
+        resume: bool = False,
+    ) -> None:
+        """Makes the files with room for the tensors.
 
         Args:
-            path: what will name the checkpoint.
-            structure: its tensors (extents are only hints) and folders.
-            resume: whether to look for an earlier writer's partial files.
+            path: the checkpoint.
+            structure: its tensors (whose extents are ignored) and folders.
+            model_config: the configuration of the model, for formats that hold it.
+            resume: whether to continue the partial files of an earlier writer, if there are any.
 
         Raises:
             FormatError: the format cannot hold these tensors.
         """
         self.path = path
         self.structure = structure
-        self.resumed = self.keep_partial = False
+        self.resumed = False
+        self.keep_partial = False
+        self._model_config = model_config
+        self._check()
         self._targets = self._data_files(path, structure)
         self._partial = [partial(target) for target in self._targets]
         self._opened: list[OpenFile] = []
@@ -58,66 +68,78 @@ class CheckpointWriter(ABC):
 
     @classmethod
     def output_files(cls, path: Path, structure: Structure) -> list[Path]:
-        """Every file that writing `structure` to `path` will make."""
+        """All files of a checkpoint of this structure."""
         return list(dict.fromkeys([*cls._data_files(path, structure), path]))
 
     @classmethod
     def _data_files(cls, path: Path, structure: Structure) -> list[Path]:
-        """The files that hold tensors, in the order in which an `Extent` numbers them."""
+        """The files that hold tensors, in the order of their numbers in an `Extent`."""
         return [path]
+
+    def _check(self) -> None:
+        """Makes sure that the format can hold these tensors.
+
+        Raises:
+            FormatError: it cannot.
+        """
+        return
 
     @abstractmethod
     def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        """Makes the data files under these names; returns where each tensor is to lie.
+        """Makes the data files under these names, with room for the tensors.
 
-        Equal structures must give equal bytes, so that interrupted work can be gone on with.
+        Equal structures must give equal bytes: that is how a resumed writer recognizes its files.
+
+        Returns:
+            Where the bytes of each tensor belong.
         """
 
     def _complete(self) -> Sequence[tuple[Path, Path]]:
-        """Writes what only the finished tensors allow, such as an index.
+        """Writes files that depend on the finished tensors, such as an index.
 
         Returns:
-            Further files: their partial names, and names to be. The last one makes the checkpoint
-            count.
+            The temporary and the final names of these files, the index last.
         """
         return ()
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """Writes bytes of the tensor `name`, from its byte `start` on."""
+        """Writes bytes of the tensor `name`, beginning at its byte `start`."""
         extent = self._extents[name]
         self._opened[extent.file].write(extent.offset + start, data)
 
     def read(self, name: str, start: int, nbytes: int) -> bytes:
-        """Bytes of the tensor `name` as they were written; fewer if the file ends before."""
+        """Bytes of the tensor `name` as they were written; fewer where the file ends before."""
         extent = self._extents[name]
         return self._opened[extent.file].read(extent.offset + start, nbytes)
 
     def settle(self, name: str, start: int, nbytes: int) -> None:
-        """Lets the system begin to write bytes to the disk, so that `commit()` need not wait."""
+        """Lets the system start writing bytes to the disk: `commit()` has less to wait for."""
         extent = self._extents[name]
         self._opened[extent.file].begin_writeback(extent.offset + start, nbytes)
 
     def finish(self) -> int:
-        """Completes all files under their partial names; returns their size in bytes."""
+        """Completes all files under their temporary names; returns their size in bytes."""
         self._moves = [*zip(self._partial, self._targets, strict=True), *self._complete()]
         return sum(file.stat().st_size for file, _ in self._moves)
 
     def commit(self) -> None:
-        """Makes the finished files durable and names them; after an error, none of them.
-
-        Of a checkpoint of several files the former index goes away first: a crash on the way may
-        leave no checkpoint of that name, but never one of old and new files.
+        """Makes the finished files durable and gives them their names; all of them, or none.
 
         Raises:
-            OutputError: something that is no file stands where one is to go.
+            OutputError: something other than a file has the name of one of them.
         """
         for _, target in self._moves:
             if target.is_symlink() or target.is_dir():
-                raise OutputError(f"{target} is in the way: a file of the output goes there")
+                raise OutputError(
+                    f"{target} is in the way: it has the name of a file of the output"
+                )
         *others, (last, index) = self._moves
         former: dict[Path, Path] = {}
         moved: list[tuple[Path, Path]] = []
         try:
+            # The former index steps aside first: a crash may leave no checkpoint of this name, but
+            # never one of old and new files.
+            # See docs/decisions/0024-outputs-are-replaced-as-a-whole.md.
             if others:
                 for target in (index, *(target for _, target in others)):
                     if target.exists():
@@ -156,7 +178,7 @@ class CheckpointWriter(ABC):
         self.discard()
 
     def _begin(self, resume: bool) -> None:
-        """Lays out the files, or finds that the partial ones have the very same layout."""
+        """Makes the files, or finds that partial ones have the same bytes outside the tensors."""
         fresh = [partial(file) for file in self._partial] if resume else self._partial
         for file in fresh:
             file.unlink(missing_ok=True)

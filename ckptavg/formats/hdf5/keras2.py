@@ -48,14 +48,6 @@ def legacy_structure(path: Path, tree: Tree) -> Structure:
 class LegacyH5Writer(CheckpointWriter):
     """Writes files of weights and whole models with the lists that were read."""
 
-    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
-        if structure.naming != LEGACY:
-            raise FormatError(
-                f"cannot write {path}: Keras expects a file of this name to be in the format of "
-                "Keras 2, unlike the checkpoints. Name an output that ends in .weights.h5"
-            )
-        super().__init__(path, structure, resume=resume)
-
     def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
         return lay_out(files[0], self.structure.tensors, self.structure.groups)
 

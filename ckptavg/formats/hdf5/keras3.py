@@ -1,6 +1,6 @@
 """`.weights.h5` files of Keras 3: a folder for each layer, its variables in `vars`, numbered."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ckptavg.formats.hdf5.keras2 import is_legacy, legacy_structure
 from ckptavg.formats.hdf5.preallocate import lay_out
 from ckptavg.formats.hdf5.reader import Hdf5Reader
 from ckptavg.formats.names import check_tree
-from ckptavg.formats.reader import FLAT, KERAS, Attribute, Structure, check_disjoint
+from ckptavg.formats.reader import KERAS, Attribute, Structure, check_disjoint
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
 
@@ -40,9 +40,8 @@ class WeightsH5Reader(Hdf5Reader):
 class WeightsH5Writer(CheckpointWriter):
     """Writes a file of weights: HDF5 lays it out, then the tensors are written into it."""
 
-    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
-        check_keras_names(path, structure)
-        super().__init__(path, structure, resume=resume)
+    def _check(self) -> None:
+        check_keras_names(self.path, self.structure)
 
     def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
         # Keras gives the file itself no attributes; those of other formats may not fit into HDF5.
@@ -77,15 +76,10 @@ def check_keras_names(path: Path, structure: Structure) -> None:
     """
     if structure.naming == KERAS:
         return
-    strange = next(iter(_strange_names(structure)), None)
-    if structure.naming != FLAT or strange is not None:
-        raise FormatError(
-            f"cannot write {path}: its tensors have names of another format, such as "
-            f"'{strange or next(iter(structure.tensors), '')}', which Keras would not find. "
-            "Write the format of the checkpoints"
-        )
+    for name in structure.tensors:
+        if name.split("/")[-2:-1] != [_VARIABLES]:
+            raise FormatError(
+                f"cannot write {path}: its tensors have names of another format, such as "
+                f"'{name}', which Keras would not find. Write the format of the checkpoints"
+            )
     check_tree(path, structure)
-
-
-def _strange_names(structure: Structure) -> Iterable[str]:
-    return (name for name in structure.tensors if name.split("/")[-2:-1] != [_VARIABLES])

@@ -103,16 +103,15 @@ class ShardedH5Reader(Hdf5Reader):
 class ShardedH5Writer(CheckpointWriter):
     """Writes shards, split as those of the checkpoints are, and then their index."""
 
-    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
-        check_keras_names(path, structure)
-        written = {file.name for file in self._data_files(path, structure)}
-        left = sorted(_shards_beside(path) - written)
+    def _check(self) -> None:
+        check_keras_names(self.path, self.structure)
+        written = {file.name for file in self._data_files(self.path, self.structure)}
+        left = sorted(_shards_beside(self.path) - written)
         if left:
             raise FormatError(
-                f"cannot write {path}: {left[0]} beside it would be taken for one of its shards. "
-                "Remove it or choose another name"
+                f"cannot write {self.path}: {left[0]} beside it would be taken for one of its "
+                "shards. Remove it or choose another name"
             )
-        super().__init__(path, structure, resume=resume)
 
     @classmethod
     def _data_files(cls, path: Path, structure: Structure) -> list[Path]:

@@ -4,13 +4,11 @@ import shutil
 import struct
 import zipfile
 from functools import cached_property
-from pathlib import Path
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.hdf5.attributes import Place
 from ckptavg.formats.hdf5.keras3 import WeightsH5Reader, WeightsH5Writer
-from ckptavg.formats.model_config import CONFIG, METADATA, ModelConfig
-from ckptavg.formats.reader import Structure
+from ckptavg.formats.model_config import CONFIG, METADATA
 from ckptavg.storage.files import partial
 
 _WEIGHTS = "model.weights.h5"
@@ -48,21 +46,15 @@ class KerasArchiveWriter(WeightsH5Writer):
 
     needs_model_config = True
 
-    def __init__(
-        self,
-        path: Path,
-        structure: Structure,
-        *,
-        model_config: ModelConfig,
-        resume: bool = False,
-    ) -> None:
-        if model_config.has_assets:
+    def _check(self) -> None:
+        super()._check()
+        assert self._model_config is not None, "the plan finds the configuration"
+        self._config = self._model_config
+        if self._config.has_assets:
             raise FormatError(
-                f"cannot write {path}: the model has assets (such as a vocabulary), which are "
+                f"cannot write {self.path}: the model has assets (such as a vocabulary), which are "
                 "not part of its configuration. Pass --model file.py:callable"
             )
-        self._config = model_config
-        super().__init__(path, structure, resume=resume)
 
     def finish(self) -> int:
         # The bytes are written twice: see

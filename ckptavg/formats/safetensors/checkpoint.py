@@ -10,9 +10,9 @@ from ckptavg.formats.reader import FLAT, KERAS, Attributes, CheckpointReader, St
 from ckptavg.formats.safetensors.file import (
     CODES,
     HEADER_LIMIT,
+    METADATA,
     SUFFIX,
-    TEXTS,
-    is_texts,
+    is_strings,
     lay_out,
     read_header,
     refusal,
@@ -25,14 +25,14 @@ from ckptavg.storage.files import partial
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD_LIMIT = 5 * 10**9
-"""Bytes of tensors in a shard, as Hugging Face splits them."""
+"""Bytes of tensors in a shard, as by default in Hugging Face's libraries."""
 
-_INDEX_TEXT = "ckptavg.index"
-"""Among the texts of a checkpoint: what its index says of the whole, as JSON."""
-_SHARDS_TEXT = "ckptavg.shards"
-"""Among the texts of a checkpoint: those in which its shards differ, as JSON, shard by shard."""
-_GROUPS_TEXT = "ckptavg.groups"
-"""Among the texts in a file: the folders that a Keras checkpoint had, as JSON."""
+_INDEX_KEY = "ckptavg.index"
+"""Attribute of a checkpoint: the metadata of its index, as JSON."""
+_SHARDS_KEY = "ckptavg.shards"
+"""Attribute of a checkpoint: the strings in which its shards differ, as JSON, shard by shard."""
+_GROUPS_KEY = "ckptavg.groups"
+"""String in a file: the folders of the Keras checkpoint that it was made from, as JSON."""
 _GROUPS_LIMIT = 16 * 1024 * 1024
 _ATTRIBUTE_LIMIT = 64 * 1024
 _LABEL_LIMIT = 255
@@ -42,81 +42,90 @@ class SafetensorsReader(CheckpointReader):
     """Reads a `.safetensors` file."""
 
     def _read_structure(self) -> Structure:
-        tensors, texts = read_header(self._opened[0], self._sizes[0], 0)
-        return _structure(self.path, tensors, texts)
+        tensors, strings = read_header(self._opened[0], self._sizes[0], 0)
+        return _structure(self.path, tensors, strings)
 
 
 class ShardedSafetensorsReader(CheckpointReader):
     """Reads the shards that a `.safetensors.index.json` names.
 
-    Texts that all shards share are those of the checkpoint. The size that the index gives is not
-    looked at: published ones are often wrong.
+    Strings that all shards share become attributes of the checkpoint.
     """
 
     def _further_files(self) -> Sequence[Path]:
         index = parse_object(self.path, "index", self._read_file(0, HEADER_LIMIT))
-        self._shard_of = index.pop("weight_map", None)
-        self._about = index.pop("metadata", {})
-        if not isinstance(self._shard_of, dict) or not isinstance(self._about, dict) or index:
+        shard_of, about = index.pop("weight_map", None), index.pop("metadata", {})
+        if not isinstance(shard_of, dict) or not isinstance(about, dict) or index:
             raise FormatError(
-                f"{self.path} is no index of shards: expected a JSON object of 'weight_map' and "
-                "'metadata', both objects themselves"
+                f"{self.path} is not an index of shards: expected a JSON object of 'weight_map' "
+                "and 'metadata', both objects themselves"
             )
+        self._shard_of: dict[str, object] = shard_of
+        # Its total size is ignored: published ones are often wrong.
+        self._about = {key: value for key, value in about.items() if key != "total_size"}
         return shard_paths(self.path, self._shard_of.values())
 
     def _read_structure(self) -> Structure:
         tensors: list[TensorInfo] = []
-        texts: list[dict[str, str]] = []
+        strings: list[dict[str, str]] = []
         for number, file in list(enumerate(self._opened))[1:]:
-            found, said = read_header(file, self._sizes[number], number)
+            found, about = read_header(file, self._sizes[number], number)
             self._check_listed(file.path, found)
             tensors += found
-            texts.append(said)
+            strings.append(about)
         if len(tensors) < len(self._shard_of):
             missing = self._shard_of.keys() - {tensor.name for tensor in tensors}
             raise FormatError(
                 f"{self.path} names {min(missing)!r:.80}, which none of its shards has"
             )
-        return _structure(self.path, tensors, self._joined(texts))
+        return _structure(self.path, tensors, self._joined(strings))
 
     def _check_listed(self, file: Path, tensors: Iterable[TensorInfo]) -> None:
-        """Every tensor is in the one shard where the index says; so none can be there twice."""
+        """Makes sure that every tensor is in the shard that the index names, and so in one only."""
         for tensor in tensors:
             if self._shard_of.get(tensor.name) != file.name:
                 raise FormatError(
-                    f"{self.path} does not say that {tensor.name!r:.80} is in {file.name}: "
-                    "its shards are not those that it was written for"
+                    f"{self.path} does not place {tensor.name!r:.80} in {file.name}: its shards "
+                    "are not those that it was written for"
                 )
 
-    def _joined(self, texts: Sequence[dict[str, str]]) -> dict[str, str]:
+    def _joined(self, strings: Sequence[dict[str, str]]) -> dict[str, str]:
+        """The strings about the checkpoint: shared ones, and as JSON what its files differ in."""
         shared = {
-            key: text
-            for key, text in (texts[0] if texts else {}).items()
-            if all(other.get(key) == text for other in texts)
+            key: value
+            for key, value in (strings[0] if strings else {}).items()
+            if all(other.get(key) == value for other in strings)
         }
-        own = [{k: text for k, text in said.items() if k not in shared} for said in texts]
-        about = {key: value for key, value in self._about.items() if key != "total_size"}
+        own = [{key: about[key] for key in about if key not in shared} for about in strings]
         if any(own):
-            shared[_SHARDS_TEXT] = json.dumps(own)
-        if about:
-            shared[_INDEX_TEXT] = json.dumps(about)
+            shared[_SHARDS_KEY] = json.dumps(own)
+        if self._about:
+            shared[_INDEX_KEY] = json.dumps(self._about)
         return shared
 
 
 class SafetensorsWriter(CheckpointWriter):
-    """Writes a `.safetensors` file, byte for byte as the format's own library lays it out."""
+    """Writes a `.safetensors` file, byte for byte as the format's own library does."""
 
-    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
-        _check_writable(path, structure)
-        super().__init__(path, structure, resume=resume)
+    def _check(self) -> None:
+        for tensor in self.structure.tensors.values():
+            if tensor.dtype not in CODES:
+                raise FormatError(
+                    f"cannot write {self.path}: the format has no type for '{tensor.name}', a "
+                    f"{tensor.dtype}"
+                )
+        if METADATA in self.structure.tensors:
+            raise FormatError(f"cannot write {self.path}: the format reserves the name {METADATA}")
+        if self.structure.naming == KERAS:
+            check_tree(self.path, self.structure)
 
     def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        texts = _texts(self.path, self.structure)
-        return lay_out(files[0], 0, self.structure.tensors.values(), texts)
+        strings = _strings(self.path, self.structure)
+        return lay_out(files[0], 0, self.structure.tensors.values(), strings)
 
 
 class ShardedSafetensorsWriter(SafetensorsWriter):
-    """Writes shards named `NAME-00001-of-00002.safetensors`, and at last their index."""
+    """Writes shards named `NAME-00001-of-00002.safetensors`, and then their index."""
 
     @classmethod
     def _data_files(cls, path: Path, structure: Structure) -> list[Path]:
@@ -128,19 +137,19 @@ class ShardedSafetensorsWriter(SafetensorsWriter):
         ]
 
     def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        texts = _texts(self.path, self.structure)
-        texts.pop(_INDEX_TEXT, None)
+        strings = _strings(self.path, self.structure)
+        strings.pop(_INDEX_KEY, None)
         extents: dict[str, Extent] = {}
         shards = assign(self.structure.tensors.values(), _SHARD_LIMIT)
         for number, (file, tensors) in enumerate(zip(files, shards, strict=True)):
-            extents |= lay_out(file, number, tensors, texts)
+            extents |= lay_out(file, number, tensors, strings)
         return extents
 
     def _complete(self) -> Sequence[tuple[Path, Path]]:
-        about = self.structure.groups.get("", {}).get(_INDEX_TEXT)
+        about = _strings(self.path, self.structure).get(_INDEX_KEY)
         index = {
             "metadata": {
-                **({} if about is None else parse_object(self.path, _INDEX_TEXT, about.encode())),
+                **({} if about is None else parse_object(self.path, _INDEX_KEY, about.encode())),
                 "total_size": sum(tensor.nbytes for tensor in self.structure.tensors.values()),
             },
             "weight_map": {
@@ -153,19 +162,19 @@ class ShardedSafetensorsWriter(SafetensorsWriter):
         return [(unfinished, self.path)]
 
 
-def _structure(path: Path, tensors: Sequence[TensorInfo], texts: Mapping[str, str]) -> Structure:
-    """The checkpoint of these tensors; its folders, if a Keras checkpoint was its source."""
+def _structure(path: Path, tensors: Sequence[TensorInfo], strings: Mapping[str, str]) -> Structure:
+    """The structure of a checkpoint; with folders, if it was made from a Keras checkpoint."""
+    # See docs/decisions/0020-safetensors-keep-empty-layer-groups.md.
     by_name = {tensor.name: tensor for tensor in tensors}
-    own = {key: text for key, text in texts.items() if key != _GROUPS_TEXT}
-    if _INDEX_TEXT in own:
-        parse_object(path, _INDEX_TEXT, own[_INDEX_TEXT].encode("utf-8"))
-    if _GROUPS_TEXT not in texts:
+    own = {key: value for key, value in strings.items() if key != _GROUPS_KEY}
+    if _INDEX_KEY in own:
+        parse_object(path, _INDEX_KEY, own[_INDEX_KEY].encode("utf-8"))
+    if _GROUPS_KEY not in strings:
         return Structure(by_name, {"": own} if own else {}, FLAT)
-    encoded = texts[_GROUPS_TEXT].encode()
+    encoded = strings[_GROUPS_KEY].encode()
     if len(encoded) > _GROUPS_LIMIT:
-        raise FormatError(f"refusing {path}: its {_GROUPS_TEXT} has {len(encoded):,} bytes")
-    found = parse_object(path, _GROUPS_TEXT, encoded)
-    _check_folders(path, found)
+        raise FormatError(f"refusing {path}: its {_GROUPS_KEY} has {len(encoded):,} bytes")
+    found = _checked_folders(path, parse_object(path, _GROUPS_KEY, encoded))
     groups: dict[str, Attributes] = {"": own} if own or "" in found else {}
     groups |= {name: attributes for name, attributes in found.items() if name}
     structure = Structure(by_name, groups, KERAS)
@@ -173,48 +182,36 @@ def _structure(path: Path, tensors: Sequence[TensorInfo], texts: Mapping[str, st
     return structure
 
 
-def _texts(path: Path, structure: Structure) -> dict[str, str]:
-    """What `_structure` makes folders and their attributes of."""
-    texts = dict(structure.groups.get("", {}))
-    if not is_texts(texts):
-        raise FormatError(f"cannot write {path}: the format holds no attributes but texts")
+def _strings(path: Path, structure: Structure) -> dict[str, str]:
+    """The strings from which `_structure` finds folders and attributes again."""
+    strings = dict(structure.groups.get("", {}))
+    if not is_strings(strings):
+        raise FormatError(f"cannot write {path}: the format holds only strings as attributes")
     if structure.naming == KERAS:
         folders = {n: dict(found) if n else {} for n, found in structure.groups.items()}
-        _check_folders(path, folders)
-        texts[_GROUPS_TEXT] = json.dumps(folders)
-        if len(texts[_GROUPS_TEXT]) > _GROUPS_LIMIT:
+        strings[_GROUPS_KEY] = json.dumps(_checked_folders(path, folders))
+        if len(strings[_GROUPS_KEY]) > _GROUPS_LIMIT:
             raise FormatError(f"cannot write {path}: it has too many folders")
-    return texts
+    return strings
 
 
-def _check_folders(path: Path, folders: Mapping[str, object]) -> None:
-    """Folders have short texts, and the checkpoint itself none: its texts are beside them."""
+def _checked_folders(path: Path, folders: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """The folders, after making sure that HDF5 could hold their attributes.
+
+    The checkpoint itself, "", has none among them: its attributes are strings of the file.
+    """
+    checked: dict[str, dict[str, str]] = {}
     for name, attributes in folders.items():
         if (
-            not is_texts(attributes)
+            not is_strings(attributes)
             or (attributes and not name)
             or not all(
                 0 < len(key) <= _LABEL_LIMIT
-                and len(text) <= _ATTRIBUTE_LIMIT
-                and "\0" not in key + text
-                for key, text in attributes.items()
+                and len(value) <= _ATTRIBUTE_LIMIT
+                and "\0" not in key + value
+                for key, value in attributes.items()
             )
         ):
-            raise refusal(path, name, "is not a folder with short texts")
-
-
-def _check_writable(path: Path, structure: Structure) -> None:
-    if structure.naming not in (FLAT, KERAS):
-        raise FormatError(
-            f"cannot write {path}: tensors with names of the {structure.naming} format would not "
-            "be found again there. Write the format that the checkpoints have"
-        )
-    for tensor in structure.tensors.values():
-        if tensor.dtype not in CODES:
-            raise FormatError(
-                f"cannot write {path}: it has no type for '{tensor.name}', a {tensor.dtype}"
-            )
-    if TEXTS in structure.tensors:
-        raise FormatError(f"cannot write {path}: the format keeps the name {TEXTS} for itself")
-    if structure.naming == KERAS:
-        check_tree(path, structure)
+            raise refusal(path, name, "is not a folder whose attributes are short strings")
+        checked[name] = attributes
+    return checked

@@ -1,9 +1,10 @@
-"""One `.safetensors` file: its header, read with distrust, and its layout, to be filled."""
+"""Reads and makes the header of one `.safetensors` file."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.strict_json import parse_object
@@ -11,11 +12,11 @@ from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.storage.open_file import OpenFile
 
 SUFFIX = ".safetensors"
-TEXTS = "__metadata__"
-"""The key of a header that names no tensor, but texts about the file."""
+METADATA = "__metadata__"
+"""The key in a header that stands for strings about the file instead of a tensor."""
 
 HEADER_LIMIT = 100_000_000
-"""Bytes that the format allows a header."""
+"""The format's own limit, in bytes."""
 
 _DTYPES = {
     "BOOL": "bool",
@@ -36,33 +37,37 @@ _DTYPES = {
     "I64": "int64",
     "U64": "uint64",
 }
-"""The format's names of types, by rising alignment. F4, F6 and F8_E8M0 are missing, the values and
-scales of quantized blocks, which have no mean of their own, and C64, which is no weight."""
+"""The format's names of dtypes, by rising alignment. F4, F6 and F8_E8M0, the values and scales of
+quantized blocks, are missing because they have no mean of their own; no weights are C64."""
+
 CODES = {dtype: code for code, dtype in _DTYPES.items()}
-"""The format's name of each type that it and we know."""
+"""The format's name of each dtype that can be written."""
+
 _RANKS = {dtype: rank for rank, dtype in enumerate(_DTYPES.values())}
 
 _PREFIX = 8
 _ALIGNMENT = 8
 _DIMENSIONS_LIMIT = 32
 _ELEMENTS_LIMIT = 2**63
-"""Beyond these no array can be made of a tensor, not even of an empty one."""
+"""Limits of numpy, even for empty arrays."""
 
 
-def read_header(opened: OpenFile, size: int, file: int) -> tuple[list[TensorInfo], dict[str, str]]:
-    """The tensors of one file and its texts.
+def read_header(
+    opened: OpenFile, size: int, number: int
+) -> tuple[list[TensorInfo], dict[str, str]]:
+    """The tensors of one file, and the strings about it.
 
     Args:
         opened: the file.
         size: its size in bytes.
-        file: its number among those of its checkpoint.
+        number: of the file in its checkpoint.
 
     Returns:
-        The tensors in the order in which they lie in the file, and the texts by key.
+        The tensors in the order of their bytes, and the strings by their keys.
 
     Raises:
-        FormatError: the header is damaged, or the tensors do not fill the file one after another,
-            which is the format's rule: no gap, no overlap, nothing behind the last one.
+        FormatError: the header is damaged, or the tensors do not fill the file without gaps and
+            overlaps, as the format demands.
     """
     path = opened.path
     prefix = opened.read(0, _PREFIX)
@@ -71,7 +76,7 @@ def read_header(opened: OpenFile, size: int, file: int) -> tuple[list[TensorInfo
     if len(prefix) < _PREFIX or base > size:
         raise FormatError(
             f"{path} is not an intact {SUFFIX} file: a header of {length:,} bytes does not fit "
-            f"into {size:,}"
+            f"into a file of {size:,}"
         )
     if length > HEADER_LIMIT:
         raise FormatError(
@@ -79,76 +84,82 @@ def read_header(opened: OpenFile, size: int, file: int) -> tuple[list[TensorInfo
             "that the format allows"
         )
     header = parse_object(path, "header", opened.read(_PREFIX, length))
-    texts = header.pop(TEXTS, {})
-    if not is_texts(texts):
-        raise FormatError(f"refusing {path}: its {TEXTS} is not an object of texts")
-    found = (_tensor(path, name, entry, base, file) for name, entry in header.items())
-    tensors = sorted(found, key=lambda tensor: (tensor.extent.offset, tensor.extent.nbytes))
+    strings = header.pop(METADATA, {})
+    if not is_strings(strings):
+        raise FormatError(f"refusing {path}: its {METADATA} is not an object of strings")
+    placed = [_tensor(path, name, entry, base, number) for name, entry in header.items()]
+    # Empty tensors come before others at the same offset.
+    placed.sort(key=lambda found: (found[0].offset, found[0].nbytes))
     end = base
-    for tensor in tensors:
-        if tensor.extent.offset != end:
-            what = "overlaps another tensor" if tensor.extent.offset < end else "follows a gap"
-            raise FormatError(f"refusing {path}: {tensor.name!r:.80} {what}")
-        end += tensor.extent.nbytes
+    for extent, tensor in placed:
+        if extent.offset != end:
+            what = "overlaps another tensor" if extent.offset < end else "follows a gap"
+            raise refusal(path, tensor.name, what)
+        end += extent.nbytes
     if end != size:
         raise FormatError(
             f"{path} is not an intact {SUFFIX} file: its tensors end at byte {end:,} of {size:,}"
         )
-    return tensors, texts
+    return [tensor for _, tensor in placed], strings
 
 
-def _tensor(path: Path, name: str, entry: object, base: int, file: int) -> TensorInfo:
+def _tensor(
+    path: Path, name: str, entry: object, base: int, number: int
+) -> tuple[Extent, TensorInfo]:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise refusal(path, name, "is not described by dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in _DTYPES:
         known = ", ".join(_DTYPES)
-        raise refusal(path, name, f"has the type {code!r:.40}; types with a mean are {known}")
+        raise refusal(path, name, f"has the type {code!r:.40}; those that can be read are {known}")
     if not _is_naturals(shape) or len(shape) > _DIMENSIONS_LIMIT:
         raise refusal(path, name, f"has the shape {shape!r:.80}, which no array has")
     if not _is_naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise refusal(path, name, f"has the offsets {offsets!r:.80}, which are no range")
+        raise refusal(path, name, f"has the offsets {offsets!r:.80}, which are not a range")
     if math.prod(n for n in shape if n) >= _ELEMENTS_LIMIT:
-        raise refusal(path, name, f"has the shape {shape!r:.80}, more than any memory holds")
+        raise refusal(
+            path, name, f"has the shape {shape!r:.80}, more elements than an array can have"
+        )
     begin, end = offsets
-    tensor = TensorInfo(name, tuple(shape), _DTYPES[code], Extent(base + begin, end - begin, file))
-    if tensor.nbytes != tensor.extent.nbytes:
+    extent = Extent(base + begin, end - begin, number)
+    tensor = TensorInfo(name, tuple(shape), _DTYPES[code], extent)
+    if tensor.nbytes != extent.nbytes:
         raise refusal(
             path,
             name,
-            f"has the offsets {offsets!r:.80} where its shape takes {tensor.nbytes:,} bytes",
+            f"has the offsets {offsets!r:.80}, but its shape takes {tensor.nbytes:,} bytes",
         )
-    return tensor
+    return extent, tensor
 
 
 def lay_out(
-    path: Path, number: int, tensors: Iterable[TensorInfo], texts: Mapping[str, str]
+    path: Path, number: int, tensors: Iterable[TensorInfo], strings: Mapping[str, str]
 ) -> dict[str, Extent]:
-    """Makes a file with its tensors unwritten: a header, and a hole.
-
-    Tensors are ordered as the format's own library does, by falling alignment and then by name.
+    """Makes a file whose tensors are to be written: a header, and a hole.
 
     Args:
-        path: the file to make; it must not exist.
-        number: its number among those of its checkpoint.
-        tensors: what it is to hold, of types in `CODES`.
-        texts: what it is to say about itself.
+        path: the file; it must not exist.
+        number: of the file in its checkpoint.
+        tensors: with dtypes in `CODES`.
+        strings: about the file.
 
     Returns:
-        Where each tensor is to lie.
+        Where the bytes of each tensor belong.
 
     Raises:
         FormatError: the names of all tensors together are too long.
     """
-    header: dict[str, object] = {TEXTS: texts} if texts else {}
+    header: dict[str, object] = {METADATA: strings} if strings else {}
+    # The order of the format's own library, so that equal tensors give equal files.
     ordered = sorted(tensors, key=lambda tensor: (-_RANKS[tensor.dtype], tensor.name))
+    begins: dict[str, int] = {}
     end = 0
     for tensor in ordered:
-        begin, end = end, end + tensor.nbytes
+        begins[tensor.name], end = end, end + tensor.nbytes
         header[tensor.name] = {
             "dtype": CODES[tensor.dtype],
             "shape": tensor.shape,
-            "data_offsets": (begin, end),
+            "data_offsets": (begins[tensor.name], end),
         }
     encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
@@ -159,20 +170,19 @@ def lay_out(
         file.write(len(encoded).to_bytes(_PREFIX, "little") + encoded)
         file.truncate(base + end)
     return {
-        tensor.name: Extent(base + header[tensor.name]["data_offsets"][0], tensor.nbytes, number)
-        for tensor in ordered
+        tensor.name: Extent(base + begins[tensor.name], tensor.nbytes, number) for tensor in ordered
     }
 
 
-def is_texts(found: object) -> bool:
-    """Whether this is a dictionary of texts."""
+def is_strings(found: object) -> TypeGuard[dict[str, str]]:
+    """Whether this is a dictionary of strings."""
     return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
 
 
-def _is_naturals(found: object) -> bool:
+def _is_naturals(found: object) -> TypeGuard[list[int]]:
     return isinstance(found, list) and all(type(n) is int and n >= 0 for n in found)
 
 
 def refusal(path: Path, name: str, why: str) -> FormatError:
-    """The error for an entry of a file; its name, which may be of any length, is cut."""
+    """The error for an entry of a file, whose name may be of any length."""
     return FormatError(f"refusing {path}: {name!r:.80} {why}")

@@ -203,17 +203,13 @@ class TensorFlowWriter(CheckpointWriter):
     The path is its prefix or its `.index` file.
     """
 
-    def __init__(self, path: Path, structure: Structure, *, resume: bool = False) -> None:
-        if structure.naming != TENSORFLOW:
-            raise FormatError(
-                f"cannot write {path}: its tensors have names of another format, such as "
-                f"'{next(iter(structure.tensors), '')}', which TensorFlow would not find. "
-                "Write the format of the checkpoints"
-            )
-        for name, tensor in structure.tensors.items():
+    def _check(self) -> None:
+        for name, tensor in self.structure.tensors.items():
             if tensor.dtype not in _NUMBERS:
-                raise FormatError(f"cannot write {path}: '{name}' has the type {tensor.dtype}")
-        super().__init__(path, structure, resume=resume)
+                raise FormatError(
+                    f"cannot write {self.path}: '{name}' has the type {tensor.dtype}, which "
+                    "TensorFlow checkpoints cannot hold"
+                )
 
     @classmethod
     def output_files(cls, path: Path, structure: Structure) -> list[Path]:
