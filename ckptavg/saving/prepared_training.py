@@ -81,7 +81,7 @@ class PreparedTraining:
         outcomes = self.queue.drain()
         atexit.unregister(self.abandon)
         if self.run is not None:
-            self.run.close()
+            self.run.lock.release()
         return outcomes
 
     def abandon(self) -> None:

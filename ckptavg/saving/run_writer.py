@@ -63,12 +63,13 @@ class Content:
 
 
 class RunWriter:
-    """Writes the checkpoints of one training, and holds the lock of the run until it is closed.
+    """Writes the checkpoints of one training, and holds the lock of the run until it ends.
 
     Attributes:
         directory: directory of the run.
         checkpoints: the checkpoints that the run holds, in the order of training.
         averages: the tracked averages that it holds, by step.
+        lock: the lock of the run.
     """
 
     def __init__(self, directory: Path, options: Options, finish: Callable[[], object]) -> None:
@@ -92,7 +93,7 @@ class RunWriter:
         self._passing: list[TrackedCheckpoint] = []
         with explained(f"cannot use the directory {directory}"):
             (directory / CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
-            self._lock = RunLock(directory, finish)
+            self.lock = RunLock(directory, finish)
         try:
             self.checkpoints, self.averages = recorded(directory / CHECKPOINT_FOLDER)
             if self.checkpoints and options.existing == "error":
@@ -102,20 +103,8 @@ class RunWriter:
                     "(existing='overwrite'), or name another directory"
                 )
         except BaseException:
-            self._lock.release()
+            self.lock.release()
             raise
-
-    def close(self) -> None:
-        """Gives up the lock; nothing happens if that was done before."""
-        self._lock.release()
-
-    def renew_lock(self) -> None:
-        """Makes sure that the run still belongs to this training.
-
-        Raises:
-            SaverError: another training has taken it.
-        """
-        self._lock.renew()
 
     def begin(self, epochs: int, resumes: bool) -> None:
         """Removes what a killed training left half-done, and what `existing` says.
@@ -167,24 +156,24 @@ class RunWriter:
         """Takes the configuration of the model, to be written before the next checkpoint is."""
         self._config, self._has_config = config, False
 
-    def written(self, what: str, write: Callable[[], Record]) -> Record:
-        """Does what is left of saving a checkpoint, or averages.
+    def write(self, content: Content) -> Record:
+        """Writes a checkpoint, then removes those that are not to be kept.
 
         Raises:
             SaverError: the system refuses.
         """
-        with explained(f"cannot save {what} of {self.directory}"):
-            # A training that resumes from a checkpoint finds the epochs before it in the history.
-            self._history.sync()
-            if not self._has_config:
-                self._write_config()
-            return write()
+        with self._saving(f"the checkpoint {content.stem}"):
+            return self._add(RecordedCheckpoint(*self._written(content)))
 
-    def write(self, content: Content) -> Record:
-        """Writes a checkpoint, then removes those that are not to be kept."""
-        written = RecordedCheckpoint(*self._written(content))
-        self._add(written)
-        return written.record
+    def adopt(self, stem: str, temporary: Path, record: Record) -> Record:
+        """Takes in a checkpoint that is written already, as `write` does."""
+        try:
+            with self._saving(f"the checkpoint {stem}"):
+                path, place, record = self._places(stem, record)
+                record = adopt_checkpoint(temporary, path, place, record)
+                return self._add(RecordedCheckpoint(path, record))
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def write_notes(self, notes: Sequence[Content], step: int, *, is_passing: bool) -> Record:
         """Writes tracked averages of one step, and removes those that they make out of date.
@@ -200,28 +189,20 @@ class RunWriter:
         Returns:
             The record of one of them, of one with NaN or infinity if there is such.
         """
-        # Until now, averages of later steps belonged to a training that might have been resumed.
-        # See docs/decisions/0058-averages-are-tracked-after-every-step.md.
-        self._remove_averages(a for a in self.averages if a.ema.step > step)
-        written = []
-        for content in notes:
-            note = TrackedCheckpoint(*self._written(content))
-            written.append(note)
-            others = [a for a in self.averages if a.record.path != note.record.path]
-            self.averages = sorted([*others, note], key=in_order_of_tracking)
-        self._remove_averages(a for a in self._passing if a in self.averages and a not in written)
-        self._passing = written if is_passing else []
-        return max((note.record for note in written), key=lambda r: len(r.non_finite))
-
-    def adopt(self, stem: str, temporary: Path, record: Record) -> Record:
-        """Takes in a checkpoint that is written already, as `write` does."""
-        path, place, record = self._places(stem, record)
-        try:
-            record = adopt_checkpoint(temporary, path, place, record)
-            self._add(RecordedCheckpoint(path, record))
-            return record
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._saving(f"the averages at step {step}"):
+            # Until now, averages of later steps belonged to a training that might have been
+            # resumed. See docs/decisions/0058-averages-are-tracked-after-every-step.md.
+            self._remove_averages(a for a in self.averages if a.ema.step > step)
+            written = []
+            for content in notes:
+                note = TrackedCheckpoint(*self._written(content))
+                written.append(note)
+                others = [a for a in self.averages if a.record.path != note.record.path]
+                self.averages = sorted([*others, note], key=in_order_of_tracking)
+            passed = [a for a in self._passing if a in self.averages and a not in written]
+            self._remove_averages(passed)
+            self._passing = written if is_passing else []
+            return max((note.record for note in written), key=lambda r: len(r.non_finite))
 
     def path(self, record: Record) -> Path:
         """Where the checkpoint of a record goes."""
@@ -262,12 +243,22 @@ class RunWriter:
         model = f"../{MODEL_FILE}" if (self.directory / MODEL_FILE).is_file() else None
         return path, place, replace(record, model=model)
 
+    @contextmanager
+    def _saving(self, what: str) -> Iterator[None]:
+        """Writes what must be durable before a checkpoint is, and explains errors of the system."""
+        with explained(f"cannot save {what} of {self.directory}"):
+            # A training that resumes from a checkpoint finds the epochs before it in the history.
+            self._history.sync()
+            if not self._has_config:
+                self._write_config()
+            yield
+
     def _written(self, content: Content) -> tuple[Path, Record]:
         path, place, record = self._places(content.stem, content.record)
         record = write_checkpoint(path, place, content.structure, content.values, record)
         return path, record
 
-    def _add(self, written: RecordedCheckpoint) -> None:
+    def _add(self, written: RecordedCheckpoint) -> Record:
         """Counts a checkpoint among those of the run, and removes those that are not to be kept."""
         _log.debug("saved %s", written.path)
         others = [c for c in self.checkpoints if c.record.path != written.record.path]
@@ -277,6 +268,7 @@ class RunWriter:
             _log.debug("removing %s", checkpoint.path)
             remove_checkpoint(checkpoint)
             self.checkpoints.remove(checkpoint)
+        return written.record
 
     def _remove_averages(self, averages: Iterable[TrackedCheckpoint]) -> None:
         for average in list(averages):

@@ -3,7 +3,8 @@
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -126,8 +127,8 @@ class TrainingSession:
         """Adds an epoch to the history of the run, before its checkpoint is begun."""
         if self._prepared.run is None:
             return
-        try:
-            rate = logs.get("learning_rate")
+        rate = logs.get("learning_rate")
+        with self._failing():
             log = EpochLog(
                 epoch=self._epoch + 1,
                 step=self._step(),
@@ -136,30 +137,23 @@ class TrainingSession:
                 time=now(),
             )
             self._prepared.run.note_epoch(log)
-        except Exception as error:  # converting what others logged may raise anything
-            self._fail(error)
 
     def _save(self, stem: str | None, logs: Mapping[str, Any], note: NoteKind | None) -> None:
         """Begins to save a checkpoint, tracked averages, or both, once there is room for it."""
-        # Averages come first: a checkpoint must never stand without those to resume with.
-        prepare: list[Callable[[], Work | None]] = []
-        if note is not None and self._tracked is not None:
-            prepare.append(partial(self._prepare_notes, self._tracked, note))
-        if stem is not None:
-            prepare.append(partial(self._prepare_checkpoint, stem, logs))
-        if not prepare:
+        if stem is None and note is None:
             return
         started = time.perf_counter()
         self._make_room()
-        work = []
-        for one in prepare:
-            try:
-                work.append(one())
-            except Exception as error:  # reading a model may raise anything
-                self._fail(error)
-        pieces = [piece for piece in work if piece is not None]
-        if pieces:
-            self._prepared.queue.submit(pieces)
+        work: list[Work] = []
+        # Averages come first: a checkpoint must never stand without those to resume with.
+        if note is not None and self._tracked is not None:
+            with self._failing():
+                work += self._prepare_notes(self._tracked, note)
+        if stem is not None:
+            with self._failing():
+                work += self._prepare_checkpoint(stem, logs)
+        if work:
+            self._prepared.queue.submit(work)
         self.blocked.append(time.perf_counter() - started)
 
     def _make_room(self) -> None:
@@ -172,7 +166,7 @@ class TrainingSession:
                 "checkpoint to be written: save less often, to a faster disk, or raise in_flight"
             )
 
-    def _prepare_checkpoint(self, stem: str, logs: Mapping[str, Any]) -> Work | None:
+    def _prepare_checkpoint(self, stem: str, logs: Mapping[str, Any]) -> list[Work]:
         """Copies the weights; returns what is left to do in the other thread."""
         framework, run = self._training.framework, self._prepared.run
         placement = self._placement()
@@ -181,74 +175,63 @@ class TrainingSession:
             # In every process: under some strategies values are read by all at once only.
             copy.take(framework.host_view, files.variables)
         if run is None:  # another process writes
-            return None
-        record = self._record(stem, logs, placement)
+            return []
+        metrics = _metrics(logs)
+        self._metric.check(metrics, of_epoch=self._schedule.save_freq is None)
+        record = replace(
+            self._record(stem, placement),
+            epoch=self._epoch + 1,
+            step=self._step(),
+            learning_rate=self._rates.current(),
+            initial_learning_rate=self._rates.initial,
+            metrics=metrics,
+        )
         self._hand_over_config(run)
         path = run.path(record)
         self._say(self._epoch, f"saving {path}")
         if files is not None:
-            write = partial(run.write, Content(stem, files.structure, copy.values, record))
-        else:
-            include = self._options.include_optimizer
-            save = partial(framework.save, self._training.model, include_optimizer=include)
-            write = partial(run.adopt, stem, save_beside(path, save), record)
-        return partial(run.written, f"the checkpoint {stem}", write)
+            return [partial(run.write, Content(stem, files.structure, copy.values, record))]
+        include = self._options.include_optimizer
+        save = partial(framework.save, self._training.model, include_optimizer=include)
+        return [partial(run.adopt, stem, save_beside(path, save), record)]
 
-    def _prepare_notes(self, tracked: TrackedAverages, kind: NoteKind) -> Work | None:
+    def _prepare_notes(self, tracked: TrackedAverages, kind: NoteKind) -> list[Work]:
         """Copies the tracked averages; returns what is left to do in the other thread."""
         run = self._prepared.run
         placement = self._placement(tracked.placements)
         notes, contents = tracked.notes(placement), []
         if run is None:
-            return None
+            return []
         self._steps.ask()
         for note, copy in zip(notes, self._prepared.queue.copies[1:], strict=True):
             copy.take(note.view, note.files.variables)
-            record = Record(
-                file=self._file(note.stem),
-                size=0,
-                time=now(),
-                versions=self._versions,
-                step=self._steps.taken,
-                batch_norm=placement.batch_norm,
-                ema=note.ema,
-            )
+            record = self._record(note.stem, placement)
+            record = replace(record, step=self._steps.taken, ema=note.ema)
             contents.append(Content(note.stem, note.files.structure, copy.values, record))
         self._hand_over_config(run)
-        what = f"averages at step {tracked.step}"
-        self._say(None, f"saving {what}")
+        self._say(None, f"saving averages at step {tracked.step}")
         is_passing = kind is NoteKind.PASSING
-        write = partial(run.write_notes, contents, tracked.step, is_passing=is_passing)
-        return partial(run.written, f"the {what}", write)
+        return [partial(run.write_notes, contents, tracked.step, is_passing=is_passing)]
 
     def _placement(self, finder: PlacementFinder | None = None) -> WeightPlacement:
         """Makes sure that the run is this training's, and variables are where they are stored."""
         if self._prepared.run is not None:
             # A process loses a POSIX lock by closing any descriptor of its file, as whoever copies
             # the run does. See docs/decisions/0033-a-posix-record-lock-guards-the-run.md.
-            self._prepared.run.renew_lock()
+            self._prepared.run.lock.renew()
         found = self._prepared.placement() if finder is None else finder.current()
         self._training.framework.synchronize(self._training.model)
         return found
 
-    def _record(self, stem: str, logs: Mapping[str, Any], placement: WeightPlacement) -> Record:
-        metrics = _metrics(logs)
-        self._metric.check(metrics, of_epoch=self._schedule.save_freq is None)
+    def _record(self, stem: str, placement: WeightPlacement) -> Record:
+        """What the records of all files have in common."""
         return Record(
-            file=self._file(stem),
+            file=stem + self._training.framework.suffix_for(self._options),
             size=0,
             time=now(),
             versions=self._versions,
-            epoch=self._epoch + 1,
-            step=self._step(),
-            learning_rate=self._rates.current(),
-            initial_learning_rate=self._rates.initial,
-            metrics=metrics,
             batch_norm=placement.batch_norm,
         )
-
-    def _file(self, stem: str) -> str:
-        return stem + self._training.framework.suffix_for(self._options)
 
     def _step(self) -> int | None:
         """Optimizer steps taken; None without an optimizer that counts them."""
@@ -266,6 +249,14 @@ class TrainingSession:
         except ModelError as error:
             self._say(None, f"no {run.directory / MODEL_FILE}: {error}")
         run.take_config(config)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Treats an error as one of the save, as `on_error` says."""
+        try:
+            yield
+        except Exception as error:  # reading a model, or what others logged, may raise anything
+            self._fail(error)
 
     def _report(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:

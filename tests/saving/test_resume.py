@@ -291,7 +291,7 @@ def test_what_is_kept_is_what_a_naive_model_keeps(tmp_path_factory, values, newe
         assert [c.record.epoch for c in writer.checkpoints] == list(scores)
         assert {p.name for p in path.parent.glob("*.h5")} == {f"{e}.weights.h5" for e in scores}
         assert {int(p.stem[-4:]) for p in path.parent.glob("*.json")} == set(scores)
-    writer.close()
+    writer.lock.release()
 
 
 def naively_kept(scores, newest, best, mode):
