@@ -126,11 +126,9 @@ class BatchNormPass:
         self._step.restart()
         self._gathering = self._gather_nothing()
         with self:
-            for inputs in input_batches(data, steps=steps) if self.layers else ():
-                before = self.samples
-                self.add(inputs)
-                if progress is not None:
-                    progress(1, self.samples - before)
+            # Without a layer to set the data are not read at all.
+            batches = input_batches(data, steps=steps) if self.layers else ()
+            self._gathering.add_all(batches, progress)
             return self.finish()
 
     def finish(self) -> BatchNormReport:

@@ -1,6 +1,6 @@
 """Batches through a step into a pool, with errors that name the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,6 +16,7 @@ from ckptavg.errors import (
     ResourceError,
     first_line,
 )
+from ckptavg.models.batches import Progress
 
 UNCHANGED = "no statistics were changed"
 
@@ -64,6 +65,14 @@ class Gathering:
         self.batches += 1
         self.samples += samples
         return outputs
+
+    def add_all(self, batches: Iterable[Any], progress: Progress | None) -> None:
+        """Runs the model on batches of inputs, and reports each."""
+        for inputs in batches:
+            before = self.samples
+            self.add(inputs)
+            if progress is not None:
+                progress(1, self.samples - before)
 
     def statistics(self) -> dict[int, Statistics]:
         """The statistics of every layer that was called, by its number, in order of first calls.

@@ -24,7 +24,7 @@ _EXTRA_PASSES = 20
 
 
 def update_population(
-    model: keras.Model, read: Callable[[], Iterable[Any]], progress: Progress
+    model: keras.Model, read: Callable[[], Iterable[Any]], progress: Progress | None
 ) -> BatchNormReport:
     """Sets the statistics that every layer meets when all of them use these statistics.
 
@@ -48,14 +48,16 @@ def update_population(
         return targets.write({}, samples=0, batches=0, mode=POPULATION)
     observer = Observer(targets.layers)
     with observer.attached():
-        first = _gathered(Gathering(make_step(model, observer), targets.measured), read, progress)
+        first = Gathering(make_step(model, observer), targets.measured)
+        first.add_all(read(), progress)
         found = first.statistics()
         # One compiled step serves all further passes: the statistics are its arguments.
         step = make_step(model, observer, training=False)
         moved = np.inf
         for _ in range(len(targets.layers) + _EXTRA_PASSES if found else 0):
             step.given = targets.values(found)
-            gathering = _gathered(Gathering(step, targets.measured), read, progress)
+            gathering = Gathering(step, targets.measured)
+            gathering.add_all(read(), progress)
             if gathering.samples != first.samples:
                 raise DataError(
                     f"the data gave {first.samples:,} samples at first and {gathering.samples:,} "
@@ -79,16 +81,6 @@ def update_population(
     return targets.write(
         found, samples=first.samples, batches=first.batches, mode=POPULATION, doubts=doubts
     )
-
-
-def _gathered(
-    gathering: Gathering, read: Callable[[], Iterable[Any]], progress: Progress
-) -> Gathering:
-    for inputs in read():
-        before = gathering.samples
-        gathering.add(inputs)
-        progress(1, gathering.samples - before)
-    return gathering
 
 
 def _moved(old: Statistics, new: Statistics, epsilon: float) -> float:

@@ -127,9 +127,5 @@ class ConfiguredPass:
             if self._pass is not None:
                 return self._pass.run(inputs, steps=steps, progress=progress)
             return update_population(
-                self._model, lambda: input_batches(inputs, steps=steps), progress or _ignore
+                self._model, lambda: input_batches(inputs, steps=steps), progress
             )
-
-
-def _ignore(batches: int, samples: int) -> None:
-    """Progress that nobody wants to know."""

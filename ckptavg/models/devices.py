@@ -1,7 +1,7 @@
 """Where a model runs: on which device, or on several."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from ckptavg.errors import SpecError
 
@@ -39,26 +39,26 @@ def computing_on(device: str = "auto", distribute: str | None = None) -> Iterato
     import keras
 
     check_device(device, distribute)
-    if device != "auto":
-        _check_present(device)
-    if distribute is not None:
-        if keras.backend.backend() != "tensorflow":
-            raise SpecError(
-                f"distribute={distribute!r} (--distribute) needs the TensorFlow backend, but Keras "
-                f"runs on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow"
-            )
-        import tensorflow as tf
+    kind, index = _parse(device)
+    backend = keras.backend.backend()
+    if kind == "gpu" and index >= (present := _gpus()):
+        raise SpecError(
+            f"there is no device {device!r} (--device): {backend} finds {present or 'no'} GPU here"
+        )
+    if distribute is None:
+        with nullcontext() if device == "auto" else keras.device(f"{kind}:{index}"):
+            yield
+        return
+    if backend != "tensorflow":
+        raise SpecError(
+            f"distribute={distribute!r} (--distribute) needs the TensorFlow backend, but Keras "
+            f"runs on {backend}: set KERAS_BACKEND=tensorflow"
+        )
+    import tensorflow as tf
 
-        kind = "GPU" if device != "cpu" and _gpus() else "CPU"
-        names = [found.name for found in tf.config.list_logical_devices(kind)]
-        with tf.distribute.MirroredStrategy(names).scope():
-            yield
-    elif device == "auto":
+    devices = tf.config.list_logical_devices("GPU" if device != "cpu" and _gpus() else "CPU")
+    with tf.distribute.MirroredStrategy([found.name for found in devices]).scope():
         yield
-    else:
-        kind, index = _parse(device)
-        with keras.device(f"{kind}:{index}"):
-            yield
 
 
 def _parse(device: str) -> tuple[str, int]:
@@ -70,17 +70,6 @@ def _parse(device: str) -> tuple[str, int]:
             f"device is {device!r:.40}, but must be 'auto', 'cpu', 'gpu' or 'gpu:N' (--device)"
         )
     return kind, int(number or 0)
-
-
-def _check_present(device: str) -> None:
-    import keras
-
-    kind, index = _parse(device)
-    if kind == "gpu" and index >= (present := _gpus()):
-        raise SpecError(
-            f"there is no device {device!r} (--device): {keras.backend.backend()} finds "
-            f"{present or 'no'} GPU here"
-        )
 
 
 def _gpus() -> int:
