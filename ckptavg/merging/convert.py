@@ -1,4 +1,4 @@
-"""Writes a checkpoint in another format, tensor by tensor the same."""
+"""Writes a checkpoint in another format; every tensor stays the same."""
 
 from pathlib import Path
 
@@ -19,21 +19,21 @@ def convert(
 ) -> MergeReport:
     """Copies the tensors of a checkpoint, to the bit, into the format of the output's suffix.
 
-    Optimizer state is left out. The checkpoint is proven by its record on the way, and the output
-    gets a record that goes on from it.
+    Optimizer state is left out. The checkpoint is checked against its record meanwhile, and the
+    output gets a record that continues it.
 
     Args:
-        checkpoint: of any format that can be read.
+        checkpoint: a checkpoint of any format that can be read.
         output: the file to write.
         model: for a `.keras` output, as in `merge`.
         overwrite: whether to replace an existing output.
-        progress: called with numbers of bytes as they have been read.
+        progress: called with the number of bytes read since the last call.
 
     Raises:
-        CkptavgError: as `merge` does; the output's format cannot hold the names of the tensors.
+        CkptavgError: as for `merge`; or the output's format cannot hold the names of the tensors.
     """
     found = resolve(checkpoint)
     if len(found) != 1:
-        raise RunError(f"{checkpoint} are {len(found)} checkpoints: convert them one by one")
+        raise RunError(f"{checkpoint} names {len(found)} checkpoints: convert them one by one")
     plan = plan_merge(found, output, copy=True, model=model, overwrite=overwrite)
     return run_plan(plan, progress)

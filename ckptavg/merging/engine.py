@@ -1,41 +1,42 @@
-"""Streams the blocks of checkpoints through their mean into an output, in several threads."""
+"""Streams the blocks of checkpoints through their mean, unit by unit, in the plan's threads."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-
-import numpy as np
+from contextlib import closing
 
 from ckptavg.formats import CheckpointReader
+from ckptavg.merging.digests import UnitDigests
+from ckptavg.merging.ordered import run_in_order
 from ckptavg.merging.plan import MergePlan
-from ckptavg.merging.tensor_rules import DROP
-from ckptavg.merging.work import Strip, divide
-from ckptavg.merging.worker import GroupDigests, Progress, Worker, Write, chosen_sources
+from ckptavg.merging.work import WorkUnit, divide
+from ckptavg.merging.worker import Progress, Worker, Write
 from ckptavg.runs.proof import Checksums
 
-Finished = Callable[[int, GroupDigests], None]
-"""Is told of groups in order, from the thread that called `stream`."""
+Finished = Callable[[WorkUnit, UnitDigests], None]
+"""Called with units in order, in the thread that called `stream`, when their bytes are written."""
+
+_AHEAD = 4
+"""Finished units for each thread that may wait for those before them."""
 
 
 def stream(
     plan: MergePlan,
     readers: Sequence[CheckpointReader],
-    groups: Sequence[Sequence[Strip]],
+    units: Sequence[WorkUnit],
     write: Write,
     finished: Finished,
-    done: Callable[[int], GroupDigests | None] = lambda _: None,
+    done: Callable[[WorkUnit], UnitDigests | None] = lambda _: None,
     progress: Progress | None = None,
 ) -> None:
     """Averages every block.
 
     Args:
-        plan: of the merge.
+        plan: of the merge; it has decided the number of threads.
         readers: of its sources.
-        groups: its work, as `divide_plan` gives it.
-        write: takes the averages.
-        finished: is told of every group when its bytes are written.
-        done: gives the digests of a group that an earlier merge finished, so that it is skipped.
-        progress: is told of bytes that were read, or need not be.
+        units: its work, as `divide_plan` gives it.
+        write: called with the averages.
+        finished: called with every unit when its bytes are written.
+        done: gives the digests of a unit that an earlier merge finished, so that it is skipped.
+        progress: called with the number of bytes that were read, or need not be read.
     """
     progress = progress or (lambda _: None)
     checksums = [
@@ -44,53 +45,34 @@ def stream(
     ]
     workers = [Worker(plan, readers, checksums, write, progress) for _ in range(plan.jobs)]
 
-    def run(number: int) -> GroupDigests:
-        worker = workers.pop()
-        try:
-            if number + plan.jobs < len(groups):
-                worker.expect(groups[number + plan.jobs])
-            # What overflows or is invalid is found in the results, and reported by name.
-            with np.errstate(all="ignore"):
-                return worker.run(groups[number])
-        finally:
-            workers.append(worker)
+    def task(unit: WorkUnit) -> Callable[[Worker], UnitDigests]:
+        known = done(unit)
+        if known is not None:
+            progress(_bytes_read(plan, unit))
+            return lambda _: known
+        return lambda worker: average(worker, unit)
 
-    with ThreadPoolExecutor(plan.jobs) as pool:
-        waiting: deque[tuple[int, Future[GroupDigests] | GroupDigests]] = deque()
-        try:
-            for number, group in enumerate(groups):
-                known = done(number)
-                if known is not None:
-                    progress(_bytes_read(plan, group))
-                waiting.append((number, pool.submit(run, number) if known is None else known))
-                if len(waiting) > 4 * plan.jobs:
-                    _finish(waiting.popleft(), finished)
-            while waiting:
-                _finish(waiting.popleft(), finished)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    for index, found in enumerate(checksums):
-        if found is not None:
-            found.finish(
-                {
-                    item.tensor.name
-                    for item in plan.items
-                    if item.action != DROP and index in chosen_sources(plan, item.action)
-                }
-            )
+    def average(worker: Worker, unit: WorkUnit) -> UnitDigests:
+        # The unit that this thread will probably do next: the disk can bring it meanwhile.
+        if unit.number + plan.jobs < len(units):
+            worker.expect(units[unit.number + plan.jobs])
+        return worker.run(unit)
+
+    with closing(run_in_order(workers, map(task, units), _AHEAD * plan.jobs)) as results:
+        for unit, found in zip(units, results, strict=True):
+            finished(unit, found)
+    sources_read = plan.sources_read
+    for index, expected in enumerate(checksums):
+        if expected is not None:
+            items = (item for item in plan.items if index in sources_read[item.action])
+            expected.finish({item.tensor.name for item in items})
 
 
-def divide_plan(plan: MergePlan) -> list[list[Strip]]:
-    """The work of a plan in groups, which are independent of each other."""
+def divide_plan(plan: MergePlan) -> list[WorkUnit]:
+    """The work of a plan in units, which are independent of each other."""
     return divide(plan.items, [source.structure for source in plan.sources])
 
 
-def _bytes_read(plan: MergePlan, group: Sequence[Strip]) -> int:
-    segments = [segment for strip in group for segment in strip.segments]
-    return sum(s.block.nbytes * len(chosen_sources(plan, s.item.action)) for s in segments)
-
-
-def _finish(entry: tuple[int, Future[GroupDigests] | GroupDigests], finished: Finished) -> None:
-    number, result = entry
-    finished(number, result.result() if isinstance(result, Future) else result)
+def _bytes_read(plan: MergePlan, unit: WorkUnit) -> int:
+    sources_read = plan.sources_read
+    return sum(s.block.nbytes * len(sources_read[s.item.action]) for s in unit.segments)

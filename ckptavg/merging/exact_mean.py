@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,8 +13,11 @@ _ROUNDING = 1e-13
 """How far a sum of normalized coefficients may be from 1."""
 
 PIECE = 128 * 1024
-"""Elements that are summed at once: half as many leave threads waiting for each other's turn in the
-interpreter a third of the time, twice as many fall out of a core's L2 cache."""
+"""Elements that are summed at once: with half as many, threads wait a third of the time for each
+other's turn in the interpreter; twice as many do not fit into the L2 cache of a core. See
+docs/decisions/0031-pieces-of-128-ki-elements.md."""
+
+V = TypeVar("V", float, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class Terms:
 
 
 class WeightedMean:
-    """The weighted mean of up to PIECE values, added one checkpoint at a time.
+    """The weighted mean of up to PIECE values, to which checkpoints are added one at a time.
 
     float64 values are summed with their rounding errors carried along (Knuth's TwoSum and Dekker's
     product; Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005), narrower ones in plain float64.
@@ -62,6 +66,7 @@ class WeightedMean:
             self._total = self._total_buffer[: len(values)]
             self._scratch = self._scratch_buffer[: len(values)]
             self._adds_itself = not is_opaque(values.dtype.name)
+        # float64 has no wider type to be summed in; for all others float64 is wide enough.
         if self._dtype == np.float64:
             self._add_exactly(values, factor, first)
         elif first:
@@ -80,6 +85,7 @@ class WeightedMean:
         sum to 1 but for rounding; for sums of other coefficients it must not be set.
         """
         dtype, self._dtype = self._dtype, None
+        assert dtype is not None, "nothing was added"
         if dtype != np.float64:
             if divisor != 1.0:
                 np.divide(self._total, divisor, out=self._total)
@@ -121,10 +127,13 @@ def round_once(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """
     if not is_opaque(dtype.name):
         return values.astype(dtype)
+    # See docs/decisions/0004-bfloat16-is-rounded-to-odd-first.md.
     single = values.astype(np.float32)
     bits = single.view(np.int32)
     widened = single.astype(np.float64)
     even = (bits & 1) == 0
+    # To odd: an even neighbour is replaced by the odd one on the other side of the value. One bit
+    # more or less in the integer is the next float32 away from or towards zero.
     too_far = np.abs(widened) > np.abs(values)
     too_near = np.abs(widened) < np.abs(values)
     bits += np.where(even & too_near, 1, 0).astype(np.int32)
@@ -141,7 +150,8 @@ def _two_product(values: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndar
     return product, low * factor_low - rest
 
 
-def _split(value):
+def _split(value: V) -> tuple[V, V]:
+    """The upper and the lower half of the digits of float64 values (Veltkamp)."""
     scaled = value * 134217729.0  # 2^27 + 1
     high = scaled - (scaled - value)
     return high, value - high

@@ -1,4 +1,4 @@
-"""What a merge has done already, noted on disk for a later one to go on with."""
+"""The journal of a merge: which units of work are done, on disk, so that it can be resumed."""
 
 import json
 import os
@@ -17,13 +17,12 @@ _FORMAT = "ckptavg-journal 1"
 class Journal:
     """The journal of a merge into one output, locked as long as it is open.
 
-    Its first line names the plan; each further line tells of a finished group of blocks: the
-    digests of what was written and of what was read, and last a digest of the line itself, because
-    what was read goes into the record. Nothing in it is trusted before the bytes of the partial
-    file have been held against what was written.
+    Its first line names the plan. Each further line is a finished unit of work: its number, the
+    digests of what was written and of what was read, and a digest of the line itself, because what
+    was read goes into the record. What of it is trusted is decided in `ckptavg.merging.resuming`.
 
     Attributes:
-        entries: finished groups of an earlier merge of the very same plan, by number.
+        entries: finished units of an earlier merge of the very same plan, by number.
         keep: whether to leave the journal for a later merge when this one leaves its `with`.
     """
 
@@ -31,7 +30,7 @@ class Journal:
     keep: bool = False
 
     def __init__(self, output: Path, fingerprint: str, *, resume: bool) -> None:
-        """Opens and locks the journal of an output, empty unless it is to be gone on with.
+        """Opens and locks the journal of an output; without `resume` it is emptied.
 
         Raises:
             OutputError: another merge is writing this output now.
@@ -53,11 +52,11 @@ class Journal:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, self._header, 0)
 
-    def add(self, group: int, written: bytes, read: bytes) -> None:
-        """Notes that a group is finished, with the digests of what was written and read."""
-        if group in self.entries:
+    def add(self, unit: int, written: bytes, read: bytes) -> None:
+        """Notes that a unit is finished, with the digests of what was written and read."""
+        if unit in self.entries:
             return
-        entry = [group, written.hex(), read.hex()]
+        entry = [unit, written.hex(), read.hex()]
         line = json.dumps([*entry, self._seal(entry)]) + "\n"
         os.lseek(self._descriptor, 0, os.SEEK_END)
         os.write(self._descriptor, line.encode())
@@ -82,15 +81,15 @@ class Journal:
                     *entry, seal = json.loads(line)
                     if seal != self._seal(entry):
                         break
-                    group, written, read = entry
-                    entries[group] = bytes.fromhex(written), bytes.fromhex(read)
+                    unit, written, read = entry
+                    entries[unit] = bytes.fromhex(written), bytes.fromhex(read)
                 except (ValueError, TypeError, RecursionError):
-                    break
+                    break  # a kill cut the line off, or what follows is not to be trusted
                 end += len(line)
         os.ftruncate(self._descriptor, end)
         return entries
 
-    def _seal(self, entry: list) -> str:
+    def _seal(self, entry: list[object]) -> str:
         return digest(self._header + json.dumps(entry).encode()).hex()
 
 

@@ -1,8 +1,6 @@
 """Reads checkpoints of one model side by side: a piece of all of them at a time, each byte once."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -12,20 +10,20 @@ import xxhash
 
 from ckptavg.formats import CheckpointReader
 from ckptavg.formats.tensors import Block, blocks
-from ckptavg.merging.merge import check_unchanged, open_sources
+from ckptavg.merging.ordered import run_in_order
 from ckptavg.merging.plan import MergePlan
-from ckptavg.merging.planned_sources import SourcePlan
+from ckptavg.merging.planned_sources import SourcePlan, open_sources
 from ckptavg.merging.tensor_rules import AVERAGE, PlanItem
 from ckptavg.merging.worker import Progress
 
 T = TypeVar("T")
 
 Measure = Callable[[PlanItem, Iterator[np.ndarray]], T]
-"""What is made of a block. It is given a tensor and, piece by piece, (checkpoints, values)
-float64, which it may write to, and which holds until the next one."""
+"""Measures a block, given a tensor and, piece by piece, float64 values (checkpoints, values). It
+may write to a piece, which is valid until the next one."""
 
 AHEAD = 2
-"""Blocks for each thread that may be done before those in front of them are."""
+"""Finished blocks for each thread that may wait for those before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +33,8 @@ class BlockRead(Generic[T]):
     Attributes:
         item: the tensor and what an average makes of it.
         block: the block.
-        measured: what was made of it; None where it has no mean.
-        digests: of its bytes in each checkpoint.
+        measured: what `measure` returned; None where the tensor has no mean.
+        digests: digests of its bytes in each checkpoint.
         damaged: numbers of the checkpoints whose records say that other bytes were saved.
     """
 
@@ -47,7 +45,7 @@ class BlockRead(Generic[T]):
     damaged: tuple[int, ...]
 
     def check_intact(self, sources: Sequence[SourcePlan]) -> None:
-        """Refuses what is not as it was saved; damage may look like NaN, which is told after it.
+        """Refuses what is not as it was saved. Call it before looking for NaN, which damage may be.
 
         Args:
             sources: those of the plan that was read.
@@ -57,6 +55,7 @@ class BlockRead(Generic[T]):
         """
         for number in self.damaged:
             source, digest = sources[number], self.digests[number]
+            assert source.proof is not None, "without a proof nothing is known to be damaged"
             source.proof.check(source.path, self.item.tensor, self.block, digest)
 
 
@@ -74,37 +73,34 @@ def read_side_by_side(
     Args:
         plan: of an average of the checkpoints.
         items: of the plan, to be read.
-        measure: is called for each block of a tensor that has a mean; by several threads at once
+        measure: called for each block of a tensor that has a mean; by several threads at once
             if there are several, else in order.
-        piece: values of one checkpoint that are held at once; those of all are side by side.
-        jobs: threads.
-        progress: called with numbers of bytes as they have been read.
+        piece: number of values of one checkpoint that are held at once, beside those of the others.
+        jobs: number of threads.
+        progress: called with the number of bytes read since the last call.
 
     Returns:
         Blocks in the order of the items, whatever the number of threads.
 
     Raises:
         IntegrityError: a checkpoint cannot be read, or changed meanwhile.
-        ResourceError: they are more files than a process may open.
+        ResourceError: there are more files than a process may open.
     """
     work = ((item, block) for item in items for block in blocks(item.tensor.nbytes))
     with ExitStack() as stack:
-        readers = open_sources(plan, stack)
+        readers = stack.enter_context(open_sources(plan.sources))
         workers = [_Worker(plan, readers, measure, piece) for _ in range(jobs)]
 
-        def run(item: PlanItem, block: Block) -> BlockRead[T]:
-            worker = workers.pop()
-            try:
-                return worker.run(item, block)
-            finally:
-                workers.append(worker)
+        def task(place: tuple[PlanItem, Block]) -> Callable[[_Worker[T]], BlockRead[T]]:
+            return lambda worker: worker.run(*place)
 
+        ahead = AHEAD * jobs - 1 if jobs > 1 else 0
         # Closed before the readers are: no thread reads from what is closed.
-        for found in stack.enter_context(closing(_in_order(run, work, jobs))):
+        results = stack.enter_context(closing(run_in_order(workers, map(task, work), ahead)))
+        for found in results:
             yield found
             if progress is not None:
                 progress(found.block.nbytes * len(readers))
-        check_unchanged(plan, readers)
 
 
 class _Worker(Generic[T]):
@@ -156,26 +152,3 @@ class _Worker(Generic[T]):
                 if has_mean:
                     values[number] = np.frombuffer(view, dtype)
             yield values
-
-
-def _in_order(
-    run: Callable[[PlanItem, Block], BlockRead[T]],
-    work: Iterable[tuple[PlanItem, Block]],
-    jobs: int,
-) -> Iterator[BlockRead[T]]:
-    """What `run` gives, in the order of the work, with a bounded number of blocks waiting."""
-    if jobs == 1:
-        yield from (run(*each) for each in work)
-        return
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting: deque[Future[BlockRead[T]]] = deque()
-        try:
-            for each in work:
-                waiting.append(pool.submit(run, *each))
-                if len(waiting) >= AHEAD * jobs:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise

@@ -1,7 +1,6 @@
 """Merges checkpoints: plans, streams them into their mean, commits it with its record."""
 
 import os
-import resource
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptavg.errors import ResourceError
-from ckptavg.formats import CheckpointReader, open_reader, open_writer
-from ckptavg.merging.digests import Digests, fingerprint, recall
+from ckptavg.formats import open_writer
+from ckptavg.merging.digests import MergeDigests, UnitDigests
 from ckptavg.merging.engine import divide_plan, stream
 from ckptavg.merging.journal import Journal
 from ckptavg.merging.plan import MergePlan, plan_merge
+from ckptavg.merging.planned_sources import open_sources
+from ckptavg.merging.resuming import fingerprint, recall
 from ckptavg.merging.tensor_rules import EQUAL
-from ckptavg.merging.worker import GroupDigests, Progress
+from ckptavg.merging.work import WorkUnit
+from ckptavg.merging.worker import Progress
 from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.runs.describe import human_size
 from ckptavg.runs.outputs import check_output, writing
@@ -25,7 +26,8 @@ from ckptavg.runs.record_files import commit_with_record, record_path
 from ckptavg.runs.sources import Sources
 
 _SETTLED = 1024 * 1024
-"""Bytes of a block from which on it is sent to the disk as soon as it is written."""
+"""Blocks of so many bytes or more are sent to the disk as soon as they are written: the disk then
+writes while the merge reads. See docs/decisions/0025-writeback-begins-block-by-block.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class MergeReport:
         record: the record beside it.
         plan: what was planned and done.
         unverified: sources that neither a record nor checksums of their format prove.
-        resumed: share of the work, from 0 to 1, that an interrupted merge had done before.
-        seconds: from opening the checkpoints to the record; planning is not in it.
+        resumed: fraction of the work that an interrupted merge had done before.
+        seconds: from opening the checkpoints to the record, without the planning.
     """
 
     output: Path
@@ -73,52 +75,9 @@ def merge(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> MergeReport:
-    """Averages checkpoints into one file, streaming, in fixed memory.
+    """Averages checkpoints that are chosen already; arguments and errors are those of the command.
 
-    Floating-point tensors become the mean sum(c_k x_k), computed in float64 (float64 ones with
-    compensated summation) and rounded once. Integers, booleans and texts must agree in all
-    checkpoints; the state of random generators and counters of steps are taken from the last.
-    Optimizer state is dropped. The output appears whole or not at all, with a record
-    `<output>.json` beside it.
-
-    Args:
-        sources: a `Run` or its directory, a checkpoint file, a pattern such as
-            `ckpt/*.weights.h5`, a folder of checkpoints, or a sequence of these and of
-            `Checkpoint`s, as `Run.select` returns them.
-        output: the file to write, or the prefix of a TensorFlow checkpoint; its suffix says the
-            format, which must be able to hold the names of the tensors. Without any suffix it
-            gets that of the checkpoints.
-        recipe: `uniform`, the plain mean, or another of `ckptavg.recipes`: a `Recipe`, or its name
-            with its parameter, such as `ema:0.9`, `power-ema:0.1` or `sqrt-decay`. It goes by the
-            steps in the records, else by the epochs, else by the order of the checkpoints.
-        coefficients: one for each checkpoint, with sum 1, in place of a recipe.
-        normalize: whether the coefficients must sum to 1.
-        non_float: what becomes of what has no mean: `equal` (all must agree) or `last`.
-        model: for a `.keras` output: the `model.json` of a run or a `.keras` file, to take the
-            model's configuration from. By default that of the run.
-        max_memory: bytes that the merge may use beyond what the interpreter and its libraries do;
-            by default 64 MiB, or what many tensors need.
-        jobs: threads; by default one for each core, up to 4, fewer if memory does not allow them.
-        overwrite: whether to replace an existing output.
-        resume: whether to go on with what an interrupted merge of the same plan has left, and to
-            leave what is done if this one is interrupted.
-        progress: called with numbers of bytes as they have been read.
-
-    Returns:
-        What was done.
-
-    Raises:
-        RunError: there are no checkpoints where `sources` points.
-        FormatError: a file is not a checkpoint, or the output's format cannot be written.
-        MismatchError: checkpoints are of different models.
-        RecipeError: the recipe or the coefficients do not fit the checkpoints.
-        IntegrityError: a file differs from its record, holds NaN or infinity, or changed meanwhile.
-        OutputError: the output exists, or cannot be written there.
-        ResourceError: memory or disk do not suffice.
-
-    Example:
-        >>> run = ckptavg.open_run("run")
-        >>> report = ckptavg.merge(run.select(last=10), "swa.weights.h5")
+    See `ckptavg.merge`, which can also choose them.
     """
     plan = plan_merge(
         sources,
@@ -138,13 +97,12 @@ def merge(
 def run_plan(
     plan: MergePlan, progress: Progress | None = None, *, resume: bool = False
 ) -> MergeReport:
-    """Does what a plan says; see `merge`."""
+    """Runs a plan; see `merge`."""
     started = time.perf_counter()
-    groups = divide_plan(plan)
-    digests = Digests(plan, groups)
+    units, digests = divide_plan(plan), MergeDigests(plan)
     resumed = 0
-    with writing(plan.output), ExitStack() as stack:
-        readers = open_sources(plan, stack)
+    with writing(plan.output), ExitStack() as reading, ExitStack() as stack:
+        readers = reading.enter_context(open_sources(plan.sources))
         journal = stack.enter_context(Journal(plan.output, fingerprint(plan), resume=resume))
         writer = stack.enter_context(
             open_writer(
@@ -154,29 +112,28 @@ def run_plan(
         if not writer.resumed:
             journal.restart()
 
-        def done(number: int) -> GroupDigests | None:
+        def done(unit: WorkUnit) -> UnitDigests | None:
             nonlocal resumed
-            found = recall(journal, writer, plan, number, groups[number])
+            found = recall(journal, writer, plan, unit)
             resumed += found is not None
             return found
 
-        def finished(number: int, found: GroupDigests) -> None:
-            digests.add(number, found)
-            for strip in groups[number]:
-                if strip.nbytes >= _SETTLED:
-                    segment = strip.segments[0]
-                    block = segment.block
-                    writer.settle(segment.item.tensor.name, block.start, block.nbytes)
-            journal.add(number, found.written, found.read)
+        def finished(unit: WorkUnit, found: UnitDigests) -> None:
+            digests.add(unit, found)
+            for span in unit.spans:
+                if span.nbytes >= _SETTLED:
+                    writer.settle(span.item.tensor.name, span.start, span.nbytes)
+            journal.add(unit.number, found.written, found.read)
 
         try:
-            stream(plan, readers, groups, writer.write, finished, done, progress)
-            check_unchanged(plan, readers)
+            stream(plan, readers, units, writer.write, finished, done, progress)
+            reading.close()  # nothing is committed if a source has changed meanwhile
             record = _record(plan, writer.finish(), digests)
         except (KeyboardInterrupt, SystemExit, OSError):
             # Stopped, or out of disk: with `resume` what is done waits for the next merge.
             journal.keep = writer.keep_partial = resume
             raise
+        # Somebody else may have written there since the plan was made.
         check_output(plan.output, plan.overwrite)
         record = commit_with_record(
             writer.commit, record, digests.tensor_records(), record_path(plan.output)
@@ -186,52 +143,13 @@ def run_plan(
         record=record,
         plan=plan,
         unverified=tuple(source.path for source in plan.sources if not source.proven),
-        resumed=resumed / max(1, len(groups)),
+        resumed=resumed / max(1, len(units)),
         seconds=time.perf_counter() - started,
     )
 
 
-def open_sources(plan: MergePlan, stack: ExitStack) -> list[CheckpointReader]:
-    """Opens all sources of a plan, as they were when it was made; the stack closes them.
-
-    Raises:
-        IntegrityError: one has changed since.
-        ResourceError: they are more files than a process may open.
-    """
-    _allow_open_files(sum(len(source.stamps) for source in plan.sources))
-    readers = [
-        stack.enter_context(open_reader(source.path, source.structure)) for source in plan.sources
-    ]
-    check_unchanged(plan, readers)
-    return readers
-
-
-def check_unchanged(plan: MergePlan, readers: Sequence[CheckpointReader]) -> None:
-    """Makes sure that no source has changed since the plan was made.
-
-    Raises:
-        IntegrityError: one has.
-    """
-    for source, reader in zip(plan.sources, readers, strict=True):
-        reader.check_unchanged(source.stamps)
-
-
-def _allow_open_files(count: int) -> None:
-    """All checkpoints stay open at once: raises the process's own limit as far as it may."""
-    needed = count + 64
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if needed <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise ResourceError(
-            f"{count} files of checkpoints must be open at once, but the system allows {hard}: "
-            "average groups of them, then the averages"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
 def _facts_of_one(plan: MergePlan) -> dict[str, Any]:
-    """What stays true of a checkpoint that is not averaged with others."""
+    """What stays true of a checkpoint that is copied, or averaged with nothing else."""
     if len(plan.sources) > 1:
         return {}
     known = plan.sources[0].record
@@ -241,7 +159,7 @@ def _facts_of_one(plan: MergePlan) -> dict[str, Any]:
     return {name: getattr(known, name) for name in names}
 
 
-def _record(plan: MergePlan, size: int, digests: Digests) -> Record:
+def _record(plan: MergePlan, size: int, digests: MergeDigests) -> Record:
     folder = plan.output.parent.resolve()
     return Record(
         file=plan.output.name,
@@ -252,6 +170,7 @@ def _record(plan: MergePlan, size: int, digests: Digests) -> Record:
         batch_norm=plan.batch_norm,
         model=os.path.relpath(plan.model_file, folder) if plan.model_file else None,
         recipe=plan.recipe,
+        choice=plan.choice,
         sources=tuple(
             SourceRecord(
                 path=os.path.relpath(source.path.parent.resolve() / source.path.name, folder),

@@ -2,45 +2,34 @@
 
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ckptavg.errors import FormatError, MemoryLimitError, OutputError, ResourceError
+from ckptavg.errors import FormatError, OutputError, ResourceError
 from ckptavg.formats import ModelConfig, Structure, named_like, open_reader, writer_of
 from ckptavg.formats.layers import count_batch_norm
 from ckptavg.formats.tensorflow.paths import checkpoint_path, main_file
 from ckptavg.formats.tensors import BLOCK_SIZE
 from ckptavg.merging.exact_mean import PIECE
+from ckptavg.merging.memory import fit_threads, index_memory, threads_for
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
-from ckptavg.merging.tensor_rules import (
-    AVERAGE,
-    DROP,
-    EQUAL,
-    LAST,
-    PlanItem,
-    check_config_not_quantized,
-    check_not_quantized,
-    decide,
-)
+from ckptavg.merging.quantized import check_config_not_quantized, check_not_quantized
+from ckptavg.merging.tensor_rules import DROP, EQUAL, PlanItem, decide, sources_read
 from ckptavg.merging.weighting import weigh
 from ckptavg.merging.work import total_blocks
 from ckptavg.recipes import UNIFORM, Recipe, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs, human_size, list_epochs
 from ckptavg.runs.digest import DIGEST_SIZE
+from ckptavg.runs.json_values import Scalar
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.record import BatchNormRecord
 from ckptavg.runs.sources import Sources
 from ckptavg.storage.files import is_file, partial
 
-_DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
-DEFAULT_JOBS = 4
-
 _JOB_MEMORY = 14 * 8 * PIECE
-"""Of one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic takes beside."""
-_TENSOR_MEMORY = 12 * 1024
-"""Of one tensor in each structure: its facts, HDF5's own, and its part of the record."""
+"""Bytes for one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +42,7 @@ class MergePlan:
         sources: in the order in which they were named.
         items: what becomes of every tensor of the checkpoints.
         recipe: how the coefficients came about, such as `uniform` or `ema:0.9`; or `copy` of one.
-        jobs: threads.
+        jobs: number of threads; see `ckptavg.merging.memory`.
         batch_norm: what the BatchNorm statistics of the output will be worth.
         model_file: the model's configuration, if there is one.
         model_config: its content, if the output needs it.
@@ -62,6 +51,7 @@ class MergePlan:
         disk: bytes that the folder of the output must have free.
         memory: projected working memory in bytes, beyond the interpreter and its libraries.
         left_out: checkpoints that hold NaN or infinity, as their records say.
+        choice: what was asked for, as the record will note it.
     """
 
     output: Path
@@ -78,6 +68,7 @@ class MergePlan:
     disk: int
     memory: int
     left_out: tuple[Checkpoint, ...] = ()
+    choice: Mapping[str, Scalar] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         tensors = sum(item.action != DROP for item in self.items)
@@ -101,7 +92,13 @@ class MergePlan:
 
     @property
     def coefficients(self) -> tuple[float, ...]:
+        """The coefficient of each source."""
         return tuple(source.coefficient for source in self.sources)
+
+    @property
+    def sources_read(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of the sources that are read for a tensor, by what becomes of it."""
+        return sources_read(self.coefficients)
 
     @property
     def structure(self) -> Structure:
@@ -130,12 +127,14 @@ def plan_merge(
     overwrite: bool = False,
     live_model: bool = False,
     copy: bool = False,
+    choice: Mapping[str, Scalar] | None = None,
 ) -> MergePlan:
     """Plans a merge from metadata alone; arguments and errors are those of `merge`.
 
     With `live_model` a `.keras` output needs no configuration from a file: `merge_into_model` will
     take it from the model that it is given. With `copy` every tensor is that of the last
-    checkpoint, to the bit, as `convert` wants it.
+    checkpoint, to the bit, as `convert` wants it. `choice` says how the sources were chosen, for
+    the record.
     """
     weighted = weigh(
         sources, recipe, coefficients=coefficients, normalize=normalize, finite_only=not copy
@@ -157,7 +156,11 @@ def plan_merge(
     archive = writer_of(output, plan.structure.naming).needs_model_config
     twice = archive or live_model  # the weights first, then the file around them
     plan = replace(
-        plan, overwrite=overwrite, left_out=weighted.left_out, disk=plan.bytes_written * (1 + twice)
+        plan,
+        overwrite=overwrite,
+        left_out=weighted.left_out,
+        disk=plan.bytes_written * (1 + twice),
+        choice={**(choice or {}), **weighted.choice},
     )
     _check_disk(output, plan.disk)
     model_file = Path(model) if model is not None else _model_file(checkpoints)
@@ -178,12 +181,12 @@ def plan_average(
     max_memory: int | None = None,
     jobs: int | None = None,
 ) -> MergePlan:
-    """Plans an average, without a look at where it is to go.
+    """Plans an average, whether or not it is ever written.
 
     Args:
         checkpoints: to be averaged.
-        output: what the plan will say that it is written to.
-        recipe: what the plan will say that the coefficients are from.
+        output: the output that the plan will name; it is not looked at.
+        recipe: the recipe that the plan will name.
         coefficients: one for each checkpoint.
         non_float: as in `merge`.
         copy: whether all tensors are to be those of the last checkpoint, to the bit.
@@ -199,18 +202,19 @@ def plan_average(
     items = decide(sources[-1].structure, len(sources), non_float, copy=copy)
     if all(item.action == DROP for item in items):
         raise FormatError(f"{sources[0].path} holds no weights")
-    jobs, memory = _fit_memory(jobs, max_memory, sources, items)
+    threads, memory = _fit_memory(jobs, max_memory, sources, items)
+    read = sources_read(coefficients)
     return MergePlan(
         output=output,
         overwrite=False,
         sources=sources,
         items=items,
         recipe=recipe,
-        jobs=jobs,
+        jobs=threads,
         batch_norm=_batch_norm(sources),
         model_file=None,
         model_config=None,
-        bytes_read=sum(_bytes_read(item, coefficients) for item in items),
+        bytes_read=sum(item.tensor.nbytes * len(read[item.action]) for item in items),
         bytes_written=sum(item.tensor.nbytes for item in items if item.action != DROP),
         disk=0,
         memory=memory,
@@ -221,16 +225,6 @@ def plan_mean(checkpoints: Sequence[Checkpoint], output: Path = Path()) -> Merge
     """Plans the plain mean of checkpoints; arguments and errors are those of `plan_average`."""
     coefficients = uniform(len(checkpoints))
     return plan_average(checkpoints, output, recipe=UNIFORM, coefficients=coefficients)
-
-
-def _bytes_read(item: PlanItem, coefficients: Sequence[float]) -> int:
-    files = {
-        AVERAGE: sum(coefficient != 0 for coefficient in coefficients),
-        EQUAL: len(coefficients),
-        LAST: 1,
-        DROP: 0,
-    }
-    return item.tensor.nbytes * files[item.action]
 
 
 def _check_not_quantized(source: SourcePlan) -> None:
@@ -260,39 +254,12 @@ def _check_files(plan: MergePlan, overwrite: bool) -> None:
 
 def _check_disk(output: Path, needed: int) -> None:
     free = shutil.disk_usage(output.parent).free
-    held = partial(output)  # what an interrupted merge left is gone on with, or removed
+    held = partial(output)  # what an interrupted merge left is continued or removed
     free += held.stat().st_blocks * 512 if held.is_file() else 0
     if free < needed:
         raise ResourceError(
             f"{output} needs {needed:,} bytes of disk but {output.parent} has {free:,} free"
         )
-
-
-def memory_limit(max_memory: int | None, least: int) -> int:
-    """The limit that was asked for, else the usual one or what is needed.
-
-    Args:
-        max_memory: bytes; None if nothing was asked for.
-        least: bytes that the work cannot do without.
-
-    Raises:
-        MemoryLimitError: the limit is too low.
-        ResourceError: it is no number of bytes.
-    """
-    if isinstance(max_memory, bool) or not isinstance(max_memory, int | None):
-        raise ResourceError(f"max_memory is {max_memory!r:.40}, but must be a number of bytes")
-    if max_memory is None:
-        return max(_DEFAULT_MAX_MEMORY, least)
-    if least > max_memory:
-        raise MemoryLimitError(least, max_memory)
-    return max_memory
-
-
-def index_memory(sources: Sequence[SourcePlan]) -> int:
-    """Bytes that the facts about all tensors take, with the digests of the records."""
-    structures = {id(source.structure): source.structure for source in sources}
-    index = sum(len(structure.tensors) for structure in structures.values()) * _TENSOR_MEMORY
-    return index + sum(len(source.proof.digests) for source in sources if source.proof is not None)
 
 
 def _fit_memory(
@@ -301,16 +268,12 @@ def _fit_memory(
     sources: Sequence[SourcePlan],
     items: Sequence[PlanItem],
 ) -> tuple[int, int]:
-    """As many threads as asked for, or as there is work and memory for."""
-    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
-        raise ResourceError(f"jobs is {jobs!r}, but must be a whole number, at least 1")
-    wanted = jobs or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+    """The number of threads, and the memory that the merge will use with them."""
     written = sum(item.tensor.nbytes for item in items if item.action != DROP)
-    wanted = min(wanted, -(-written // BLOCK_SIZE) or 1)
     index = index_memory(sources) + total_blocks(items) * DIGEST_SIZE * (len(sources) + 1)
-    max_memory = memory_limit(max_memory, index + _JOB_MEMORY)
-    fitting = min(wanted, (max_memory - index) // _JOB_MEMORY)
-    return fitting, index + fitting * _JOB_MEMORY
+    wanted = threads_for(-(-written // BLOCK_SIZE), jobs)
+    threads, _ = fit_threads(wanted, index, _JOB_MEMORY, max_memory)
+    return threads, index + threads * _JOB_MEMORY
 
 
 def _batch_norm(sources: Sequence[SourcePlan]) -> BatchNormRecord | None:
@@ -327,7 +290,7 @@ def _batch_norm(sources: Sequence[SourcePlan]) -> BatchNormRecord | None:
 
 
 def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:
-    """The configuration that the checkpoints' records agree upon."""
+    """The configuration on which the checkpoints' records agree."""
     files = {
         (checkpoint.path.parent / checkpoint.record.model).resolve()
         for checkpoint in checkpoints
@@ -340,8 +303,8 @@ def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:
 def _model_config(model_file: Path | None, output: Path, source: SourcePlan) -> ModelConfig:
     if model_file is None:
         raise FormatError(
-            f"cannot write {output}: a .keras file holds the configuration of the model, and the "
-            "checkpoints come with none. Pass a model (--model), or write a .weights.h5 file"
+            f"cannot write {output}: a .keras file needs the configuration of the model, and the "
+            "checkpoints have none. Pass a model (--model), or write a .weights.h5 file"
         )
     if model_file.suffix == ".keras":
         with open_reader(model_file) as reader:

@@ -1,10 +1,12 @@
-"""The checkpoints that a merge will read: opened, searched, held against each other."""
+"""The checkpoints that a merge will read: opened, searched, compared with each other."""
 
-from collections.abc import Mapping, Sequence
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptavg.errors import IntegrityError, MismatchError
+from ckptavg.errors import IntegrityError, MismatchError, ResourceError
 from ckptavg.formats import CheckpointReader, Structure, open_reader
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.runs.checkpoint import Checkpoint
@@ -15,14 +17,14 @@ from ckptavg.storage.open_file import Stamp
 
 @dataclass(frozen=True, slots=True)
 class SourcePlan:
-    """A checkpoint to read: as it was when the plan was made, and its share in the average.
+    """A checkpoint to read, as it was when the plan was made, and its coefficient.
 
     Attributes:
-        path: what names it.
-        coefficient: its share.
-        stamps: of its files.
+        path: its file, or what names its files.
+        coefficient: its coefficient in the average.
+        stamps: inodes, times and sizes of its files, by which a change is noticed.
         structure: what it holds.
-        record: of the checkpoint; None if it has none.
+        record: the record of the checkpoint; None if it has none.
         proof: the digests in the record.
         epoch: 1-based; None if it is not known.
         files: names of its files, all in one folder.
@@ -46,7 +48,7 @@ class SourcePlan:
 
     @property
     def size(self) -> int:
-        """Of its files, in bytes."""
+        """Size of its files in bytes."""
         return sum(stamp.size for stamp in self.stamps)
 
 
@@ -94,6 +96,45 @@ def plan_sources(
     for source in planned[1:]:
         check_same_model(planned[0], source)
     return tuple(planned)
+
+
+@contextmanager
+def open_sources(sources: Sequence[SourcePlan]) -> Iterator[list[CheckpointReader]]:
+    """Opens the checkpoints of a plan, which must stay as they were when it was made.
+
+    That is checked when they are opened, and again when the `with` is left without an error.
+
+    Raises:
+        IntegrityError: one has changed.
+        ResourceError: there are more files than a process may open.
+    """
+    _allow_open_files(sum(len(source.stamps) for source in sources))
+    with ExitStack() as stack:
+        readers = [
+            stack.enter_context(open_reader(source.path, source.structure)) for source in sources
+        ]
+        _check_unchanged(sources, readers)
+        yield readers
+        _check_unchanged(sources, readers)
+
+
+def _check_unchanged(sources: Sequence[SourcePlan], readers: Sequence[CheckpointReader]) -> None:
+    for source, reader in zip(sources, readers, strict=True):
+        reader.check_unchanged(source.stamps)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises the process's own limit as far as needed: all checkpoints stay open at once."""
+    needed = count + 64
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ResourceError(
+            f"{count} files of checkpoints must be open at once, but the system allows {hard}: "
+            "average groups of them, then the averages"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def check_same_model(one: SourcePlan, other: SourcePlan | CheckpointReader) -> None:

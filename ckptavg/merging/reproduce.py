@@ -3,17 +3,16 @@
 import os
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ckptavg.errors import CkptavgError, CkptavgWarning
 from ckptavg.merging.weighting import weigh
-from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients, uniform
+from ckptavg.recipes import UNIFORM, Recipe, all_parameters, check_coefficients, uniform
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import list_epochs
-from ckptavg.runs.record import BatchNormRecord
+from ckptavg.runs.record import BatchNormRecord, Record
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
-from ckptavg.runs.sources import Sources
 
 SPEC = "SPEC"
 """Stands where a command needs a model or data that no record names."""
@@ -25,14 +24,14 @@ def reproduction(average: Checkpoint) -> tuple[str, ...]:
     """The commands that make an average again from its sources, and prove it.
 
     They name a run, its epochs and a recipe where these give the very coefficients in the record,
-    and files with their coefficients else.
+    otherwise files with their coefficients.
 
     Args:
         average: a file that `merge`, `convert`, `update-bn`, a sweep or a soup wrote.
 
     Returns:
-        Commands, to be run one after the other where the path of `average` holds; none if the
-        record does not tell of sources.
+        Commands, to be run one after the other in the folder that `average` is relative to; none
+        if the record names no sources.
     """
     made = _making(average, frozenset())
     return (*made, _command(["verify", str(average.path)])) if made else ()
@@ -49,7 +48,7 @@ def averaging(run: Run) -> tuple[str, ...]:
 
 
 def refreshing(average: Checkpoint) -> str | None:
-    """The command that gives an average BatchNorm statistics of its own; None for other formats."""
+    """The command that re-estimates the BatchNorm statistics of an average; None if it cannot."""
     name = average.path.name
     for suffix in _REFRESHED:
         if name.endswith(suffix):
@@ -67,12 +66,12 @@ def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
     sources = [Path(os.path.normpath(path.parent / source.path)) for source in record.sources]
     model = _model(average) if path.suffix == ".keras" else []
     if record.recipe == "copy":
-        earlier = ()
+        earlier: tuple[str, ...] = ()
         if Checkpoint.exists(sources[-1]):
             earlier = _making(Checkpoint.open(sources[-1]), seen | {path.resolve()})
         return (*earlier, _command(["convert", str(sources[-1]), str(path), *model]))
     coefficients = [source.coefficient for source in record.sources]
-    words = _by_run(sources, coefficients, record.recipe or "")
+    words = _by_run(sources, record)
     if words is None:
         words = [*map(str, sources), *_by_number(coefficients)]
     passed = _pass(record.batch_norm)
@@ -80,42 +79,49 @@ def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
     return (_command(["merge", *words, "-o", str(path), *model, *passed]),)
 
 
-def _by_run(sources: Sequence[Path], coefficients: Sequence[float], text: str) -> list[str] | None:
-    """A run, the choice of its epochs and the recipe that give the coefficients, if any do."""
+def _by_run(sources: Sequence[Path], record: Record) -> list[str] | None:
+    """A run, its epochs and the recipe, if these give the very coefficients in the record."""
     folder = sources[0].parent
-    wanted = list(zip([path.resolve() for path in sources], coefficients, strict=True))
+    if folder.name != CHECKPOINT_FOLDER:
+        return None
+    paths = [path.resolve() for path in sources]
     try:
-        recipe = Recipe.parse(text)
-        run = open_run(folder.parent) if folder.name == CHECKPOINT_FOLDER else None
-        if run is None or recipe.name == COEFFICIENTS:
-            return None
-        for chosen, words in _choices(run, {path for path, _ in wanted}):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", CkptavgWarning)
-                found = weigh(chosen, recipe)
-            given = zip(found.checkpoints, found.coefficients, strict=True)
-            if wanted == [(checkpoint.path.resolve(), c) for checkpoint, c in given]:
-                return [str(run.directory), *words, *_recipe(recipe)]
+        run, recipe = open_run(folder.parent), _recipe_of(record)
+        chosen = [c for c in run.checkpoints if c.path.resolve() in set(paths)]
+        tracked = recipe.definition.over == "tracked averages"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CkptavgWarning)
+            found = weigh(run if tracked else chosen, recipe)
     except CkptavgError:
-        pass  # the run is no longer what it was: files and numbers say it all
-    return None
+        return None  # the run is no longer what it was: files and numbers say it all
+    wanted = list(zip(paths, (source.coefficient for source in record.sources), strict=True))
+    places = (checkpoint.path.resolve() for checkpoint in found.checkpoints)
+    if wanted != list(zip(places, found.coefficients, strict=True)):
+        return None
+    words = [str(run.directory)]
+    if not tracked and chosen != [c for c in run.checkpoints if not c.non_finite]:
+        epochs = [c.epoch for c in chosen]
+        if len([c for c in run.checkpoints if c.epoch in epochs]) > len(chosen):
+            return None  # of several checkpoints of one epoch, some were averaged
+        words += ["--epochs", list_epochs(epochs).replace(" ", "")]
+    return [*words, *_options(recipe)]
 
 
-def _choices(run: Run, wanted: set[Path]) -> Iterator[tuple[Sources, list[str]]]:
-    yield run, []
-    chosen = [c for c in run.checkpoints if c.path.resolve() in wanted]
-    epochs = [c.epoch for c in chosen]
-    if chosen and len([c for c in run.checkpoints if c.epoch in epochs]) == len(chosen):
-        yield chosen, ["--epochs", list_epochs(epochs).replace(" ", "")]
+def _recipe_of(record: Record) -> Recipe:
+    """The recipe as it was asked for; records of 0.1.0 hold only its text, with fewer digits."""
+    name = record.choice.get("recipe")
+    if not isinstance(name, str):
+        return Recipe.parse(record.recipe or "")
+    values = {p: record.choice.get(p) for p in all_parameters()}
+    return Recipe(name, **{p: v for p, v in values.items() if isinstance(v, int | float)})
 
 
-def _recipe(recipe: Recipe) -> list[str]:
+def _options(recipe: Recipe) -> list[str]:
     if recipe.name == UNIFORM:
         return []
     words = ["--recipe", recipe.name]
-    for parameter in recipe.definition.parameters:
-        value = getattr(recipe, parameter.name)
-        words += [] if value is None else [parameter.option, repr(value)]
+    for name, value in recipe.parameters:
+        words += [all_parameters()[name].option, repr(value)]
     return words
 
 

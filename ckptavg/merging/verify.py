@@ -1,15 +1,14 @@
-"""Proves checkpoints intact, and averages to be those of their sources."""
+"""Checks files against their digests; recomputes averages and compares."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptavg.errors import IntegrityError
-from ckptavg.merging.digests import Digests
+from ckptavg.merging.digests import MergeDigests
 from ckptavg.merging.engine import divide_plan, stream
-from ckptavg.merging.merge import check_unchanged, open_sources
 from ckptavg.merging.plan import plan_average
+from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.tensor_rules import LAST
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import check_intact
@@ -29,8 +28,8 @@ class Verification:
         proof: `intact`: every tensor is as its record says, or the checksums of its format;
             `unverified`: it has neither.
         average: of an average, `reproduced`: recomputed from its sources, it came out the same to
-            the bit; `not recomputed`: some sources are gone; None for what is no average.
-        reason: what there is to say about `average`.
+            the bit; `not recomputed`: some sources are gone; None for other checkpoints.
+        reason: details about `average`.
     """
 
     path: Path
@@ -44,7 +43,7 @@ class Verification:
 
 
 def verify(paths: Sources) -> list[Verification]:
-    """Holds checkpoints against their records; recomputes averages whose sources still stand.
+    """Checks checkpoints against their records; recomputes averages whose sources still exist.
 
     Args:
         paths: what `merge` takes: runs, with the averages that they have tracked, files, patterns,
@@ -78,7 +77,7 @@ def _recompute(path: Path, record: Record) -> Verification:
     if any(Checkpoint.exists(s) and s.resolve() == path.resolve() for s in sources):
         raise IntegrityError(f"the record of {path} names itself among its sources")
     if record.recipe == "copy" and len(sources) != 1:
-        raise IntegrityError(f"the record of {path} tells of a copy of {len(sources)} checkpoints")
+        raise IntegrityError(f"the record of {path} names {len(sources)} sources of one copy")
     gone = [source for source in sources if not Checkpoint.exists(source)]
     if gone:
         reason = f"{len(gone)} of {len(sources)} sources are gone, such as {gone[0]}"
@@ -91,18 +90,15 @@ def _recompute(path: Path, record: Record) -> Verification:
         non_float=LAST,
         copy=record.recipe == "copy",
     )
-    groups = divide_plan(plan)
-    digests = Digests(plan, groups)
-    with ExitStack() as stack:
-        readers = open_sources(plan, stack)
-        stream(plan, readers, groups, lambda *_: None, digests.add)
-        check_unchanged(plan, readers)
+    digests = MergeDigests(plan)
+    with open_sources(plan.sources) as readers:
+        stream(plan, readers, divide_plan(plan), lambda *_: None, digests.add)
     _check_sources(path, record, digests)
     return _compare(path, record, digests)
 
 
-def _check_sources(path: Path, record: Record, digests: Digests) -> None:
-    """The digest of what is read covers what was read then, or the sources have changed since."""
+def _check_sources(path: Path, record: Record, digests: MergeDigests) -> None:
+    """Makes sure that what was read now is what was read then."""
     for index, source in enumerate(record.sources):
         now = digests.source(index)
         if source.digest is not None and now is not None and source.digest != now:
@@ -112,7 +108,7 @@ def _check_sources(path: Path, record: Record, digests: Digests) -> None:
             )
 
 
-def _compare(path: Path, record: Record, digests: Digests) -> Verification:
+def _compare(path: Path, record: Record, digests: MergeDigests) -> Verification:
     recorded, computed = record.read_tensors(), digests.tensor_records()
     if set(recorded) != set(computed):
         odd = min(set(recorded) ^ set(computed))
@@ -120,7 +116,7 @@ def _compare(path: Path, record: Record, digests: Digests) -> Verification:
     refreshed = record.batch_norm.tensors if record.batch_norm is not None else ()
     different = [name for name in recorded if recorded[name] != computed[name]]
     for name in different:
-        # Statistics are one number for each channel.
+        # A record could otherwise excuse any tensor; statistics are one number for each channel.
         if name not in refreshed or len(recorded[name].shape) != 1:
             raise IntegrityError(
                 f"{path} is intact, but is not the average of its sources: '{name}' differs"

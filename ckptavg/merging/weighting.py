@@ -1,13 +1,14 @@
 """Which checkpoints enter an average, each with which coefficient."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ckptavg.errors import CkptavgWarning, RecipeError
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients
 from ckptavg.recipes.posthoc_ema import Reconstruction
 from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
+from ckptavg.runs.json_values import Scalar
 from ckptavg.runs.selection import leave_out_non_finite, positions
 from ckptavg.runs.sources import Sources, resolve, resolve_averages
 
@@ -17,12 +18,21 @@ _TOLERANCE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """Checkpoints with their coefficients, how these came about, and which were left out."""
+    """Checkpoints with their coefficients.
+
+    Attributes:
+        checkpoints: those that enter the average.
+        coefficients: one for each of them.
+        recipe: how the coefficients came about, such as `ema:0.9`.
+        left_out: checkpoints that hold NaN or infinity.
+        choice: the recipe with its exact parameters, for the record; empty for the plain mean.
+    """
 
     checkpoints: tuple[Checkpoint, ...]
     coefficients: tuple[float, ...]
     recipe: str
     left_out: tuple[Checkpoint, ...] = ()
+    choice: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 def weigh(
@@ -35,8 +45,8 @@ def weigh(
 ) -> Weighted:
     """Gives the checkpoints of `sources` their coefficients; arguments are those of `merge`.
 
-    With `finite_only`, checkpoints whose records tell of NaN or infinity are left out, unless
-    coefficients say what each is to be worth.
+    With `finite_only`, checkpoints whose records list NaN or infinity are left out, unless
+    coefficients are given for each.
 
     Warns:
         CkptavgWarning: the averages that a run tracked cannot represent the wanted one well.
@@ -64,7 +74,10 @@ def weigh(
         if finite_only:
             checkpoints, left_out = leave_out_non_finite(checkpoints)
         found = recipe.coefficients(positions(checkpoints))
-    return Weighted(checkpoints, found, str(recipe), left_out)
+    choice: dict[str, Scalar] = {}
+    if recipe.name not in (UNIFORM, COEFFICIENTS):
+        choice = {"recipe": recipe.name, **dict(recipe.parameters)}
+    return Weighted(checkpoints, found, str(recipe), left_out, choice)
 
 
 def _combine(averages: Sequence[TrackedCheckpoint], recipe: Recipe) -> Weighted:
@@ -88,4 +101,6 @@ def _combine(averages: Sequence[TrackedCheckpoint], recipe: Recipe) -> Weighted:
         tuple(found.coefficients[n] for n in used),
         str(recipe),
         left_out,
+        # Named even if it is the last one today: the run may go on.
+        {"recipe": recipe.name, **dict(recipe.parameters), "at_step": found.target.step},
     )

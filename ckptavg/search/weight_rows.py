@@ -1,7 +1,6 @@
 """Rows of a model's weights in float64: sums of checkpoints, or the corners of a loss surface."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 from ckptavg.errors import MismatchError
 from ckptavg.merging.engine import divide_plan, stream
 from ckptavg.merging.exact_mean import PIECE, WeightedMean, round_once
-from ckptavg.merging.merge import check_unchanged, open_sources
 from ckptavg.merging.plan import MergePlan
+from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
 from ckptavg.merging.worker import Progress, Write
 from ckptavg.search.row_store import make_rows
@@ -224,10 +223,8 @@ def _stream(
         sources=sources,
         items=tuple(replace(item, tensor=tensors[item.tensor.name]) for item in items),
     )
-    with ExitStack() as stack:
-        readers = open_sources(chosen, stack)
+    with open_sources(chosen.sources) as readers:
         stream(chosen, readers, divide_plan(chosen), take, lambda *_: None, progress=progress)
-        check_unchanged(chosen, readers)
 
 
 def _size(item: PlanItem) -> int:

@@ -28,6 +28,7 @@ from ckptavg.errors import (
 from ckptavg.formats import Structure, open_reader
 from ckptavg.formats.layers import layer_of, moving_statistics
 from ckptavg.formats.tensors import TensorInfo
+from ckptavg.merging import memory
 from ckptavg.recipes import Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import BatchNormRecord
@@ -137,7 +138,7 @@ def test_neither_pieces_nor_threads_nor_memory_matter(walk, monkeypatch, change)
         monkeypatch.setattr(measuring, "_PIECES", 0)
         monkeypatch.setattr(measuring, "_FEWEST", 7)
     elif change == "one thread":
-        monkeypatch.setattr(measuring, "DEFAULT_JOBS", 1)
+        monkeypatch.setattr(memory, "_DEFAULT_JOBS", 1)
     else:
         with pytest.raises(MemoryLimitError, match="at least") as caught:
             measure_geometry(walk, max_memory=1)

@@ -12,7 +12,8 @@ import pytest
 import ckptavg
 from ckptavg.errors import CkptavgWarning, RecipeError, ResourceError, RunError, SpecError
 from ckptavg.recipes.swad import Swad
-from ckptavg.runs.record import Record, record_path
+from ckptavg.runs.record import Record
+from ckptavg.runs.record_files import record_path
 from tests.helpers.command_line import DATA, MODEL, main
 from tests.helpers.files import read_tensors
 from tests.helpers.models import tiny_data, tiny_model

@@ -24,10 +24,9 @@ from ckptavg.errors import (
     ResourceError,
     RunError,
 )
-from ckptavg.formats import tensors
-from ckptavg.merging import merge as merging
-from ckptavg.merging import work as strips
-from ckptavg.merging import worker as averaging
+from ckptavg.formats import open_reader, tensors
+from ckptavg.merging import work, worker
+from ckptavg.merging.merge import run_plan
 from ckptavg.merging.plan import plan_merge
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
@@ -118,8 +117,8 @@ def test_bytes_do_not_depend_on_jobs_memory_or_regions(tmp_path, monkeypatch):
         ]
     ):
         monkeypatch.setattr(tensors, "BLOCK_SIZE", block)
-        monkeypatch.setattr(strips, "BLOCK_SIZE", block)
-        monkeypatch.setattr(averaging, "PIECE", piece)
+        monkeypatch.setattr(work, "BLOCK_SIZE", block)
+        monkeypatch.setattr(worker, "PIECE", piece)
         out = tmp_path / f"out{number}.weights.h5"
         ckptavg.merge(paths, out, jobs=jobs, max_memory=memory)
         results.add(out.read_bytes())
@@ -234,7 +233,7 @@ def test_keras_archive_needs_a_configuration(checkpoints, tmp_path):
 @pytest.mark.parametrize("where", [0, 1, -1])
 def test_a_flipped_bit_stops_the_merge(trained_run, tmp_path, where):
     victim = trained_run / "checkpoints" / "epoch-0004.weights.h5"
-    with merging.open_reader(victim) as reader:
+    with open_reader(victim) as reader:
         extents = [t.extent for t in reader.structure.tensors.values()]
         name = list(reader.structure.tensors)[where]
     flip_bit(victim, extents[where].offset)
@@ -248,7 +247,7 @@ def test_a_flipped_bit_stops_the_merge(trained_run, tmp_path, where):
 
 def test_damage_that_looks_like_nan_is_called_damage(trained_run, tmp_path):
     victim = trained_run / "checkpoints" / "epoch-0004.weights.h5"
-    with merging.open_reader(victim) as reader:
+    with open_reader(victim) as reader:
         place = next(iter(reader.structure.tensors.values())).extent.offset
     with victim.open("r+b") as file:
         file.seek(place)
@@ -422,7 +421,7 @@ def test_a_file_that_changes_during_the_merge(checkpoints, tmp_path, how):
             (tmp_path / "new").replace(victim)
 
     with pytest.raises(IntegrityError, match="was changed while it was read"):
-        merging.run_plan(plan, interfere)
+        run_plan(plan, interfere)
     assert not (tmp_path / "o.weights.h5").exists()
     assert not leftovers(tmp_path)
 
@@ -445,7 +444,7 @@ def test_progress_counts_every_byte(checkpoints, tmp_path):
 def test_a_plan_can_be_pickled_and_run(checkpoints, tmp_path):
     plan = plan_merge(checkpoints, tmp_path / "o.weights.h5")
     assert pickle.loads(pickle.dumps(plan)) == plan
-    merging.run_plan(pickle.loads(pickle.dumps(plan)))
+    run_plan(pickle.loads(pickle.dumps(plan)))
     assert_same(tmp_path / "o.weights.h5", naive_mean(checkpoints))
 
 
@@ -466,7 +465,7 @@ def test_an_output_cannot_join_the_run_that_it_is_of(trained_run):
     folder = trained_run / "checkpoints"
     before = sorted(folder.iterdir())
     for name in ("swa.weights.h5", "epoch-0009.weights.h5", "epoch-0004.weights.h5"):
-        with pytest.raises(OutputError, match="holds the checkpoints of a run"):
+        with pytest.raises(OutputError, match="in the checkpoint folder of a run"):
             ckptavg.merge(trained_run, folder / name, overwrite=True)
     assert sorted(folder.iterdir()) == before
     (folder / "notes.json").write_text("{}")

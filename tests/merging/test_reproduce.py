@@ -37,7 +37,10 @@ def again(output: str) -> tuple[str, ...]:
         (("--recipe", "ema", "--decay", 0.7), "merge run --recipe ema --decay 0.7"),
         (("--recipe", "sqrt-decay", "--last", 3), "merge run --epochs 4-6 --recipe sqrt-decay"),
         (("--recipe", "power-ema", "--sigma-rel", 0.2), "merge run --recipe power-ema --sigma-rel"),
-        (("--recipe", "ema", "--decay", 0.1234567891), "merge run/checkpoints/epoch-0003.weights"),
+        (
+            ("--recipe", "ema", "--decay", 0.1234567891),
+            "merge run --recipe ema --decay 0.1234567891",
+        ),
         (("--coefficients", "0.1,0.2,0.3,0.4"), "merge run/checkpoints/epoch-0003.weights"),
         (("--coefficients", "1,1,1,1", "--no-normalize"), "merge run/checkpoints/epoch-0003"),
     ],

@@ -136,5 +136,5 @@ def test_a_conversion_is_no_judge_of_values(tmp_path):
 def test_conversions_that_cannot_be(trained_run, checkpoints, tmp_path):
     with pytest.raises(RunError, match="convert them one by one"):
         ckptavg.convert(trained_run, tmp_path / "o.weights.h5")
-    with pytest.raises(FormatError, match="holds the configuration of the model"):
+    with pytest.raises(FormatError, match="needs the configuration of the model"):
         ckptavg.convert(checkpoints[0], tmp_path / "o.keras")

@@ -1,7 +1,6 @@
 """One pass over checkpoints that measures where they lie to each other, in fixed memory."""
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from ckptavg.analysis.statistics_shift import statistics_in
 from ckptavg.errors import FormatError, IntegrityError, SpecError
 from ckptavg.formats.layers import layer_of
 from ckptavg.merging.lockstep import AHEAD, BlockRead, read_side_by_side
-from ckptavg.merging.plan import DEFAULT_JOBS, MergePlan, index_memory, memory_limit, plan_mean
+from ckptavg.merging.memory import fit_threads, index_memory, threads_for
+from ckptavg.merging.plan import MergePlan, plan_mean
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.work import total_blocks
 from ckptavg.merging.worker import Progress, not_finite
@@ -267,12 +267,9 @@ def _fit_memory(
     matrix, value = 8 * count**2, 8 * (count + 6)
     fixed = index_memory(plan.sources) + layers * (matrix + 8 * count + 8)
     thread = (3 + AHEAD) * matrix + _THREAD
-    limit = memory_limit(max_memory, fixed + thread + _FEWEST * value)
-    wanted = max(_FEWEST, _PIECES // (8 * count))
-    jobs = min(DEFAULT_JOBS, len(os.sched_getaffinity(0)), total_blocks(items))
-    while (piece := (limit - fixed - jobs * thread) // (jobs * value)) < _FEWEST:
-        jobs -= 1
-    return min(piece, wanted), jobs
+    wanted = threads_for(total_blocks(items))
+    jobs, room = fit_threads(wanted, fixed, thread + _FEWEST * value, max_memory)
+    return min((room - thread) // value, max(_FEWEST, _PIECES // (8 * count))), jobs
 
 
 def _check_records(plan: MergePlan, items: Sequence[PlanItem]) -> None:

@@ -144,9 +144,7 @@ def about_commands(commands: Sequence[str], average: Average | None) -> Content:
     if average is None:
         intro = "To average this run:"
     else:
-        intro = (
-            "To reproduce and verify the average, run where these paths are relative to:"
-        )
+        intro = "To reproduce and verify the average, run where these paths are relative to:"
     told: list[Content] = [tag("p", intro), tag("pre", "\n".join(commands))]
     state = average.record.batch_norm if average is not None else None
     if state is not None and state.samples is not None:
