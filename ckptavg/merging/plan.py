@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptavg.errors import FormatError, OutputError, ResourceError
 from ckptavg.formats import ModelConfig, Structure, named_like, open_reader, writer_of
-from ckptavg.formats.layers import count_batch_norm
+from ckptavg.formats.layers import moving_statistics
 from ckptavg.formats.tensorflow.paths import checkpoint_path, main_file
 from ckptavg.formats.tensors import BLOCK_SIZE
 from ckptavg.merging.exact_mean import PIECE
@@ -283,7 +283,7 @@ def _batch_norm(sources: Sequence[SourcePlan]) -> BatchNormRecord | None:
             return known.batch_norm
         layers, moving = known.batch_norm.layers, known.batch_norm.moving
         return BatchNormRecord(layers, "stale", moving=moving)
-    layers = count_batch_norm(sources[-1].structure.tensors)
+    layers = len(moving_statistics(sources[-1].structure))
     if not layers:
         return None
     return BatchNormRecord(layers, "stale" if len(sources) > 1 else "running")
