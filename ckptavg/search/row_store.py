@@ -3,7 +3,6 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -13,82 +12,57 @@ DEFAULT_MEMORY = 1024**3
 """Bytes that rows may take in memory by default."""
 
 
-class Rows(Protocol):
-    """Rows of numbers, which are read and written in pieces.
+class RowStore:
+    """Rows of numbers, which are read and written in pieces. They hold arbitrary numbers at first.
 
     Attributes:
         on_disk: whether they are in a file, because they do not fit into memory.
     """
 
-    on_disk: bool
+    def __init__(self, count: int, length: int, *, folder: Path, max_memory: int) -> None:
+        """Makes room for rows.
+
+        Args:
+            count: number of rows.
+            length: numbers in each.
+            folder: where the file goes if there is one. It has no name there, so nothing is left of
+                it, however the process ends.
+            max_memory: bytes that rows may take in memory.
+        """
+        nbytes = count * length * 8
+        self.on_disk = nbytes > max_memory
+        self._folder, self._length = folder, length
+        self._values = np.empty(0 if self.on_disk else count * length, np.float64)
+        if self.on_disk:
+            # Not a mapped file, whose pages would count as memory of the process.
+            with writing(folder):
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+                self._file.truncate(nbytes)
 
     def read(self, row: int, start: int, count: int) -> np.ndarray:
         """Numbers of a row, (count,) float64, which must not be changed."""
-        ...
-
-    def write(self, row: int, start: int, values: np.ndarray) -> None:
-        """Sets numbers of a row."""
-        ...
-
-    def close(self) -> None:
-        """Frees the memory or the file."""
-        ...
-
-
-def make_rows(rows: int, length: int, *, folder: Path, max_memory: int) -> Rows:
-    """Makes rows that hold arbitrary numbers.
-
-    Args:
-        rows: their number.
-        length: numbers in each.
-        folder: where the file goes if there is one. It has no name there, so nothing is left of
-            it, however the process ends.
-        max_memory: bytes that rows may take in memory.
-    """
-    if rows * length * 8 > max_memory:
-        return _FileRows(rows, length, folder)
-    return _MemoryRows(rows, length)
-
-
-class _MemoryRows:
-    on_disk = False
-
-    def __init__(self, rows: int, length: int) -> None:
-        self._values = np.empty((rows, length), np.float64)
-
-    def read(self, row: int, start: int, count: int) -> np.ndarray:
-        return self._values[row, start : start + count]
-
-    def write(self, row: int, start: int, values: np.ndarray) -> None:
-        self._values[row, start : start + len(values)] = values
-
-    def close(self) -> None:
-        del self._values
-
-
-class _FileRows:
-    on_disk = True
-
-    def __init__(self, rows: int, length: int, folder: Path) -> None:
-        with writing(folder):
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-            self._file.truncate(rows * length * 8)
-        self._folder, self._length = folder, length
-
-    def read(self, row: int, start: int, count: int) -> np.ndarray:
+        place = row * self._length + start
+        if not self.on_disk:
+            return self._values[place : place + count]
         values = np.empty(count, np.float64)
         view, filled = values.data.cast("B"), 0
         while filled < len(view):
-            offset = (row * self._length + start) * 8 + filled
-            filled += os.preadv(self._file.fileno(), [view[filled:]], offset)
+            filled += os.preadv(self._file.fileno(), [view[filled:]], place * 8 + filled)
         return values
 
     def write(self, row: int, start: int, values: np.ndarray) -> None:
+        """Sets numbers of a row; several threads may write different ones at once."""
+        place = row * self._length + start
+        if not self.on_disk:
+            self._values[place : place + len(values)] = values
+            return
         data, written = np.ascontiguousarray(values).data.cast("B"), 0
         with writing(self._folder):
             while written < len(data):
-                offset = (row * self._length + start) * 8 + written
-                written += os.pwrite(self._file.fileno(), data[written:], offset)
+                written += os.pwrite(self._file.fileno(), data[written:], place * 8 + written)
 
     def close(self) -> None:
-        self._file.close()
+        """Frees the memory or the file."""
+        del self._values
+        if self.on_disk:
+            self._file.close()

@@ -14,7 +14,7 @@ from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
 from ckptavg.merging.worker import Progress, Write
-from ckptavg.search.row_store import make_rows
+from ckptavg.search.row_store import RowStore
 
 Tensor = tuple[str, np.ndarray]
 """Stored name and values."""
@@ -54,7 +54,7 @@ class WeightRows:
             if item.action == AVERAGE:
                 self._places[name] = length
                 length += _size(item) * (2 if _is_double(item) else 1)
-        self._rows = make_rows(count, length, folder=folder, max_memory=max_memory)
+        self._rows = RowStore(count, length, folder=folder, max_memory=max_memory)
         self.on_disk = self._rows.on_disk
         self._copies: dict[int, dict[str, bytes]] = {}
         self._equal: dict[str, tuple[bytes, Path]] = {}

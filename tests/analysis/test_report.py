@@ -210,7 +210,7 @@ def test_names_are_text_wherever_they_stand(tmp_path):
     ("epochs", "facts", "expected"),
     [
         (1, {}, "A single checkpoint has no distances to others."),
-        (1, {"metrics": {}}, "The learning rate."),
+        (1, {"metrics": {}}, "The learning rate by epoch."),
         (1, {"metrics": {}, "learning_rate": None}, "No metrics or learning rates"),
         (3, {"step": None, "history": False}, "3 epochs"),
         (1, {"metrics": {"loss": float("nan"), "auc": float("inf")}}, "nan"),

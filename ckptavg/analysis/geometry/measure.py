@@ -1,4 +1,4 @@
-"""One pass over checkpoints that measures where they lie to each other, in fixed memory."""
+"""One pass over checkpoints that measures how they lie to each other, in fixed memory."""
 
 import math
 from collections import defaultdict
@@ -27,13 +27,13 @@ from ckptavg.runs.selection import positions_in
 from ckptavg.runs.sources import Sources, resolve
 
 _PIECES = 4 * 1024 * 1024
-"""Bytes of the float64 pieces of all checkpoints that a thread holds side by side."""
+"""Bytes of the float64 pieces of all checkpoints that a thread holds at once."""
 _FEWEST = 1024
-"""Values of a piece below which reading costs more than it saves memory."""
+"""The fewest values of a piece: smaller ones cost more time than they save memory."""
 _TOO_LARGE = 1e150
 """Magnitude from which squares, or sums of them over a model, exceed float64."""
 _THREAD = 2 * 1024 * 1024
-"""What a thread takes beside its piece: BLAS' own buffers, and the thread itself."""
+"""Bytes that a thread takes besides its piece: buffers of BLAS, and the thread itself."""
 
 
 def measure_geometry(
@@ -44,37 +44,35 @@ def measure_geometry(
     max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Geometry:
-    """Measures where checkpoints lie to each other, layer by layer.
+    """Measures how checkpoints lie to each other, layer by layer.
 
-    Every byte is read once; weights are never held but for a piece of each checkpoint. What is
-    kept are inner products, 8 bytes for each layer and pair of checkpoints. Only weights count:
-    optimizer state, integers and the moving statistics of BatchNorm layers do not. Statistics are
-    told by records, by their names, or by the layers' names; where a layer of a subclassed model
-    has neither, `leave_out` names them.
+    Every byte is read once, and only a piece of each checkpoint is in memory at a time. The result
+    holds inner products, 8 bytes for each layer and pair of checkpoints. Only weights count, not
+    optimizer state, integers or the moving statistics of BatchNorm layers. Statistics are
+    recognized by records, by their own names, or by the names of layers; if a layer of a subclassed
+    model has neither, name them in `leave_out`.
 
     Args:
         sources: checkpoints of one model, as in `merge`, in the order of training.
-        averages: by name, averages whose points are wanted, too: coefficients with sum 1, a
-            `Recipe`, or the file of an average, whose record says what it was made of (its weights
-            are not read).
-        leave_out: patterns such as `*/bn*/vars/[23]` of stored names of tensors that shall not
-            count.
-        max_memory: bytes that may be used beyond what the interpreter and its libraries do; by
-            default 64 MiB, or what is needed for many checkpoints and layers.
-        progress: called with numbers of bytes as they have been read.
+        averages: averages to place among the checkpoints, by name: coefficients with sum 1, a
+            `Recipe`, or a merged file, whose record lists its sources (its weights are not read).
+        leave_out: patterns of stored names of tensors that do not count, such as
+            `*/bn*/vars/[23]`.
+        max_memory: bytes that may be used beyond what the interpreter and its libraries use; by
+            default 64 MiB, or more if many checkpoints and layers need it.
+        progress: called with the number of bytes read since the last call.
 
     Returns:
-        Inner products and what follows from them.
+        Inner products, and methods for what follows from them.
 
     Raises:
-        RunError: there are no checkpoints where `sources` points, or the file of an average does
-            not say that it is one of these checkpoints.
+        RunError: `sources` holds no checkpoints, or an average has other sources than these.
         FormatError: a file is not a checkpoint, or holds no weights.
-        MismatchError: checkpoints are of different models.
-        RecipeError: coefficients are not those of an average.
-        SpecError: a pattern to leave out fits no tensor.
+        MismatchError: the checkpoints belong to different models.
+        RecipeError: there are not as many coefficients as checkpoints, or their sum is not 1.
+        SpecError: a pattern in `leave_out` matches no tensor.
         IntegrityError: a file differs from its record, holds NaN or infinity, or changed meanwhile.
-        MemoryLimitError: `max_memory` does not suffice; the error says what would.
+        MemoryLimitError: `max_memory` is too low; the error says how much is needed.
 
     Example:
         >>> ema = ckptavg.Recipe("ema", decay=0.9)
@@ -98,10 +96,10 @@ def measure_geometry(
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Where checkpoints lie, and what is wrong with each of them.
+    """How checkpoints lie to each other, and what is wrong with each of them.
 
     Attributes:
-        geometry: of all of them; values that cannot be measured count as 0.
+        geometry: of all checkpoints; values that cannot be measured count as 0.
         damaged: for each checkpoint the first tensor whose bytes differ from the record, if any.
         not_finite: for each checkpoint the first tensor with NaN, infinity or numbers whose squares
             overflow, if any.
@@ -115,13 +113,14 @@ class Survey:
 
 
 def survey(checkpoints: Sequence[Checkpoint], progress: Progress | None = None) -> Survey:
-    """Measures checkpoints as `measure_geometry` does, and notes damage instead of refusing it.
+    """Measures checkpoints as `measure_geometry` does, but notes damage instead of refusing it.
 
-    Unlike there, all tensors are read: integers and moving statistics may be damaged, too.
+    It also reads the tensors that do not count, because they may be damaged as well.
+    See docs/decisions/0070-the-doctor-judges-a-geometry.md
 
     Args:
         checkpoints: of one model.
-        progress: called with numbers of bytes as they have been read.
+        progress: called with the number of bytes read since the last call.
 
     Raises:
         CkptavgError: as `measure_geometry` does, except for damage and values that are not finite.
@@ -239,13 +238,13 @@ def _products(count: int, _: PlanItem, pieces: Iterator[np.ndarray]) -> _Product
 def _weights(
     plan: MergePlan, patterns: Sequence[str]
 ) -> tuple[tuple[PlanItem, ...], tuple[str, ...]]:
-    """The tensors that are weights, and the names of the others."""
+    """The tensors that count as weights, and the names of the others."""
     statistics = {name for names in statistics_in(plan).values() for name in names}
     items = [item for item in plan.items if item.action != DROP]
     for pattern in patterns:
         matched = {i.tensor.name for i in items if fnmatchcase(i.tensor.name, pattern)}
         if not matched:
-            raise SpecError(f"no tensor is called like {pattern!r:.80}, which shall be left out")
+            raise SpecError(f"no tensor matches the pattern {pattern!r:.80} in leave_out")
         statistics |= matched
     weights = tuple(
         i
@@ -253,7 +252,7 @@ def _weights(
         if i.action == AVERAGE and i.tensor.nbytes and i.tensor.name not in statistics
     )
     if not weights:
-        raise FormatError(f"{plan.sources[0].path} holds no weights but what is left out")
+        raise FormatError(f"{plan.sources[0].path} holds no weights except those left out")
     counted = {item.tensor.name for item in weights}
     return weights, tuple(i.tensor.name for i in items if i.tensor.name not in counted)
 
@@ -261,11 +260,12 @@ def _weights(
 def _fit_memory(
     plan: MergePlan, items: Sequence[PlanItem], layers: int, max_memory: int | None
 ) -> tuple[int, int]:
-    """Values of a piece and threads, as many as there is work and memory for."""
+    """Values of a piece, and threads: as many as there is work and memory for."""
     count = len(plan.sources)
-    # With a value come the mean, the bytes that are read, and a share of the small products.
+    # Each value of a piece also needs room for the mean, the bytes read, and temporary results.
     matrix, value = 8 * count**2, 8 * (count + 6)
     fixed = index_memory(plan.sources) + layers * (matrix + 8 * count + 8)
+    # The sum, a product and a temporary one, and the results that wait for those before them.
     thread = (3 + AHEAD) * matrix + _THREAD
     wanted = threads_for(total_blocks(items))
     jobs, room = fit_threads(wanted, fixed, thread + _FEWEST * value, max_memory)
@@ -273,19 +273,19 @@ def _fit_memory(
 
 
 def _check_records(plan: MergePlan, items: Sequence[PlanItem]) -> None:
-    """Refuses checkpoints of which their records say that they hold NaN, before all are read."""
+    """Refuses checkpoints whose records list NaN or infinity, before anything is read."""
     counted = {item.tensor.name for item in items}
     for source in plan.sources:
         bad = [] if source.record is None else counted.intersection(source.record.non_finite)
         if bad:
             raise IntegrityError(
                 f"'{min(bad)}' in {source.path} holds NaN or infinity, as its record says: leave "
-                "this checkpoint out"
+                "out this checkpoint"
             )
 
 
 def _check_finite(plan: MergePlan, found: BlockRead[_Products]) -> None:
-    """Refuses NaN, infinity, and numbers too large to be squared."""
+    """Refuses NaN, infinity, and numbers whose squares overflow."""
     if found.measured is None or not found.measured.unmeasured:
         return
     number, size = min(found.measured.unmeasured.items())

@@ -140,7 +140,7 @@ def _digest(values: np.ndarray) -> str:
 
 
 def _digest_of_all(digests: Mapping[str, str]) -> str:
-    """One digest of all tensors, in whatever order they were stored."""
+    """One digest of all tensors, independent of the order in which they were stored."""
     return digest(json.dumps(sorted(digests.items())).encode()).hex()
 
 

@@ -43,26 +43,15 @@ def loss_line(
 
     Between two checkpoints it shows whether they lie in one basin; from the last checkpoint through
     an average it shows whether the average lies in the middle of one. At every point the weights
-    are set in place, a BatchNorm pass re-estimates the statistics, and the model is evaluated. A
-    point whose weights overflow, or where a BatchNorm layer meets NaN or infinity, is NaN. Results
-    are kept as those of `loss_plane` are.
+    are set in place, a BatchNorm pass re-estimates the statistics, and the model is evaluated.
+    Other arguments than those below, and what is kept, are as in `loss_plane`.
 
     Args:
         start: a checkpoint, or several for their plain mean, as in `merge`; or a tuple of
             checkpoints and their coefficients, or of checkpoints and a `Recipe`.
         end: likewise, of the same model.
-        model: a compiled model, or its SPEC; its weights and statistics are restored at the end.
-        data: training inputs for the BatchNorm passes, as in `update_batch_norm`; not needed for a
-            model without BatchNorm.
-        eval_data: `(x, y)` to evaluate on, as in `evaluate`; or a dictionary of several by name.
         points: fractions of the path from start to end: 0 is the start, 1 the end.
-        steps: number of batches of `data` to use in each pass; all by default.
-        bn_mode: `batch`, `population` or `cumulative`; see `update_batch_norm`.
-        mixed_precision: as in `update_batch_norm`; evaluations are not affected.
         labels: names of start and end; by default their epochs or files.
-        cache: as in `loss_plane`.
-        max_memory: as in `loss_plane`.
-        progress: called with 1 for each point.
 
     Returns:
         Metrics along the line, with distances in parameter units.

@@ -34,11 +34,13 @@ def training_figures(logs: Sequence[EpochLog | Record], saved: Collection[int]) 
     groups = list(metric_groups(logs).values())
     if not groups and all(log.learning_rate is None for log in logs):
         return tag("p", "No metrics or learning rates were recorded.")
-    told = ["The learning rate.", *(f"{' and '.join(names)}, each epoch." for names in groups)]
-    drawn = groups[:_MOST_METRICS] or [[]]
+    drawn = groups[:_MOST_METRICS] or [[]]  # without metrics the learning rate alone
     figures = [
-        _figure(partial(learning_curve, logs, metrics=names, saved_epochs=saved), caption)
-        for names, caption in zip(drawn, told[1:] if groups else told, strict=False)
+        _figure(
+            partial(learning_curve, logs, metrics=names, saved_epochs=saved),
+            f"{' and '.join(names) or 'The learning rate'} by epoch.",
+        )
+        for names in drawn
     ]
     more = len(groups) - len(drawn)
     note = tag("p", f"{more} more metrics are in the table below.") if more > 0 else None

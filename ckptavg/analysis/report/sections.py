@@ -35,11 +35,11 @@ _STATISTICS = {
 
 def header(run: Run, average: Average | None) -> Content:
     """The title of the page, and one line about its contents."""
-    told = describe_epochs(run.checkpoints)
+    text = describe_epochs(run.checkpoints)
     if average is not None:
-        told += f"; {average.path.name} is an average of {len(average.coefficients)}"
+        text += f"; {average.path.name} is an average of {len(average.coefficients)}"
     name = run.directory.resolve().name
-    return tag("header", tag("h1", f"Run {name}"), tag("p", told))
+    return tag("header", tag("h1", f"Run {name}"), tag("p", text))
 
 
 def section(title: str, *content: Content) -> Content:
@@ -145,10 +145,10 @@ def about_commands(commands: Sequence[str], average: Average | None) -> Content:
         intro = "To average this run:"
     else:
         intro = "To reproduce and verify the average, run where these paths are relative to:"
-    told: list[Content] = [tag("p", intro), tag("pre", "\n".join(commands))]
+    content: list[Content] = [tag("p", intro), tag("pre", "\n".join(commands))]
     state = average.record.batch_norm if average is not None else None
     if state is not None and state.samples is not None:
-        told.append(
+        content.append(
             tag(
                 "p",
                 f"The BatchNorm statistics were estimated {_origin(state)}. Randomly shuffled or "
@@ -157,10 +157,10 @@ def about_commands(commands: Sequence[str], average: Average | None) -> Content:
         )
     stale = average is not None and state is not None and state.statistics == "stale"
     if average is not None and stale and (command := refreshing(average)):
-        told += [tag("p", "To re-estimate its BatchNorm statistics:"), tag("pre", command)]
+        content += [tag("p", "To re-estimate its BatchNorm statistics:"), tag("pre", command)]
         commands = [*commands, command]
     if any(SPEC in command.split() for command in commands):
-        told.append(
+        content.append(
             tag(
                 "p",
                 f"{SPEC} stands for your model or data, such as ",
@@ -168,8 +168,10 @@ def about_commands(commands: Sequence[str], average: Average | None) -> Content:
                 ".",
             )
         )
-    told.append(tag("p", "Existing files are replaced only with ", tag("code", "--overwrite"), "."))
-    return told
+    content.append(
+        tag("p", "Existing files are replaced only with ", tag("code", "--overwrite"), ".")
+    )
+    return content
 
 
 def _model(run: Run) -> str:
@@ -220,18 +222,18 @@ def _versions(records: Iterable[Record]) -> str:
 def _batch_norm(state: BatchNormRecord | None) -> str:
     if state is None:
         return "none"
-    told = (
+    text = (
         f"{state.layers} layers, statistics {_STATISTICS.get(state.statistics, state.statistics)}"
     )
-    return told if state.samples is None else f"{told}, {_origin(state)}"
+    return text if state.samples is None else f"{text}, {_origin(state)}"
 
 
 def _origin(state: BatchNormRecord) -> str:
     """The data from which a pass estimated statistics."""
-    told = f"from {state.samples:,} samples"
-    told += f" in {state.batches:,} batches" if state.batches is not None else ""
-    told += f" of {state.data}" if state.data else ""
-    return told + (f", mode {state.mode}" if state.mode else "")
+    text = f"from {state.samples:,} samples"
+    text += f" in {state.batches:,} batches" if state.batches is not None else ""
+    text += f" of {state.data}" if state.data else ""
+    return text + (f", mode {state.mode}" if state.mode else "")
 
 
 def _verified(sources: Sequence[SourceRecord]) -> str:
