@@ -1,5 +1,7 @@
 """The exceptions and the warning of ckptavg."""
 
+from numbers import Integral
+
 
 class CkptavgError(Exception):
     """Base class of every error that ckptavg raises on purpose.
@@ -81,10 +83,10 @@ class CkptavgWarning(UserWarning):
 
 def check_count(name: str, value: object, error: type[CkptavgError]) -> None:
     """Raises `error` unless an argument is an integer >= 1, or None."""
-    # True is an int, but never meant as a number.
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return
-    raise error(f"{name} is {value!r:.80}, but must be an integer >= 1")
+    # True is an integer to Python, but never meant as a number.
+    whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    if value is not None and not whole:
+        raise error(f"{name} is {value!r:.80}, but must be an integer >= 1")
 
 
 def first_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from ckptavg.errors import MemoryLimitError, ResourceError
+from ckptavg.errors import MemoryLimitError, ResourceError, check_count
 from ckptavg.merging.planned_sources import SourcePlan
 
 _DEFAULT_MAX_MEMORY = 64 * 1024 * 1024
@@ -24,8 +24,7 @@ def threads_for(work: int, jobs: int | None = None) -> int:
     Raises:
         ResourceError: `jobs` is not a number of threads.
     """
-    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
-        raise ResourceError(f"jobs is {jobs!r:.40}, but must be an integer >= 1")
+    check_count("jobs", jobs, ResourceError)
     wanted = jobs or min(_DEFAULT_JOBS, len(os.sched_getaffinity(0)))
     return max(1, min(wanted, work))
 

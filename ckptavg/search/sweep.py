@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptavg.batch_norm.refresh import merge_live
-from ckptavg.errors import RecipeError, RunError
+from ckptavg.errors import RecipeError, RunError, check_count
 from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Progress
 from ckptavg.recipes import UNIFORM, Recipe, effective_sample_size
@@ -197,8 +197,7 @@ def list_candidates(
     if windows not in (LAST, ALL):
         raise RunError(f"windows is {windows!r:.40}, but must be '{LAST}' or '{ALL}'")
     for name, value in (("stride", stride), ("budget", budget)):
-        if value is not None and value < 1:
-            raise RunError(f"{name} is {value!r}, but must be an integer >= 1")
+        check_count(name, value, RunError)
     if not recipes:
         raise RecipeError("recipes is empty: name at least one, such as 'uniform'")
     chosen = [Recipe.parse(r) if isinstance(r, str) else r for r in recipes]
