@@ -124,6 +124,7 @@ def batch_norm_shift(
     """
     checkpoints = [c if isinstance(c, Checkpoint) else Checkpoint.open(c) for c in (before, after)]
     plan = plan_mean(checkpoints)
+    # Mean and variance come first; renorm keeps three further statistics.
     layers = {layer: names[:2] for layer, names in statistics_in(plan).items() if len(names) > 1}
     if not layers:
         raise FormatError(

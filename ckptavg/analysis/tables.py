@@ -128,6 +128,7 @@ def frame(
         data,
         index=None if index is None else list(index),
         columns=None if columns is None else list(columns),
+        # Results are frozen; a frame is not.
         copy=True,
     )
     found.attrs.update(attrs)

@@ -19,6 +19,7 @@ from ckptavg.runs.digest import digest
 from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.weight_rows import Tensor
 
+# Keras counts shared objects through the whole process.
 _OBJECT_ID = re.compile(r'"shared_object_id": \d+')
 _NAME = re.compile(r'"([A-Za-z][A-Za-z0-9_]*?)(?:_\d+)?"')
 
@@ -129,6 +130,7 @@ class LiveModel:
         build(model, eval_data)
         self.weights = LiveWeights(model)
         self._model_digest = _model_digest(model)
+        # Frozen layers keep their statistics on purpose.
         if data is None and any(layer.trainable for layer in batch_norm_layers(model)):
             raise ModelError(
                 f"the model '{model.name}' has BatchNorm layers, whose averaged statistics are "

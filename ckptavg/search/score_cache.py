@@ -64,12 +64,14 @@ class ScoreCache:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "metrics": metrics}) + "\n")
             file.flush()
+            # A kill or a power failure loses no score that took minutes.
             os.fsync(file.fileno())
 
     def _key(self, coefficients: Sequence[float]) -> str:
         parts = [
             (content, coefficient)
             for content, coefficient in zip(self._contents, coefficients, strict=True)
+            # Checkpoints without a share do not matter, so longer runs find old scores.
             if coefficient != 0.0
         ]
         return digest(json.dumps([self._context, parts]).encode()).hex()
@@ -83,6 +85,7 @@ class ScoreCache:
                 entry = json.loads(line)
                 metrics = {str(name): float(value) for name, value in entry["metrics"].items()}
                 found.append((str(entry["key"]), metrics))
+            # A line of another version, or damaged: the average is evaluated again.
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue
         return found

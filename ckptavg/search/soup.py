@@ -148,6 +148,7 @@ class _Pot:
         self._judge = judge
         self._progress = progress
         plan = plan_mean(checkpoints, folder)
+        # In a file, so that soups of large models need no memory for sums.
         self._sums = WeightRows(plan, 3, folder=folder, max_memory=0)
 
     def cook_greedily(self) -> tuple[Ingredient, ...]:
@@ -163,8 +164,10 @@ class _Pot:
         for number in others:
             self._sums.add({number: 1.0}, to=soup, into=more)
             score = self._score(self._sums.mean(more, None, size + 1))
+            # Equal scores keep the checkpoint, as in algorithm 1 of the paper.
             kept = self._judge.rank(score.metrics) <= self._judge.rank(self.metrics)
             if kept:
+                # The two rows change roles, so nothing is copied.
                 soup, more, size = more, soup, size + 1
                 self.metrics, self.statistics = score.metrics, score.statistics
             found.append(Ingredient(self._checkpoints[number], scores[number], score.metrics, kept))

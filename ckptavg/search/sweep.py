@@ -203,6 +203,7 @@ def list_candidates(
     chosen = [Recipe.parse(r) if isinstance(r, str) else r for r in recipes]
     count, places = len(run.checkpoints), positions(run.checkpoints)
     found: dict[tuple[float, ...], Candidate] = {}
+    # Counted back from the last checkpoint, so it always is an end.
     ends = [count] if windows == LAST else list(range(count, 0, -stride))[::-1]
     for stop in ends:
         for length in sorted({*range(1, stop + 1, stride), stop}):
@@ -218,6 +219,7 @@ def list_candidates(
         return every
     if budget == 1:
         return every[-1:]
+    # Evenly spread, with the first and the last candidate.
     return [every[round(n * (len(every) - 1) / (budget - 1))] for n in range(budget)]
 
 

@@ -153,6 +153,7 @@ def outliers(values: Sequence[float] | np.ndarray, floor: float) -> np.ndarray:
 def _unreadable(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
     """Why each checkpoint cannot be measured with the others; no reason for those that can."""
     try:
+        # The usual case: all are readable, and one plan for all is the cheapest.
         plan_sources(checkpoints, [1.0] * len(checkpoints))
     except CkptavgError:
         pass
@@ -196,6 +197,7 @@ def _judge(found: Survey) -> list[Diagnosis]:
     """What a survey says of each checkpoint, held against the mean of those that are sound."""
     geometry = found.geometry
     sound = np.array([not any(_broken(found, n)) for n in range(len(geometry.checkpoints))])
+    # Without any sound checkpoint, all of them are the measure.
     counted = sound if sound.any() else np.ones(len(sound), bool)
     mean = {_MEAN: (counted / counted.sum()).tolist()}
     distances = geometry.distances(averages=mean).values[:-1, -1]

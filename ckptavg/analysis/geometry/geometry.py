@@ -87,6 +87,7 @@ class Geometry:
         """
         labels, points = self._points(averages)
         inner = _symmetric(points @ self._gram(layer) @ points.T)
+        # Squared distances as differences of inner products of deviations.
         squares = np.diagonal(inner)
         both = squares[:, None] + squares
         return PairTable(labels, _root(both - 2 * inner, both), "distance", LENGTH, layer)
@@ -101,6 +102,7 @@ class Geometry:
         products, sizes = self._products(points, layer)
         norms = _root(np.diagonal(products), sizes)
         with np.errstate(invalid="ignore", divide="ignore"):
+            # Rounding may carry a cosine beyond 1.
             values = np.clip(products / np.outer(norms, norms), -1.0, 1.0)
         values[norms == 0, :] = values[:, norms == 0] = np.nan
         np.fill_diagonal(values, np.where(norms > 0, 1.0, np.nan))

@@ -134,6 +134,7 @@ def survey(checkpoints: Sequence[Checkpoint], progress: Progress | None = None) 
     def note(found: BlockRead[_Products]) -> None:
         name = found.item.tensor.name
         for number in found.damaged:
+            # The first tensor is named, in the order of the file.
             damaged[number] = damaged[number] or name
         for number in found.measured.unmeasured if found.measured is not None else ():
             not_finite[number] = not_finite[number] or name
@@ -242,6 +243,7 @@ def _weights(
     statistics = {name for names in statistics_in(plan).values() for name in names}
     items = [item for item in plan.items if item.action != DROP]
     for pattern in patterns:
+        # A pattern without a match is a mistake that would go unnoticed.
         matched = {i.tensor.name for i in items if fnmatchcase(i.tensor.name, pattern)}
         if not matched:
             raise SpecError(f"no tensor matches the pattern {pattern!r:.80} in leave_out")

@@ -87,6 +87,7 @@ def plan_corners(corners: Sequence[Corner], labels: Sequence[str] | None = None)
     for found in weighted:
         shares.append({})
         for checkpoint, share in zip(found.checkpoints, found.coefficients, strict=True):
+            # A file that is reached through a link is the same checkpoint, and is read once.
             number = numbers.setdefault(os.path.realpath(checkpoint.path), len(numbers))
             if number == len(checkpoints):
                 checkpoints.append(checkpoint)
@@ -165,6 +166,7 @@ def _labels(weighted: Sequence[Weighted], labels: Sequence[str] | None) -> tuple
     found = tuple(map(_label, weighted)) if labels is None else tuple(labels)
     if len(found) != len(weighted):
         raise RecipeError(f"there are {len(found)} labels for {len(weighted)} corners")
+    # Labels are keys of the result, so equal ones are numbered.
     if len(set(found)) == len(found):
         return found
     if labels is not None:

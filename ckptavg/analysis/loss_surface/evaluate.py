@@ -179,12 +179,14 @@ def loss_plane(
         max_memory=max_memory,
     ) as found:
         across, along, height = _triangle(found.products, found.labels)
+        # The third corner may lie beyond the ends of the first edge.
         left, right = min(along, 0.0), max(along, across)
         edge = margin * max(right - left, height)
         x = np.linspace(left - edge, right + edge, points)
         y = np.linspace(-edge, height + edge, points)
         places = [
             (1 - first_share - share, first_share, share)
+            # Shares of the second and first edge: x = a * across + b * along, y = b * height.
             for share in y / height
             for first_share in (x - share * along) / across
         ]
@@ -213,6 +215,7 @@ def _triangle(products: np.ndarray, labels: Sequence[str]) -> tuple[float, float
     """
     (first, both), (_, second) = products.tolist()
     longest = max(first, second, first - 2 * both + second)
+    # The squared area of the parallelogram (Gram determinant).
     area = first * second - both**2
     if not area > (_FLAT * longest) ** 2:
         raise RecipeError(

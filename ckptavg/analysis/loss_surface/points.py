@@ -71,6 +71,7 @@ class Points:
         """
         self.labels = labels
         self._corners, self._live, self._eval_data = corners, live, eval_data
+        # Shows at once whether the corners fit the model.
         live.take(corners.combine({0: 1.0}), refresh=False)
         self.products = edge_products(corners, len(labels), live.weights.moving_statistics)
         contents, rest = corner_digests(corners, len(labels))
@@ -151,6 +152,7 @@ def open_points(
     live = LiveModel(
         model,
         data=data,
+        # Only used to build the model, so any of them will do.
         eval_data=next(iter(eval_data.values())),
         options=options,
     )

@@ -54,6 +54,7 @@ def _drawn(draw: Draw, size: tuple[float, float]) -> Iterator[Figure]:
     ):
         # Names may be in any script; a font that lacks it draws boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing", UserWarning)
+        # Not pyplot, which would keep the figure and might need a display.
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure.add_subplot())

@@ -105,11 +105,13 @@ def leaderboard_map(
     starts = sorted(firsts.values(), key=_in_training)
     columns = {start.path: number for number, start in enumerate(starts)}
     lengths = sorted({len(entry.checkpoints) for entry in windows}, reverse=True)
+    # Windows that were not tried stay NaN.
     values = np.full((len(lengths), len(starts)), np.nan)
     for entry in windows:
         place = lengths.index(len(entry.checkpoints)), columns[entry.checkpoints[0].path]
         values[place] = entry.metrics.get(metric, np.nan)
     sign = metric_sign(metric, mode)
+    # Epochs name the columns only if they tell all of them apart.
     epochs = [start.epoch for start in starts]
     known = None not in epochs and len(set(epochs)) == len(epochs)
     written = _heat_map(
@@ -122,6 +124,7 @@ def leaderboard_map(
         color_map=COLOR_MAP + ("_r" if sign > 0 else ""),
     )
     if np.isfinite(values).any():
+        # Smaller is better after multiplying with the sign.
         row, column = np.unravel_index(np.nanargmin(sign * values), values.shape)
         if written:
             ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, linewidth=2.5))
@@ -175,6 +178,7 @@ def _heat_map(
         aspect="auto",
         interpolation="nearest",
     )
+    # Masked cells are not drawn, so the background shows: white, hatched.
     ax.patch.set(facecolor="white", edgecolor="#bbbbbb", hatch="////", linewidth=0)
     known = values[np.isfinite(values)]
     below, above = bool((known < low).any()), bool((known > high).any())

@@ -66,7 +66,9 @@ def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
         whole_numbers(bar.ax.yaxis)
     for number, place in enumerate(trajectory.averages.values()):
         _mark(ax, place, number)
+    # The axes keep their size, so the colour bar keeps its height.
     ax.set_aspect("equal", adjustable="datalim")
+    # Room for the names of the outermost points.
     ax.margins(0.15)
     for number, name in enumerate("xy"):
         share = trajectory.explained[number] if number < len(trajectory.explained) else 0.0
@@ -76,6 +78,7 @@ def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
     ends = [0, len(x) - 1] if len(x) > 1 else [0]
     names = [_named(trajectory.labels[end], unit) for end in ends] + list(trajectory.averages)
     named = [(x[end], y[end]) for end in ends] + list(trajectory.averages.values())
+    # Names also avoid the middles of the lines between points.
     path = np.column_stack([x, y])
     name_points(ax, names, named, others=np.concatenate([path, (path[1:] + path[:-1]) / 2]))
     return ax
@@ -154,6 +157,7 @@ def loss_contours(
     if steps is not None:
         edges = np.sort(sign * steps)
         map_ = colormaps[COLOR_MAP + ("_r" if sign > 0 else "")]
+        # Each level gets an equal share of the colours, however small its range.
         norm = BoundaryNorm(edges, map_.N)
         filled = ax.contourf(plane.x, plane.y, values, levels=edges, cmap=map_, norm=norm)
         ax.contour(plane.x, plane.y, values, levels=edges, colors="black", linewidths=0.4)
@@ -184,6 +188,7 @@ def _levels(values: np.ndarray, count: int) -> np.ndarray | None:
     heights = values - values.min()
     first = np.quantile(heights, _INNERMOST)
     highest = heights.max()
+    # Too many equal or too few low values: heights double from level to level instead.
     if not 0 < first < highest / 2:
         first = highest / 2**count
     rising = np.geomspace(first, highest, count)

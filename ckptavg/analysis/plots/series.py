@@ -42,6 +42,7 @@ def series_plot(series: "Series", *, ax: Axes) -> Axes:
     ax.plot(x, series.values, "o-", color=COLORS[0], linewidth=1.2, markersize=marker_size(len(x)))
     ax.set_xlabel(unit)
     ax.set_ylabel(with_unit(series.quantity, series.unit))
+    # Readers overlook an offset such as +1e3 at the end of the axis.
     ax.ticklabel_format(axis="y", useOffset=False)
     whole_numbers(ax.xaxis)
     frame(ax)
@@ -99,6 +100,7 @@ def batch_norm_shift(shift: "BatchNormShift", *, ax: Axes) -> Axes:
     rows = np.arange(len(shift.layers), dtype=float)
     size = marker_size(5 * len(rows))
     for number, (name, values) in enumerate((("mean", shift.means), ("variance", shift.variances))):
+        # Means stand above the middle of their row, variances below it.
         style, offset = line_style(number), 0.16 * (2 * number - 1)
         low, first, median, third, high = (
             np.array(

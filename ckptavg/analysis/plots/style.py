@@ -62,6 +62,7 @@ def plain(text: object, limit: int = _SHORT) -> str:
     legends.
     """
     line = " ".join(str(text).split())
+    # Control characters would be drawn as boxes, or break the SVG.
     line = "".join(c if c.isprintable() else "\ufffd" for c in line)
     if len(line) > limit:
         end = (limit - 1) // 2
@@ -96,6 +97,7 @@ def whole_numbers(axis: Any) -> None:
 
 def legend(ax: Axes, *others: Axes, below: bool = False) -> None:
     """Draws a legend of all labelled lines inside the axes, beside them if it is long, or below."""
+    # Axes that share a place, as those of the learning rate, share one legend.
     handles, labels = [], []
     for each in (ax, *others):
         found = each.get_legend_handles_labels()
@@ -105,6 +107,7 @@ def legend(ax: Axes, *others: Axes, below: bool = False) -> None:
         return
     look: dict[str, Any] = {"loc": "best"}
     if below:
+        # The width is estimated: texts have none before the figure is drawn.
         width = 2 * (max(map(len, labels)) + 6) * _CHARACTER * 0.8 * _font_pixels(ax)
         columns = 2 if width < ax.get_window_extent().width else 1
         lines = 2 + ax.get_xlabel().count("\n")  # of ticks and label, which stand between
@@ -191,6 +194,7 @@ def name_points(
     others: np.ndarray | Sequence[tuple[float, float]] = (),
 ) -> None:
     """Writes names beside points, each where it hides the least of points and other names."""
+    # An equal aspect moves the axes when they are drawn; places must be known now.
     ax.apply_aspect()
     to_points = 72 / ax.figure.dpi
     everything = np.asarray([*points, *others], float).reshape(-1, 2)
@@ -207,6 +211,7 @@ def name_points(
             low = y + 9 * up - height / 2
             boxes.append((left, low, left + width, low + height))
         costs = [
+            # A name over another name cannot be read; one over a point only hides it.
             4 * sum(_overlap(box, other) for other in taken)
             + sum(_overlap(box, other) for other in boxes_of_points)
             + 4 * _outside(box, inside)

@@ -65,6 +65,7 @@ def learning_curve(
     rates = _values([entry.learning_rate for entry in history])
     rate_axes = None
     if show_rate and np.isfinite(rates).any():
+        # Without metrics the learning rate is the subject and has the main axis.
         rate_axes = ax.twinx() if names else ax
         _draw_rate(rate_axes, x, rates, saved=[] if names else saved)
     drawn = []
@@ -130,6 +131,7 @@ def _draw_metric(
     style = line_style(number)
     shape = style.pop("marker")
     ax.plot(x, values, **style, linewidth=1.3, label=plain(name))
+    # A value between two gaps is on no line, so it gets a dot.
     ax.plot(x[_alone(values)], values[_alone(values)], ".", color=style["color"])
     if saved:
         ax.plot(

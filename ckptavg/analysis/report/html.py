@@ -169,6 +169,7 @@ def _written(content: Content) -> str:
 
 def _escape(text: str) -> str:
     """Escaped text; characters that HTML forbids become replacement characters."""
+    # File names may hold bytes that are not UTF-8, as lone surrogates.
     known = text.encode("utf-8", "replace").decode()
     printable = (c if c in "\n\t" or ord(c) >= 32 else "\ufffd" for c in known)
     return html.escape("".join(printable))

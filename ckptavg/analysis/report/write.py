@@ -115,7 +115,7 @@ def write_report(
         section("Commands", about_commands(commands, average)),
     )
     with writing(output):
-        _check_output(output, overwrite)
+        _check_output(output, overwrite)  # again, because reading takes a while
         write_text(output, text)
     return RunReport(output, output.stat().st_size, tuple(notes), commands)
 
@@ -156,6 +156,7 @@ def _measure(
     sound = [c for c in run.checkpoints if not c.record.non_finite and Checkpoint.exists(c.path)]
     if not sound:
         return None
+    # Without an average, the plain mean is what a merge would give.
     averages = {"mean of all": (1 / len(sound),) * len(sound)}
     try:
         if average is not None:
