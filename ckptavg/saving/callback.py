@@ -86,7 +86,7 @@ class SavingCallback:
             self.on_train_batch_end = self._end_batch
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        # No hook tells a callback that an exception has ended its training.
+        # No hook says that an exception has ended a training: a former one may still hold its run.
         if self._prepared is not None:
             self._prepared.abandon()
         self._prepared, self._session, self.blocked = None, None, []

@@ -56,7 +56,7 @@ def write_checkpoint(
         place: where its record goes.
         structure: structure of the checkpoint.
         values: values of each tensor; those of another dtype are rounded to nearest, once.
-        record: the record, without what writing the file tells.
+        record: the record; size and NaN are found out here.
 
     Returns:
         The record as it was written.

@@ -142,7 +142,7 @@ class Framework(ABC):
         return self.iterations(optimizer) * self.accumulation(optimizer)
 
     def steps_per_execution(self, model: Any) -> int:
-        """Number of batches that one call of the hooks for batches stands for."""
+        """Number of batches that one call of the hooks for batches covers."""
         return int(model.steps_per_execution)
 
     def accumulation(self, optimizer: Any) -> int:
@@ -167,7 +167,7 @@ class Training:
         framework: the kind of Keras that trains.
         model: the model that is trained.
         epochs: number of the last epoch, 1-based; None where it is unknown.
-        batches: number of batches in an epoch; None where the data do not tell it.
+        batches: number of batches in an epoch; None where the data do not say.
     """
 
     framework: Framework
@@ -177,7 +177,7 @@ class Training:
 
     @classmethod
     def of(cls, framework: Framework, model: Any, params: Mapping[str, Any] | None) -> "Training":
-        """Reads what Keras hands to callbacks, which may be nothing in a loop of the user's own."""
+        """Reads what Keras hands to callbacks; a custom training loop may hand over nothing."""
         known = params or {}
         return cls(framework, model, known.get("epochs"), known.get("steps"))
 

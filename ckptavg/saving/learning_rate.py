@@ -19,7 +19,7 @@ def initial_rate(training: Training, schedule: Schedule) -> float | None:
         raise SaverError(f"lr_schedule is '{name}', but the model has no optimizer: compile it")
     rate = training.framework.learning_rate(training.optimizer)
     try:
-        # Only an attempt tells on every version of Keras whether rates can be set.
+        # Whether rates can be set shows only in an attempt, on every version of Keras.
         training.framework.set_learning_rate(training.optimizer, rate)
     except TypeError as error:
         raise SaverError(
@@ -63,11 +63,11 @@ class LearningRates:
             return
         if not self._batches:
             raise SaverError(
-                "the 'cyclic' schedule must know the number of batches in an epoch, but the data "
-                "do not tell it and no epoch has been seen yet: pass steps_per_epoch to fit"
+                "the 'cyclic' schedule needs the number of batches in an epoch, but the data do "
+                "not say it and no epoch has been seen yet: pass steps_per_epoch to fit"
             )
         # Keras announces one batch too many when it finds the end of the data by reaching it.
-        # One call may stand for several batches: the rate is that of the last of them.
+        # One call may cover several batches: the rate is that of the last of them.
         framework, model = self._training.framework, self._training.model
         last = min(batch + framework.steps_per_execution(model), self._batches) - 1
         self._set(self._rates.of_batch(epoch, last, self._batches))
@@ -77,7 +77,7 @@ class LearningRates:
         self._seen = batch + 1
 
     def end_epoch(self) -> None:
-        """Learns the number of batches in an epoch where the data did not tell it."""
+        """Learns the number of batches in an epoch where the data did not say."""
         self._batches = self._batches or self._seen or None
 
     def current(self) -> float | None:

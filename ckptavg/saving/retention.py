@@ -65,8 +65,8 @@ class AwaitedMetric:
         monitor = self._monitor
         if monitor is None:
             return
-        # Keras tells no callback whether validation will come, so a metric of validation is
-        # awaited until an epoch was validated without it.
+        # Keras does not say whether validation will come, so a metric of validation is awaited
+        # until an epoch was validated without it.
         validated = any(name.startswith("val_") for name in metrics)
         if validated or not of_epoch or not monitor.startswith("val_"):
             raise SaverError(

@@ -40,8 +40,8 @@ class RunLock:
         path = directory / LOCK_FILE
         former = _holder(path, self._held)
         if former is not None:
-            # Keras tells no callback that an exception has ended its training, so a former training
-            # of this very thread must be over; so must one whose thread is.
+            # No hook says that an exception has ended a training. One of this very thread must be
+            # over, though, and so must one whose thread is.
             if former._thread != self._thread and former._thread in _living_threads():
                 raise self._taken()
             former._finish()

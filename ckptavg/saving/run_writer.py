@@ -53,7 +53,7 @@ class Content:
         stem: the name of its file and of its record, without suffixes.
         structure: its tensors and groups.
         values: the values of each tensor.
-        record: its record, without what writing it tells.
+        record: its record; size and NaN are found out while it is written.
     """
 
     stem: str
@@ -130,9 +130,9 @@ class RunWriter:
         # See docs/decisions/0034-resuming-replaces-checkpoints-one-by-one.md.
         if self.checkpoints and not resumes:
             raise SaverError(
-                f"{self.directory} holds {describe_epochs(self.checkpoints)}, but training begins "
-                f"anew: pass initial_epoch={self.checkpoints[-1].epoch} to fit and load the "
-                "weights and the optimizer of that epoch, or start over with existing='overwrite'"
+                f"{self.directory} holds {describe_epochs(self.checkpoints)}, but this training "
+                f"starts over: pass initial_epoch={self.checkpoints[-1].epoch} to fit and load the "
+                "weights and the optimizer of that epoch, or replace them with existing='overwrite'"
             )
         with explained(f"cannot use the directory {self.directory}"):
             self._history.begin(epochs)

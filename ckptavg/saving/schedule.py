@@ -181,8 +181,8 @@ class ScheduledRates:
     def of_epoch(self, epoch: int) -> float:
         """The learning rate of a 0-based epoch: the initial one, then a line down to `low`.
 
-        In a `cyclic` schedule this holds before averaging starts; `of_batch` takes over then. A
-        function of the user's decides for itself.
+        In a `cyclic` schedule, `of_batch` takes over once averaging starts. A custom function
+        decides for itself.
 
         Raises:
             SaverError: the function did not return a rate.

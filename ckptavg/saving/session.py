@@ -1,4 +1,4 @@
-"""One training of a saver, from its first epoch on: each save from copy to record."""
+"""One training of a saver: each save from the copy of the weights to the record."""
 
 import contextlib
 import time
@@ -30,7 +30,7 @@ Say = Callable[[int | None, str], None]
 
 
 class TrainingSession:
-    """One training from its first epoch on.
+    """One training, from the beginning of its first epoch to its end.
 
     Attributes:
         blocked: seconds that each save kept the training waiting.

@@ -52,7 +52,7 @@ class StepCounter:
     def end_batch(self, batch: int) -> int:
         """Notes that a 0-based batch of the epoch is over; returns the steps taken before."""
         former = self.taken
-        # One call may stand for several batches, and for more than the epoch has.
+        # One call may cover several batches, and more than the epoch has.
         seen = min(batch + 1, self._per_epoch or batch + 1)
         self._batches += seen - self._seen
         self._seen = seen

@@ -39,7 +39,7 @@ class SWA(AveragingCallback, keras.callbacks.Callback):
         verbose: 1 prints what happens.
         directory: folder of the run, which stays; by default a temporary one, removed at the end.
         bn_data: data to estimate BatchNorm statistics from after the last epoch, which then trains
-            and is averaged like the others; whatever `update_batch_norm` takes.
+            and is averaged like the others; anything that `update_batch_norm` accepts.
         existing: what to do with checkpoints in `directory`, see `CheckpointSaver`.
 
     Raises:

@@ -279,8 +279,8 @@ class TrackedAverages:
         for number, values in enumerate(self._resumed.values):
             if {name: value.shape for name, value in values.items()} != shapes:
                 raise SaverError(
-                    "the averages of the run belong to another model: resume with the model that "
-                    "wrote the run, or begin a new run"
+                    "the averages of the run are those of another model: resume with the model "
+                    "that wrote the run, or begin a new run"
                 )
             averages.set(number, [values[name] for name in variables])
         self._resumed = _Resumed()  # its values are as large as the model

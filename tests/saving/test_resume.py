@@ -173,7 +173,7 @@ def test_what_to_do_with_what_exists(tmp_path):
     one = facts(tmp_path / "run")
     with pytest.raises(SaverError, match=r"existing='resume'.*existing='overwrite'"):
         fit(model, tmp_path / "run", start_epoch=1)
-    with pytest.raises(SaverError, match="training begins anew: pass initial_epoch=4"):
+    with pytest.raises(SaverError, match="this training starts over: pass initial_epoch=4"):
         fit(build(), tmp_path / "run", start_epoch=1, existing="resume")
     assert facts(tmp_path / "run") == one
     fit(model, tmp_path / "run", start_epoch=1, epochs=2, existing="overwrite")
