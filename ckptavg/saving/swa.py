@@ -74,7 +74,7 @@ class _KerasPass(EpochPass):
     def _run(self, *arguments: Any) -> Any:
         # Each backend's fit hands other things to the function that it calls for a batch.
         runs: dict[str, Callable[..., Any]] = {
-            "tensorflow": self._on_tensorflow,
+            "tensorflow": self._take_execution,
             "torch": self._on_torch,
             "jax": self._on_jax,
         }
@@ -83,7 +83,7 @@ class _KerasPass(EpochPass):
     def _set_statistics(self) -> None:
         self._pass.finish()
 
-    def _on_tensorflow(self, iterator: Iterator[Any]) -> dict[str, Any]:
+    def _take_execution(self, iterator: Iterator[Any]) -> dict[str, Any]:
         logs = {}
         for _ in range(self._model.steps_per_execution):
             logs = self._take(next(iterator))
@@ -102,9 +102,7 @@ class _KerasPass(EpochPass):
         model._jax_state = dict(zip(_JAX_STATE, state, strict=True))
         model._jax_state_synced = False
         model.jax_state_sync()
-        logs = {}
-        for _ in range(model.steps_per_execution):
-            logs = self._take(next(iterator))
+        logs = self._take_execution(iterator)
         return logs, model._get_jax_state(**dict.fromkeys(_JAX_STATE, True))
 
     def _take(self, batch: Any) -> dict[str, Any]:
