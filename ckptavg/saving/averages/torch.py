@@ -25,7 +25,8 @@ class TorchAverages(DeviceAverages):
             torch._foreach_lerp_(averages, values, float(rate))
 
     def host_view(self, number: int, place: int) -> np.ndarray:
-        return np.asarray(self._averages[number][place].cpu())
+        values: np.ndarray = self._averages[number][place].cpu().numpy()
+        return values
 
     def set(self, number: int, values: Sequence[np.ndarray]) -> None:
         for average, value in zip(self._averages[number], values, strict=True):
