@@ -41,6 +41,7 @@ bench: .venv/installed
 	$(BIN)/python tests/benchmarks/bench_merge.py $(BENCH_ARGS)
 	$(BIN)/python tests/benchmarks/bench_sweep.py
 	$(BIN)/python tests/benchmarks/bench_geometry.py
+	$(BIN)/python tests/benchmarks/bench_start.py
 
 bench-batch-norm: .venv/installed
 	$(BIN)/python tests/benchmarks/bench_batch_norm.py $(BENCH_ARGS)

@@ -260,6 +260,7 @@ FOR_SELECTION: dict[str, Argument | Option] = {
 def option_table() -> dict[str, Argument | Option]:
     """All rows, with the recipes that are registered now."""
     names = ", ".join(RECIPES)
+    tried = ", ".join(name for name, known in RECIPES.items() if known.over == "positions")
     return OPTIONS | {
         "recipe": Option(
             AVERAGE,
@@ -268,7 +269,7 @@ def option_table() -> dict[str, Argument | Option]:
         ),
         "recipes": Option(
             AVERAGE,
-            f"Recipes to try, such as uniform,ema:0.9,sqrt-decay; of {names}.",
+            f"Recipes to try, such as uniform,ema:0.9; of {tried}.",
             "LIST",
             parse_texts,
         ),

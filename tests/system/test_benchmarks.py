@@ -73,3 +73,10 @@ def test_the_whole_benchmark_runs():
     assert how.count("cat") == 3
     assert how.count("Keras load_weights loop") == 2
     assert how.count("h5py whole tensors, float64") == 2
+
+
+def test_the_benchmark_of_the_start_runs():
+    header, _, imports, whole, start = bench(name="bench_start")
+    assert header == ["process", "processor ms", "ratio"]
+    assert imports[-1] == "1"
+    assert float(start[1]) < float(whole[1])
