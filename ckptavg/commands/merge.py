@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.display import bar, import_keras
+from ckptavg.commands.selection import Selection, as_swad
 from ckptavg.errors import RecipeError, ResourceError, SpecError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.merge import MergeReport, run_plan
@@ -15,19 +16,16 @@ from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.plan import plan_merge as plan_weighted
 from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Progress
-from ckptavg.recipes import COEFFICIENTS, POSTHOC_EMA, UNIFORM, Recipe, all_parameters
+from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, all_parameters
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.describe import list_metrics
-from ckptavg.runs.selection import select
-from ckptavg.runs.sources import Sources, resolve
+from ckptavg.runs.sources import Sources
 
 if TYPE_CHECKING:
     import keras
 
     from ckptavg.batch_norm.refresh import RefreshReport
     from ckptavg.batch_norm.report import BatchNormReport
-
-SWAD = "swad"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -260,26 +258,21 @@ def plan_merge(
     if coefficients is not None and recipe == UNIFORM:
         recipe = COEFFICIENTS
     chosen_recipe = _with_parameters(recipe, parameters)
-    swad = _swad(window, n_converge, n_tolerance, tolerance_ratio)
-    chosen: Sources = sources
-    if chosen_recipe.name == POSTHOC_EMA:
-        if any(choice is not None for choice in (epochs, last, best, swad)):
-            raise RecipeError(
-                f"{POSTHOC_EMA} takes all averages that a run has tracked: omit --epochs, --last, "
-                "--best and --window"
-            )
-    elif any(choice is not None for choice in (epochs, last, best, swad)):
-        chosen = select(
-            resolve(sources),
-            epochs=epochs,
-            last=last,
-            best=best,
-            monitor=monitor,
-            mode=mode,
-            window=swad,
+    selection = Selection(
+        epochs=None if epochs is None else tuple(epochs),
+        last=last,
+        best=best,
+        monitor=monitor,
+        mode=mode,
+        window=as_swad(window, n_converge, n_tolerance, tolerance_ratio),
+    )
+    if selection and chosen_recipe.definition.over == "tracked averages":
+        raise RecipeError(
+            f"{chosen_recipe.name} takes all averages that a run has tracked: omit --epochs, "
+            "--last, --best and --window"
         )
     return plan_weighted(
-        chosen,
+        selection.choose(sources),
         output,
         recipe=chosen_recipe,
         coefficients=coefficients,
@@ -291,6 +284,7 @@ def plan_merge(
         overwrite=overwrite,
         live_model=live_model,
         copy=copy,
+        choice=selection.noted(),
     )
 
 
@@ -427,13 +421,3 @@ def _with_parameters(recipe: Recipe | str, parameters: Mapping[str, float | None
             f"Python {min(given)}=)"
         )
     return Recipe(recipe, **given)
-
-
-def _swad(
-    window: Swad | str | None, n_converge: int, n_tolerance: int, tolerance_ratio: float
-) -> Swad | None:
-    if window is None or isinstance(window, Swad):
-        return window
-    if window != SWAD:
-        raise RecipeError(f"window is {window!r:.40}, but must be '{SWAD}' (--window)")
-    return Swad(n_converge, n_tolerance, tolerance_ratio)

@@ -160,7 +160,7 @@ def test_the_examples_of_all_commands_run(folder):
     train = Path("train.py").read_text()
     Path("train.py").write_text(train + "\ndef val_data(): return x[:48], y[:48]\n")
     for name, command in known_commands().items():
-        _, called, *arguments = shlex.split(command.example)
+        _, called, *arguments = shlex.split(command.example.replace("\\\n", ""))
         assert called == name
         if name == "demo":  # runs for minutes; test_demo has it
             known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}

@@ -52,6 +52,17 @@ def test_windows_of_swad(folder):
         ckptavg.merge("run", "c.weights.h5", window="swap")
 
 
+def test_the_record_notes_what_was_asked_for(folder):
+    options = {"epochs": [3, 4, 6], "last": 2, "best": 1, "recipe": "ema", "decay": 0.1 + 0.2}
+    record = ckptavg.merge("run", "a.weights.h5", **options).record
+    asked = {"monitor": "val_loss", "mode": "auto", **options, "epochs": "3-4,6"}
+    assert record.choice == Record.read(record_path(Path("a.weights.h5"))).choice == asked
+    window = {"window": "swad", "n_converge": 1, "n_tolerance": 2, "tolerance_ratio": 0.5}
+    record = ckptavg.merge("run", "b.weights.h5", **window, monitor="loss").record
+    assert record.choice == {**window, "monitor": "loss", "mode": "auto"}
+    assert ckptavg.merge("run", "c.weights.h5").record.choice == {}
+
+
 def test_parameters_of_recipes_are_keywords(folder):
     one = ckptavg.merge("run", "a.weights.h5", recipe="ema", decay=0.6)
     two = ckptavg.merge("run", "b.weights.h5", recipe="ema:0.6")
