@@ -48,8 +48,6 @@ class Observer:
     statistics matter.
     """
 
-    # docs/decisions/0011-a-watched-layer-is-measured-then-runs-in-inference-mode.md
-
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
         self._running = threading.local()  # replicas of a strategy run in threads of their own
@@ -90,6 +88,7 @@ class Observer:
                 return call(inputs, training=training, **masks)
             if getattr(layer, "synchronized", False):
                 moments = _over_replicas(moments)
+            # docs/decisions/0011-a-watched-layer-is-measured-then-runs-in-inference-mode.md
             with _in_place_of_moving_ones(scope, layer, moments):
                 return call(inputs, training=False, **masks)
 

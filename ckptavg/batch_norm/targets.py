@@ -102,7 +102,7 @@ def _values(layer: Any, statistics: Statistics) -> Values:
     mean, variance = statistics.mean, statistics.variance
     values = [(layer.moving_mean, mean), (layer.moving_variance, variance)]
     if getattr(layer, "renorm", False):
-        # Training with renorm goes on from these, so they must belong to the same statistics.
+        # Training with renorm continues from these, so they must fit the mean and the variance.
         deviation = np.sqrt(variance + layer.epsilon)
         values += [
             (layer.moving_stddev, deviation),
