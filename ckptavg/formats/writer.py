@@ -94,13 +94,9 @@ class CheckpointWriter(ABC):
             Where the bytes of each tensor belong.
         """
 
-    def _complete(self) -> Sequence[tuple[Path, Path]]:
-        """Writes files that depend on the finished tensors, such as an index.
-
-        Returns:
-            The temporary and the final names of these files, the index last.
-        """
-        return ()
+    def _index(self) -> bytes | None:
+        """The content of the index, the last of `output_files`, which may depend on the tensors."""
+        return None
 
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Writes bytes of the tensor `name`, beginning at its byte `start`."""
@@ -119,7 +115,12 @@ class CheckpointWriter(ABC):
 
     def finish(self) -> int:
         """Completes all files under their temporary names; returns their size in bytes."""
-        self._moves = [*zip(self._partial, self._targets, strict=True), *self._complete()]
+        self._moves = list(zip(self._partial, self._targets, strict=True))
+        index = self._index()
+        if index is not None:
+            *_, path = self.output_files(self.path, self.structure)
+            partial(path).write_bytes(index)
+            self._moves.append((partial(path), path))
         return sum(file.stat().st_size for file, _ in self._moves)
 
     def commit(self) -> None:
@@ -133,19 +134,17 @@ class CheckpointWriter(ABC):
                 raise OutputError(
                     f"{target} is in the way: it has the name of a file of the output"
                 )
-        *others, (last, index) = self._moves
         former: dict[Path, Path] = {}
         moved: list[tuple[Path, Path]] = []
         try:
             # The former index steps aside first: a crash may leave no checkpoint of this name, but
             # never one of old and new files.
             # See docs/decisions/0024-outputs-are-replaced-as-a-whole.md.
-            if others:
-                for target in (index, *(target for _, target in others)):
-                    if target.exists():
-                        former[target] = partial(target.with_name(f"{target.name}.former"))
-                        target.replace(former[target])
-            for now, target in (*others, (last, index)):
+            for _, target in reversed(self._moves) if len(self._moves) > 1 else ():
+                if target.exists():
+                    former[target] = partial(target.with_name(f"{target.name}.former"))
+                    target.replace(former[target])
+            for now, target in self._moves:
                 moved.append((now, target))
                 commit(now, target)
         except BaseException:

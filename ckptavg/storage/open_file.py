@@ -86,11 +86,9 @@ class OpenFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fills a buffer from `offset`; returns how many bytes it read, fewer only at the end."""
-        filled = 0
-        while filled < len(buffer):
+        filled = count = os.preadv(self._descriptor, [buffer], offset)
+        while count and filled < len(buffer):  # Linux reads at most 2 GiB in one call
             count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
-            if count == 0:
-                break
             filled += count
         return filled
 

@@ -19,7 +19,6 @@ from ckptavg.formats.shards import assign, shard_paths
 from ckptavg.formats.strict_json import parse_object
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
-from ckptavg.storage.files import partial
 from ckptavg.storage.open_file import Range
 
 MAX_SHARD_SIZE = 5 * 1024**3
@@ -127,7 +126,7 @@ class ShardedH5Writer(CheckpointWriter):
             extents |= lay_out(file, named, groups, number)
         return extents
 
-    def _complete(self) -> Sequence[tuple[Path, Path]]:
+    def _index(self) -> bytes:
         folders: dict[str, list[str]] = {}
         for name, extent in self._extents.items():
             shards = folders.setdefault(_key(name), [])
@@ -138,9 +137,7 @@ class ShardedH5Writer(CheckpointWriter):
             _METADATA: {_TOTAL: _total_size(self.structure.tensors.values())},
             _MAP: {key: found if len(found) > 1 else found[0] for key, found in folders.items()},
         }
-        now = partial(self.path)
-        now.write_text(json.dumps(index, indent=4), encoding="utf-8")
-        return [(now, self.path)]
+        return json.dumps(index, indent=4).encode()
 
 
 def _key(tensor: str) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from ckptavg.errors import FormatError
 from ckptavg.formats.hdf5.attributes import Place
 from ckptavg.formats.hdf5.keras3 import WeightsH5Reader, WeightsH5Writer
+from ckptavg.formats.hdf5.reader import Window
 from ckptavg.formats.model_config import CONFIG, METADATA
 from ckptavg.storage.files import partial
 
@@ -22,7 +23,7 @@ class KerasArchiveReader(WeightsH5Reader):
     @cached_property
     def _weights(self) -> Place:
         try:
-            with self.path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(Window(self._opened[0], 0, self.size)) as archive:
                 member = archive.getinfo(_WEIGHTS)
                 if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                     raise FormatError(

@@ -46,9 +46,8 @@ def lay_out(
         for name, tensor in tensors.items():
             offset = allocate(name, tensor).get_offset()
             assert offset is not None or tensor.nbytes == 0, name
-            extents[name] = Extent(
-                offset or 0, tensor.nbytes, number
-            )  # HDF5 allocates no empty tensors
+            # HDF5 allocates nothing for an empty tensor.
+            extents[name] = Extent(offset or 0, tensor.nbytes, number)
     return extents
 
 

@@ -1,10 +1,12 @@
 """Reads checkpoints that consist of HDF5 files, in any dialect of Keras."""
 
+import io
 import math
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -15,6 +17,9 @@ from ckptavg.formats.hdf5.walk import Tree, find_tree
 from ckptavg.formats.reader import CheckpointReader, FileSkeleton, Structure
 from ckptavg.formats.tensors import TensorInfo, is_opaque
 from ckptavg.storage.open_file import OpenFile
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _CACHE = 1024 * 1024
 
@@ -105,8 +110,8 @@ def limit_cache(tree: h5py.File) -> None:
     tree.id.set_mdc_config(cache)
 
 
-class Window:
-    """A part of an open file, as a file object for h5py."""
+class Window(io.RawIOBase):
+    """A part of an open file, as a file object for h5py and zipfile."""
 
     def __init__(self, file: OpenFile, base: int, size: int) -> None:
         self._file = file
@@ -120,21 +125,18 @@ class Window:
         self._position = offset
         return self._position
 
-    def tell(self) -> int:
-        return self._position
+    def readable(self) -> bool:
+        return True
 
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._position)
-        count = left if size < 0 else min(size, left)
-        data = self._file.read(self._base + self._position, count)
-        self._position += len(data)
-        return data
+    def seekable(self) -> bool:
+        return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        # HDF5 reads past the end when it looks for the signature of a file; the window ends there.
-        if self._position + len(buffer) > self._size:
-            buffer = memoryview(buffer)[: max(0, self._size - self._position)]
-        count = self._file.read_into(self._base + self._position, buffer)
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        # HDF5 asks for bytes beyond the end, too; they may exist, but belong to something else.
+        view = memoryview(buffer)
+        if self._position + len(view) > self._size:
+            view = view[: max(0, self._size - self._position)]
+        count = self._file.read_into(self._base + self._position, view)
         self._position += count
         return count
 

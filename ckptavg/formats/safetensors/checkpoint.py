@@ -21,7 +21,6 @@ from ckptavg.formats.shards import assign, shard_paths
 from ckptavg.formats.strict_json import parse_object
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
-from ckptavg.storage.files import partial
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD_LIMIT = 5 * 10**9
@@ -145,7 +144,7 @@ class ShardedSafetensorsWriter(SafetensorsWriter):
             extents |= lay_out(file, number, tensors, strings)
         return extents
 
-    def _complete(self) -> Sequence[tuple[Path, Path]]:
+    def _index(self) -> bytes:
         about = _strings(self.path, self.structure).get(_INDEX_KEY)
         index = {
             "metadata": {
@@ -157,9 +156,7 @@ class ShardedSafetensorsWriter(SafetensorsWriter):
                 for name, extent in sorted(self._extents.items())
             },
         }
-        unfinished = partial(self.path)
-        unfinished.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        return [(unfinished, self.path)]
+        return (json.dumps(index, indent=2) + "\n").encode()
 
 
 def _structure(path: Path, tensors: Sequence[TensorInfo], strings: Mapping[str, str]) -> Structure:

@@ -26,7 +26,6 @@ from ckptavg.formats.tensorflow.protobuf import BUNDLE_VERSION, BundleEntry, Bun
 from ckptavg.formats.tensorflow.table import mask, read_table, unmask, write_table
 from ckptavg.formats.tensors import STRING, Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
-from ckptavg.storage import files
 
 OBJECT_GRAPH = "object_graph"
 """Attribute of the checkpoint that holds the object graph, without optimizer state."""
@@ -228,13 +227,10 @@ class TensorFlowWriter(CheckpointWriter):
                 file.write(strings.encode(self._graph))
         return extents
 
-    def _complete(self) -> Sequence[tuple[Path, Path]]:
+    def _index(self) -> bytes:
         entries = ((t.name.encode(), self._entry(t, at).encode()) for t, at in self._placed())
         header = BundleHeader(num_shards=1).encode()
-        index = index_file(self.path)
-        temporary = files.partial(index)
-        temporary.write_bytes(write_table([(_HEADER_KEY, header), *entries]))
-        return [(temporary, index)]
+        return write_table([(_HEADER_KEY, header), *entries])
 
     @property
     def _graph(self) -> bytes | None:
