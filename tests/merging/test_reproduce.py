@@ -130,3 +130,30 @@ def test_recipes_read_what_they_write():
     with pytest.raises(ckptavg.CkptavgError):
         Recipe.parse("posthoc-ema:0.1 at step soon")
     assert np.isclose(Recipe.parse("ema:0.5").decay, 0.5)
+
+
+def test_the_record_notes_what_was_asked_for(folder):
+    for options, noted in (
+        ((), {}),
+        (("--epochs", "3,5-6"), {"epochs": "3, 5-6"}),
+        (("--best", 2, "--monitor", "loss"), {"best": 2, "monitor": "loss"}),
+        (
+            ("--last", 3, "--recipe", "ema", "--decay", 0.123456789),
+            {"last": 3, "recipe": "ema", "decay": 0.123456789},
+        ),
+    ):
+        assert main("merge", "run", "-o", "o.weights.h5", "--overwrite", *options)[0] == 0
+        record = Checkpoint.open("o.weights.h5").record
+        assert record.choice == noted
+        assert ("choice" in Path("o.weights.h5.json").read_text()) == bool(noted)
+    assert again("o.weights.h5")[0] == (
+        "ckptavg merge run --epochs 4-6 --recipe ema --decay 0.123456789 -o o.weights.h5"
+    )
+
+
+def test_a_damaged_choice_is_told(folder):
+    assert main("merge", "run", "-o", "o.weights.h5", "--last", 2)[0] == 0
+    path = Path("o.weights.h5.json")
+    path.write_text(path.read_text().replace('"last": 2', '"last": [2]'))
+    with pytest.raises(ckptavg.errors.RecordError, match="is damaged"):
+        Checkpoint.open("o.weights.h5")
