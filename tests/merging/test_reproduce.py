@@ -135,8 +135,8 @@ def test_recipes_read_what_they_write():
 def test_the_record_notes_what_was_asked_for(folder):
     for options, noted in (
         ((), {}),
-        (("--epochs", "3,5-6"), {"epochs": "3, 5-6"}),
-        (("--best", 2, "--monitor", "loss"), {"best": 2, "monitor": "loss"}),
+        (("--epochs", "3,5-6"), {"epochs": "3,5-6"}),
+        (("--best", 2, "--monitor", "loss"), {"best": 2, "monitor": "loss", "mode": "auto"}),
         (
             ("--last", 3, "--recipe", "ema", "--decay", 0.123456789),
             {"last": 3, "recipe": "ema", "decay": 0.123456789},
