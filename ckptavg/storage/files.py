@@ -9,18 +9,21 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A fresh hidden name in the folder of `path`, with its last two suffixes."""
+    """A new, random hidden name beside `path`."""
+    # Keras and the readers here recognize a format by the last two suffixes.
     suffixes = "".join(path.suffixes[-2:])
     return path.with_name(f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}{suffixes}")
 
 
 def partial(path: Path) -> Path:
-    """The hidden name in the folder of `path` under which it is written until it is complete."""
+    """The hidden name beside `path` under which it is written until it is complete."""
     return path.with_name(TEMPORARY_PREFIX + path.name)
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Gives a finished temporary file its name: fsync, rename, fsync of the folder."""
+    """Gives a finished temporary file its name, durably."""
+    # Without fsync of the file, a crash could leave its name with no bytes; without that of the
+    # folder, the bytes with the old name.
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -28,25 +31,28 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file. `Path.is_file` raises for names that no file can have."""
-    return os.path.isfile(path)  # noqa: PTH113
+    """Whether a file of this name exists."""
+    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises if the name is impossible)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file so that a reader finds all of it or its former content."""
+    """Replaces a small file as a whole: readers find the new content or the former."""
     with staged_text(path, text) as place:
         place()
 
 
 @contextmanager
 def staged_text(path: Path, text: str) -> Iterator[Callable[[], None]]:
-    """Writes a small file beside its place, where it goes when the yielded function is called."""
+    """Writes a small file under a temporary name; the yielded function gives it its own.
+
+    Leaving the context without calling it removes the file.
+    """
     temporary = temporary_sibling(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())  # some systems find out only now that the disk is full
+            os.fsync(file.fileno())  # a full disk may be reported only now
         yield lambda: commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

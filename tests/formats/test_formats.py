@@ -9,12 +9,40 @@ import numpy as np
 import pytest
 
 from ckptavg.errors import FormatError
-from ckptavg.formats import ModelConfig, Structure, open_reader, open_writer
+from ckptavg.formats import (
+    READ_SUFFIXES,
+    CheckpointWriter,
+    ModelConfig,
+    Structure,
+    open_reader,
+    open_writer,
+    writer_of,
+)
 from ckptavg.formats.hdf5.keras3 import WeightsH5Reader
+from ckptavg.formats.reader import FLAT, KERAS, LEGACY, TENSORFLOW
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.models.model import model_config
 from tests.helpers.files import leftovers, read_tensors
 from tests.helpers.models import randomize, tiny_model
+
+
+@pytest.mark.parametrize("suffix", READ_SUFFIXES)
+def test_every_format_has_a_reader_and_a_writer_that_can_be_imported(tmp_path, suffix):
+    """A line of the table that names a class wrongly would be noticed only when it is needed."""
+    (tmp_path / f"x{suffix}").mkdir()
+    with pytest.raises(FormatError, match="not a regular file"):
+        open_reader(tmp_path / f"x{suffix}")
+    held = 0
+    for naming in (KERAS, LEGACY, TENSORFLOW, FLAT):
+        try:
+            assert issubclass(writer_of(tmp_path / f"x{suffix}", naming), CheckpointWriter)
+            held += 1
+        except FormatError as error:
+            # The message names formats that do hold such tensors.
+            known = [s for s in READ_SUFFIXES if s in str(error).partition("ends in ")[2]]
+            assert known
+            writer_of(tmp_path / f"x{known[0]}", naming)
+    assert held
 
 
 @pytest.fixture(params=[".weights.h5", ".keras"])
