@@ -1,11 +1,14 @@
 """Fixtures that tests of several rooms share."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -18,10 +21,35 @@ pytest.register_assert_rewrite("tests.helpers")
 from ckptavg.recipes.posthoc_ema import TrackedAverage
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import Record, now
+from tests.helpers import warm as warm_processes
 from tests.helpers.command_line import TRAIN
 from tests.helpers.files import write_h5
 from tests.helpers.models import randomize, tiny_data, tiny_model
 from tests.helpers.posthoc_ema import EVERY, STEPS, TRACKED, track
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[list[str]]:
+    """What to put before `-c CODE`, in place of the interpreter: TensorFlow is imported there."""
+    program = Path(warm_processes.__file__)
+    with TemporaryDirectory() as folder:  # paths of sockets must be short
+        path = f"{folder}/socket"
+        server = subprocess.Popen([sys.executable, "-P", program, path], stdin=subprocess.PIPE)
+        while not Path(path).exists():
+            assert server.poll() is None
+            time.sleep(0.01)
+        yield [sys.executable, "-IS", str(program), path]
+        server.communicate()
+
+
+@pytest.fixture(scope="session")
+def warm_ckptavg(warm, tmp_path_factory) -> Path:
+    """The command `ckptavg`, for which TensorFlow is imported already."""
+    program = tmp_path_factory.mktemp("bin") / "ckptavg"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(warm)} -m ckptavg "$@"\n')
+    program.chmod(0o755)
+    return program
+
 
 _HOLD = """
 mount -t tmpfs -o size=4m none "$1" && mkdir "$1/rw" "$1/ro" \

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,10 +82,10 @@ print("found", json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, str | None]:
+def found(warm) -> dict[str, str | None]:
     """What became of each case: nothing, or an error. They share a process, which takes time."""
     result = subprocess.run(
-        [sys.executable, "-c", _HEAD + _TAIL],
+        [*warm, "-c", _HEAD + _TAIL],
         cwd=Path(__file__).parents[2],
         input=json.dumps(_CASES),
         capture_output=True,

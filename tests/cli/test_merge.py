@@ -22,12 +22,14 @@ from tests.helpers.files import flip_bit, leftovers, read_tensors
 from tests.helpers.models import tiny_data, tiny_model
 
 
-def test_the_quick_start_in_processes_of_its_own(folder):
-    script = """
+def test_the_quick_start_in_processes_of_its_own(folder, warm_ckptavg):
+    """One command that needs TensorFlow starts it; two find it started."""
+    script = f"""
         set -e
         ckptavg merge run -o swa.weights.h5
-        ckptavg merge run -o swa.keras --model train.py:build_model --data train.py:bn_data
-        ckptavg update-bn swa.weights.h5 -o swa-bn.weights.h5 \
+        {warm_ckptavg} merge run -o swa.keras \
+            --model train.py:build_model --data train.py:bn_data
+        {warm_ckptavg} update-bn swa.weights.h5 -o swa-bn.weights.h5 \
             --model train.py:build_model --data train.py:bn_data
         ckptavg evaluate swa-bn.weights.h5 --model train.py:build_model --data train.py:test_data
         ckptavg inspect run
@@ -409,8 +411,8 @@ def test_a_layer_that_saves_a_tensor_twice_is_no_mismatch(folder):
     assert status == 0, err
 
 
-def test_progress_bars_on_a_terminal(folder):
-    command = [str(Path(sys.executable).with_name("ckptavg")), "merge", "run", "-o", "o.keras"]
+def test_progress_bars_on_a_terminal(folder, warm_ckptavg):
+    command = [warm_ckptavg, "merge", "run", "-o", "o.keras"]
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [*command, *MODEL, *DATA],
@@ -432,7 +434,7 @@ def test_progress_bars_on_a_terminal(folder):
     assert b"\x1b" not in out
 
 
-def test_terminating_a_merge_leaves_nothing(folder):
+def test_terminating_a_merge_leaves_nothing(folder, warm_ckptavg):
     (folder / "slow.py").write_text(
         "import time\n"
         "def data():\n"
@@ -440,7 +442,7 @@ def test_terminating_a_merge_leaves_nothing(folder):
         "    time.sleep(60)\n"
         "    yield 1\n"
     )
-    command = [str(Path(sys.executable).with_name("ckptavg")), "merge", "run", "-o", "o.keras"]
+    command = [warm_ckptavg, "merge", "run", "-o", "o.keras"]
     process = subprocess.Popen([*command, *MODEL, "--data", "slow.py:data"], stderr=subprocess.PIPE)
     assert b"waiting\n" in iter(process.stderr.readline, b"")
     process.terminate()

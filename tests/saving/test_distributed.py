@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -112,9 +111,9 @@ _NAMES = {
 }
 
 
-def start(kind, directory, values, **environment):
+def start(warm, kind, directory, values, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", _TRAINING, kind, str(directory), str(values)],
+        [*warm, "-c", _TRAINING, kind, str(directory), str(values)],
         cwd=Path(__file__).parents[2],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -150,8 +149,8 @@ def check(directory, values, names):
 
 
 @pytest.mark.parametrize("kind", ["keras", "tf_keras"])
-def test_replicas_of_one_process(tmp_path, kind):
-    finish([start(kind, tmp_path / "run", tmp_path / "values")])
+def test_replicas_of_one_process(warm, tmp_path, kind):
+    finish([start(warm, kind, tmp_path / "run", tmp_path / "values")])
     check(tmp_path / "run", tmp_path / "values", _NAMES[kind])
     trajectory = np.load(tmp_path / "values-steps.npz")
     averages = open_run(tmp_path / "run").averages
@@ -176,7 +175,7 @@ def average(trajectory, sigma_rel):
     "shared",
     [pytest.param(True, id="one disk"), pytest.param(False, id="a disk each", marks=SLOW)],
 )
-def test_of_several_workers_the_chief_alone_writes(tmp_path, shared):
+def test_of_several_workers_the_chief_alone_writes(warm, tmp_path, shared):
     """With tf_keras: `fit` of Keras 3.15 fails under this strategy before callbacks are called."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
@@ -187,6 +186,7 @@ def test_of_several_workers_the_chief_alone_writes(tmp_path, shared):
     finish(
         [
             start(
+                warm,
                 "workers",
                 directory,
                 tmp_path / f"values{index}",

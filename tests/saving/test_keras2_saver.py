@@ -1,7 +1,6 @@
 """The saver of tf_keras in real trainings of Keras 2 models."""
 
 import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -337,7 +336,7 @@ def test_batch_norm_of_every_kind_counts():
     assert len(Keras2().batch_norm_layers(model)) == 4
 
 
-def test_ckptavg_offers_it_and_imports_it_only_when_asked():
+def test_ckptavg_offers_it_and_imports_it_only_when_asked(warm):
     code = (
         "import sys, ckptavg\n"
         "assert 'tf_keras' not in sys.modules and 'ckptavg.tf_keras' not in sys.modules\n"
@@ -346,7 +345,7 @@ def test_ckptavg_offers_it_and_imports_it_only_when_asked():
         "assert issubclass(ckptavg.tf_keras.CheckpointSaver, tf_keras.callbacks.Callback)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+        [*warm, "-c", code], capture_output=True, text=True, check=False, timeout=120
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "ckptavg.tf_keras"

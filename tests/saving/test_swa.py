@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -308,9 +307,9 @@ assert_statistics_are_those_of(model, x)
 """
 
 
-def test_mirrored_over_two_devices(tmp_path):
+def test_mirrored_over_two_devices(warm, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-c", _MIRRORED, str(tmp_path / "run")],
+        [*warm, "-c", _MIRRORED, str(tmp_path / "run")],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,24 @@ _STARTUP = re.compile(r"(WARNING: All log messages before absl|[IWE]\d{4} ).*\n?
 class ThisInterpreter(KernelSpecManager):
     """Kernels of the interpreter that runs this, whatever others the machine has on offer."""
 
+    def __init__(self, python: Sequence[str]) -> None:
+        super().__init__()
+        self._python = python
+
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:  # noqa: ARG002
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        command = [*self._python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 
 
-def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
+def execute(
+    path: Path, folder: Path, python: Sequence[str] = (sys.executable,)
+) -> nbformat.NotebookNode:
     """Runs all cells of a notebook.
 
     Args:
         path: the notebook, which is left as it is.
         folder: that the kernel works in, and that holds whatever Jupyter writes.
+        python: what the kernel is started with.
 
     Returns:
         The notebook with its new outputs.
@@ -63,7 +71,7 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     environment.pop("MPLBACKEND", None)  # the kernel's own draws into the notebook
     client = NotebookClient(
         notebook,
-        km=AsyncKernelManager(kernel_spec_manager=ThisInterpreter()),
+        km=AsyncKernelManager(kernel_spec_manager=ThisInterpreter(python)),
         timeout=CELL_SECONDS,
         resources={"metadata": {"path": str(folder)}},
     )

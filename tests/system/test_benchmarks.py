@@ -1,18 +1,18 @@
 """The benchmark programs themselves, at tiny sizes: they are run by hand, and would rot unseen."""
 
 import subprocess
-import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 
-def bench(*options: str, name: str = "bench_merge") -> list[list[str]]:
+def run(warm: list[str], *options: str, name: str = "bench_merge") -> list[list[str]]:
     """The cells of all tables that a benchmark prints."""
     program = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
     result = subprocess.run(
-        [sys.executable, str(program), "--quick", *options],
+        [*warm, str(program), "--quick", *options],
         capture_output=True,
         text=True,
         check=False,
@@ -22,7 +22,12 @@ def bench(*options: str, name: str = "bench_merge") -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_benchmark_runs_with_a_warm_and_a_cold_cache():
+@pytest.fixture
+def bench(warm):
+    return partial(run, warm)
+
+
+def test_the_benchmark_runs_with_a_warm_and_a_cold_cache(bench):
     rows = [row for row in bench("--only", "big", "--only", "cold") if "ckptavg" in row[0]]
     assert len(rows) == 3 + 2
     for row in rows:
@@ -30,7 +35,7 @@ def test_the_benchmark_runs_with_a_warm_and_a_cold_cache():
         assert row[-1] == "0 %", "misrounded"
 
 
-def test_the_benchmarks_of_the_batch_norm_pass_run():
+def test_the_benchmarks_of_the_batch_norm_pass_run(bench):
     how = [row[0] for row in bench(name="bench_batch_norm")]
     assert {"BatchNorm pass", "pass, mode batch"} <= set(how)
     backend = "jax" if find_spec("jax") else "tensorflow"
@@ -38,14 +43,14 @@ def test_the_benchmarks_of_the_batch_norm_pass_run():
     assert len(bench(*on_cpu, name="bench_batch_norm_gpu")) == 2 + 4
 
 
-def test_the_benchmark_of_sweeps_runs():
+def test_the_benchmark_of_sweeps_runs(bench):
     header, _, *rows = bench(name="bench_sweep")
     assert header == ["sums", "passes and evaluations s", "sweep s", "ratio"]
     assert len(rows) == 2
     assert all(all(row) for row in rows)
 
 
-def test_the_benchmark_of_geometry_runs():
+def test_the_benchmark_of_geometry_runs(bench):
     _, _, cat, ours, stacked = bench(name="bench_geometry")
     assert cat[0].startswith("cat, 3 x")
     assert all(ours), "an empty cell"
@@ -53,14 +58,14 @@ def test_the_benchmark_of_geometry_runs():
     assert all(stacked[:-1]), "an empty cell"
 
 
-def test_the_benchmark_of_loss_planes_runs():
+def test_the_benchmark_of_loss_planes_runs(bench):
     header, _, *rows = bench(name="bench_loss_plane")
     assert header == ["beside", "points", "passes and evaluations s", "plane s", "ratio"]
     assert [row[:2] for row in rows] == [["BatchNormPass", "3 x 3"], ["update_batch_norm", "2 x 2"]]
     assert all(all(row) for row in rows)
 
 
-def test_the_benchmark_of_tracked_averages_runs():
+def test_the_benchmark_of_tracked_averages_runs(bench):
     header, _, *rows = bench(name="bench_tracked")
     assert header == ["model", "plain", "batch callback", "tracked", "added by averaging"]
     assert len(rows) == 2
@@ -68,7 +73,7 @@ def test_the_benchmark_of_tracked_averages_runs():
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark_runs():
+def test_the_whole_benchmark_runs(bench):
     how = [row[0] for row in bench()]
     assert how.count("cat") == 3
     assert how.count("Keras load_weights loop") == 2

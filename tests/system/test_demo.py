@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ LAST, BEST, WITHOUT, WITH = ROWS = (
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory) -> tuple[Path, str]:
+def printed(warm_ckptavg, tmp_path_factory) -> tuple[Path, str]:
     """The working folder of `ckptavg demo -d d --no-pictures`, seed 0, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [Path(sys.executable).with_name("ckptavg"), "demo", "-d", "d", "--no-pictures"]
+    command = [warm_ckptavg, "demo", "-d", "d", "--no-pictures"]
     out = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     return folder, out
 
@@ -56,13 +55,12 @@ def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(
     assert not [*(printed[0] / "d").glob("*.png")]
 
 
-def test_the_printed_commands_do_the_same(printed):
+def test_the_printed_commands_do_the_same(printed, warm_ckptavg):
     folder, first = printed
     commands = first.partition("the same by hand")[2].partition("\n")[2]
     assert commands.count("ckptavg ") == 3
     before = (folder / "d" / "swa.weights.h5").read_bytes()
-    program = Path(sys.executable).with_name("ckptavg")
-    script = "set -e\n" + commands.replace("  ckptavg ", f"  {program} ")
+    script = "set -e\n" + commands.replace("  ckptavg ", f"  {warm_ckptavg} ")
     again = subprocess.run(
         ["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False
     )

@@ -45,9 +45,9 @@ def test_all_are_there():
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
 
 
-def test_it_runs_and_leaves_nothing_behind(path, notebook, tmp_path):
+def test_it_runs_and_leaves_nothing_behind(path, notebook, warm, tmp_path):
     before = sorted(FOLDER.rglob("*"))
-    executed = strip(execute(path, tmp_path))
+    executed = strip(execute(path, tmp_path, warm))
     assert kinds(executed) == kinds(notebook), "make notebooks writes the outputs anew"
     assert sorted(FOLDER.rglob("*")) == before
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == []

@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,35 +19,23 @@ from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.run import record_files
 from tests.helpers.files import leftovers, read_tensors
 
-# Processes are forked from one that has imported everything and computed nothing. In each of them
-# all weights have the number of the epoch for their value when it is saved.
-_TRAININGS = """
-import json, os, signal, sys
+# All weights have the number of the epoch for their value when it is saved.
+_TRAINING = """
+import json, os, sys
 import keras, numpy as np
 import ckptavg
 
-def train(directory, initial_epoch, options):
-    layers = [keras.layers.Dense(512) for _ in range(6)]
-    model = keras.Sequential([keras.Input((512,)), *layers])
-    model.compile("sgd", "mse")
-    number = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, _: [
-        variable.assign(np.full(variable.shape, epoch + 1)) for variable in model.variables])
-    saver = ckptavg.CheckpointSaver(directory, start_epoch=1, existing="resume", **options)
-    model.fit(np.zeros((2, 512)), np.zeros((2, 512)), initial_epoch=initial_epoch,
-              epochs=10**6, callbacks=[number, saver], verbose=0)
-
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        try:
-            train(*json.loads(line))
-        except BaseException as error:
-            print(error, file=sys.stderr, flush=True)
-        os._exit(1)
-    print(child, flush=True)
+directory, initial_epoch, options = sys.argv[1:]
+print(os.getpid(), flush=True)
+layers = [keras.layers.Dense(512) for _ in range(6)]
+model = keras.Sequential([keras.Input((512,)), *layers])
+model.compile("sgd", "mse")
+number = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, _: [
+    variable.assign(np.full(variable.shape, epoch + 1)) for variable in model.variables])
+options = json.loads(options)
+saver = ckptavg.CheckpointSaver(directory, start_epoch=1, existing="resume", **options)
+model.fit(np.zeros((2, 512)), np.zeros((2, 512)), initial_epoch=int(initial_epoch),
+          epochs=10**6, callbacks=[number, saver], verbose=0)
 """
 
 _OPTIONS = (
@@ -72,26 +61,25 @@ class Kills:
 
 
 @pytest.fixture
-def trainings(tmp_path):
-    errors = (tmp_path / "errors").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-c", _TRAININGS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    yield process
-    process.stdin.close()
-    process.wait()
-    errors.close()
+def start(warm, tmp_path) -> Iterator[Callable[[Path, int, dict], int]]:
+    """Starts a training in a directory from an epoch on, and gives its process."""
+    with ExitStack() as stack:
+        errors = stack.enter_context((tmp_path / "errors").open("w"))
 
+        def start(directory: Path, initial_epoch: int, options: dict) -> int:
+            arguments = [str(directory), str(initial_epoch), json.dumps(options)]
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*warm, "-c", _TRAINING, *arguments],
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                )
+            )
+            stack.callback(process.kill)
+            return int(process.stdout.readline())
 
-def start(trainings, directory: Path, initial_epoch: int, options: dict) -> int:
-    trainings.stdin.write(json.dumps([str(directory), initial_epoch, options]) + "\n")
-    trainings.stdin.flush()
-    return int(trainings.stdout.readline())
+        yield start
 
 
 def kill(pid: int) -> None:
@@ -157,7 +145,7 @@ def check_whole(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings, kills):
+def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, start, kills):
     rng = np.random.default_rng(kills)
     met = Kills()
     for number in range(kills):
@@ -168,7 +156,7 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings,
         last = open_run(directory).records[-1].epoch if former else 0
         if number % 3 == 2:  # from an earlier epoch: checkpoints are replaced
             last = max(1, last - 2) if former else 0
-        pid = start(trainings, directory, last, options)
+        pid = start(directory, last, options)
         wait_for_record(directory, pid, former)
         assert not left & temporaries(directory)
         time.sleep(rng.uniform(0, 0.3))
@@ -181,7 +169,7 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, trainings,
     for number, options in enumerate(_OPTIONS):
         directory = tmp_path / f"run-{number}"
         former = stamps(directory)
-        pid = start(trainings, directory, open_run(directory).records[-1].epoch, options)
+        pid = start(directory, open_run(directory).records[-1].epoch, options)
         wait_for_record(directory, pid, former)
         os.kill(pid, signal.SIGSTOP)
         assert len(leftovers(directory)) <= 3  # those of the write that stands still
