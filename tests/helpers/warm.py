@@ -115,6 +115,10 @@ def become(arguments: list[str], folder: str, environment: dict[str, str]) -> No
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if "MPLBACKEND" in environment:  # which matplotlib, imported by Keras, reads but once
+        import matplotlib
+
+        matplotlib.rcParams["backend"] = environment["MPLBACKEND"]
     sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     main = types.ModuleType("__main__")
     option, *rest = arguments

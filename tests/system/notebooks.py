@@ -67,8 +67,8 @@ def execute(
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(":"),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # draws into the notebook
     }
-    environment.pop("MPLBACKEND", None)  # the kernel's own draws into the notebook
     client = NotebookClient(
         notebook,
         km=AsyncKernelManager(kernel_spec_manager=ThisInterpreter(python)),
