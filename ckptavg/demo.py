@@ -16,8 +16,8 @@ import keras
 import numpy as np
 
 from ckptavg.batch_norm.refresh import refresh_batch_norm
+from ckptavg.commands.merge import merge
 from ckptavg.errors import OutputError
-from ckptavg.merging.merge import merge
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record_files import record_path
 from ckptavg.runs.run import Run, open_run

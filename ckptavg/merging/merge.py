@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +11,15 @@ from ckptavg.formats import open_writer
 from ckptavg.merging.digests import MergeDigests, UnitDigests
 from ckptavg.merging.engine import divide_plan, stream
 from ckptavg.merging.journal import Journal
-from ckptavg.merging.plan import MergePlan, plan_merge
+from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.resuming import fingerprint, recall
-from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.work import WorkUnit
 from ckptavg.merging.worker import Progress
-from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.runs.describe import human_size
 from ckptavg.runs.outputs import check_output, writing
 from ckptavg.runs.record import Record, SourceRecord, now, versions
 from ckptavg.runs.record_files import commit_with_record, record_path
-from ckptavg.runs.sources import Sources
 
 _SETTLED = 1024 * 1024
 """Blocks of so many bytes or more are sent to the disk as soon as they are written: the disk then
@@ -58,40 +54,6 @@ class MergeReport:
             f"{type(self).__name__}: wrote {self.output}, {self.plan.facts}\n"
             f"  {human_size(self.plan.bytes_read)} read in {self.seconds:.2f} s, {proof}"
         )
-
-
-def merge(
-    sources: Sources,
-    output: str | Path,
-    *,
-    recipe: Recipe | str = UNIFORM,
-    coefficients: Sequence[float] | None = None,
-    normalize: bool = True,
-    non_float: str = EQUAL,
-    model: str | Path | None = None,
-    max_memory: int | None = None,
-    jobs: int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> MergeReport:
-    """Averages checkpoints that are chosen already; arguments and errors are those of the command.
-
-    See `ckptavg.merge`, which can also choose them.
-    """
-    plan = plan_merge(
-        sources,
-        output,
-        recipe=recipe,
-        coefficients=coefficients,
-        normalize=normalize,
-        non_float=non_float,
-        model=model,
-        max_memory=max_memory,
-        jobs=jobs,
-        overwrite=overwrite,
-    )
-    return run_plan(plan, progress, resume=resume)
 
 
 def run_plan(

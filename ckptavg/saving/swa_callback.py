@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ckptavg.errors import CkptavgWarning, SaverError
-from ckptavg.merging.merge import merge
+from ckptavg.merging.merge import run_plan
+from ckptavg.merging.plan import plan_merge
 from ckptavg.runs.run import open_run
 from ckptavg.saving.callback import SavingCallback
 from ckptavg.saving.epoch_pass import EpochPass
@@ -194,7 +195,7 @@ class AveragingCallback(SavingCallback):
         if self._session is not None:
             self._session.wait()
         output = self.directory / f"average{self.framework.suffix}"
-        merge(open_run(self.directory), output, overwrite=True)
+        run_plan(plan_merge(open_run(self.directory), output, overwrite=True))
         self.framework.load(self.model, output)
         self._tell("final model weights set to stochastic weight average")
 
