@@ -59,7 +59,7 @@ def test_former_shards_that_would_be_taken_for_new_ones_are_refused(tmp_path):
     ckptavg.convert(tmp_path / "a.weights.json", tmp_path / "o.weights.json")
     model.save_weights(tmp_path / "w.weights.h5")
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(FormatError, match=r"o_00001.weights.h5 beside it would seem"):
+    with pytest.raises(FormatError, match=r"o_00001.weights.h5 beside it would be taken"):
         ckptavg.convert(tmp_path / "w.weights.h5", tmp_path / "o.weights.json", overwrite=True)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
