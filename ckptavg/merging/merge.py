@@ -1,4 +1,4 @@
-"""Merges checkpoints: plans, streams them into their mean, commits it with its record."""
+"""Runs the plan of a merge: streams checkpoints into their mean, commits it with its record."""
 
 import os
 import time
@@ -59,7 +59,17 @@ class MergeReport:
 def run_plan(
     plan: MergePlan, progress: Progress | None = None, *, resume: bool = False
 ) -> MergeReport:
-    """Runs a plan; see `merge`."""
+    """Streams the checkpoints of a plan into their mean, and commits it with its record.
+
+    Args:
+        plan: as `plan_merge` gives it.
+        progress: called with the number of bytes read since the last call, from any thread.
+        resume: whether to continue an interrupted merge of the same plan, and to keep partial work
+            if this one is interrupted.
+
+    Raises:
+        CkptavgError: as for `ckptavg.merge`, which plans and runs.
+    """
     started = time.perf_counter()
     units, digests = divide_plan(plan), MergeDigests(plan)
     resumed = 0
