@@ -15,8 +15,8 @@ from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.merge import MergeReport, run_plan
 from ckptavg.merging.plan import MergePlan
-from ckptavg.merging.worker import Progress as BytesProgress
-from ckptavg.models.batches import Progress as BatchProgress
+from ckptavg.merging.worker import Advance
+from ckptavg.models.batches import Progress
 from ckptavg.models.model import build, load_weights, save_model
 from ckptavg.models.specs import spec_name
 from ckptavg.runs.outputs import check_output
@@ -61,7 +61,7 @@ def refresh_batch_norm(
     bn_mode: str = BATCH,
     mixed_precision: bool = False,
     overwrite: bool = False,
-    progress: BatchProgress | None = None,
+    progress: Progress | None = None,
     mode: str | None = None,
 ) -> RefreshReport:
     """Loads a checkpoint into a model, re-estimates its BatchNorm statistics, saves it.
@@ -103,7 +103,7 @@ def refresh_live(
     *,
     data_name: str | None = None,
     overwrite: bool = False,
-    progress: BatchProgress | None = None,
+    progress: Progress | None = None,
 ) -> RefreshReport:
     """`update_bn` for what `options.opened` gave: a live model and prepared inputs."""
     check_keras_output(output)
@@ -130,8 +130,8 @@ def merge_into_model(
     bn_mode: str = BATCH,
     mixed_precision: bool = False,
     resume: bool = False,
-    bytes_progress: BytesProgress | None = None,
-    batch_progress: BatchProgress | None = None,
+    bytes_progress: Advance | None = None,
+    batch_progress: Progress | None = None,
     refresh: Refresh | None = None,
     mode: str | None = None,
 ) -> RefreshReport:
@@ -188,8 +188,8 @@ def merge_live(
     *,
     data_name: str | None = None,
     resume: bool = False,
-    bytes_progress: BytesProgress | None = None,
-    batch_progress: BatchProgress | None = None,
+    bytes_progress: Advance | None = None,
+    batch_progress: Progress | None = None,
     refresh: Refresh | None = None,
 ) -> RefreshReport:
     """`merge_into_model` for what `options.opened` gave: a live model and prepared inputs."""

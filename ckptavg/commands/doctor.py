@@ -8,7 +8,7 @@ from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import SpecError
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.runs.sources import Sources, resolve
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def doctor(
     mixed_precision: bool = False,
     device: str = "auto",
     distribute: str | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> "DoctorReport":
     """Finds checkpoints that should be left out of an average, and says why.
 

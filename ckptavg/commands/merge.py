@@ -15,7 +15,7 @@ from ckptavg.merging.merge import MergeReport, run_plan
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.plan import plan_merge as plan_weighted
 from ckptavg.merging.tensor_rules import EQUAL
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, all_parameters
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.describe import list_metrics
@@ -88,7 +88,7 @@ def merge(
     jobs: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     **parameters: float | None,
 ) -> MergeResult:
     """Averages checkpoints into one file, streaming, in fixed memory.
@@ -337,7 +337,7 @@ def _merge_with_model(
     data_name: str | None,
     live: bool,
     resume: bool,
-    progress: Progress,
+    progress: Advance,
 ) -> MergeResult:
     """The part of `merge` that needs Keras: the BatchNorm pass, the evaluation, or both."""
     chosen = plan.model_file if model is None else model

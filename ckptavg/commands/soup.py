@@ -9,7 +9,7 @@ from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import RecipeError
 from ckptavg.formats import check_keras_output
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.selection import leave_out_non_finite
 from ckptavg.runs.sources import Sources, resolve
@@ -43,7 +43,7 @@ def soup(
     distribute: str | None = None,
     data_name: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> "SoupReport":
     """Averages the subset of checkpoints that scores best (Wortsman et al., arXiv 2203.05482).
 

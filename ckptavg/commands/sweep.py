@@ -9,7 +9,7 @@ from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.formats import check_keras_output
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.run import Run, open_run
@@ -46,7 +46,7 @@ def sweep(
     data_name: str | None = None,
     max_memory: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> "SweepReport":
     """Evaluates averages over windows of a run, and writes the best one.
 

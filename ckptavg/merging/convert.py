@@ -5,7 +5,7 @@ from pathlib import Path
 from ckptavg.errors import RunError
 from ckptavg.merging.merge import MergeReport, run_plan
 from ckptavg.merging.plan import plan_merge
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.runs.sources import resolve
 
 
@@ -15,7 +15,7 @@ def convert(
     *,
     model: str | Path | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> MergeReport:
     """Copies the tensors of a checkpoint, to the bit, into the format of the output's suffix.
 

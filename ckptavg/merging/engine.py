@@ -8,7 +8,7 @@ from ckptavg.merging.digests import UnitDigests
 from ckptavg.merging.ordered import run_in_order
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.work import WorkUnit, divide
-from ckptavg.merging.worker import Progress, Worker, Write
+from ckptavg.merging.worker import Advance, Worker, Write
 from ckptavg.runs.proof import Checksums
 
 Finished = Callable[[WorkUnit, UnitDigests], None]
@@ -25,7 +25,7 @@ def stream(
     write: Write,
     finished: Finished,
     done: Callable[[WorkUnit], UnitDigests | None] = lambda _: None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> None:
     """Averages every block.
 

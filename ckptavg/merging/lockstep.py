@@ -14,7 +14,7 @@ from ckptavg.merging.ordered import run_in_order
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.planned_sources import SourcePlan, open_sources
 from ckptavg.merging.tensor_rules import AVERAGE, PlanItem
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def read_side_by_side(
     *,
     piece: int,
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Iterator[BlockRead[T]]:
     """Reads tensors from all checkpoints of a plan, block by block.
 

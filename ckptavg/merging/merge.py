@@ -15,7 +15,7 @@ from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.resuming import fingerprint, recall
 from ckptavg.merging.work import WorkUnit
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.runs.describe import human_size
 from ckptavg.runs.outputs import check_output, writing
 from ckptavg.runs.record import Record, SourceRecord, now, versions
@@ -57,7 +57,7 @@ class MergeReport:
 
 
 def run_plan(
-    plan: MergePlan, progress: Progress | None = None, *, resume: bool = False
+    plan: MergePlan, progress: Advance | None = None, *, resume: bool = False
 ) -> MergeReport:
     """Streams the checkpoints of a plan into their mean, and commits it with its record.
 

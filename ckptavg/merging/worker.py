@@ -16,7 +16,7 @@ from ckptavg.merging.tensor_rules import AVERAGE
 from ckptavg.merging.work import Segment, Span, WorkUnit
 from ckptavg.runs.proof import Checksums, block_digest
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 """Called with the work done since the last call: bytes read (from any thread) or candidates
 evaluated."""
 
@@ -36,7 +36,7 @@ class Worker:
         readers: Sequence[CheckpointReader],
         checksums: Sequence[Checksums | None],
         write: Write,
-        progress: Progress,
+        progress: Advance,
     ) -> None:
         self._plan = plan
         self._readers = readers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.merging.plan import plan_mean, plan_merge
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import list_metrics
 from ckptavg.search.judge import EstimatedStatistics, Judge, Score
@@ -84,7 +84,7 @@ def make_soup(
     method: str = GREEDY,
     data_name: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> SoupReport:
     """Averages the subset of checkpoints that scores best; see `ckptavg.soup`.
 
@@ -142,7 +142,7 @@ class _Pot:
     tried: int = 0
 
     def __init__(
-        self, checkpoints: Sequence[Checkpoint], judge: Judge, folder: Path, progress: Progress
+        self, checkpoints: Sequence[Checkpoint], judge: Judge, folder: Path, progress: Advance
     ) -> None:
         self._checkpoints = checkpoints
         self._judge = judge

@@ -8,7 +8,7 @@ from pathlib import Path
 from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.errors import RecipeError, RunError, check_count
 from ckptavg.merging.plan import plan_mean, plan_merge
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.recipes import UNIFORM, Recipe, effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs, list_metrics
@@ -120,7 +120,7 @@ def search_windows(
     data_name: str | None = None,
     max_memory: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> SweepReport:
     """Evaluates averages over windows of a run, and writes the best one; see `ckptavg.sweep`.
 
@@ -245,7 +245,7 @@ def _evaluate(
     candidates: Sequence[Candidate],
     averages: "_Averages",
     judge: Judge,
-    progress: Progress,
+    progress: Advance,
 ) -> _Evaluation:
     """Scores all candidates that have not been scored before."""
     cache = ScoreCache(

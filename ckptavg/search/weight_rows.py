@@ -13,7 +13,7 @@ from ckptavg.merging.exact_mean import PIECE, WeightedMean, round_once
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
-from ckptavg.merging.worker import Progress, Write
+from ckptavg.merging.worker import Advance, Write
 from ckptavg.search.row_store import RowStore
 
 Tensor = tuple[str, np.ndarray]
@@ -70,7 +70,7 @@ class WeightRows:
         *,
         into: int,
         to: int | None = None,
-        progress: Progress | None = None,
+        progress: Advance | None = None,
     ) -> None:
         """Makes a row the sum of another one and an average, as a merge rounds it.
 
@@ -211,7 +211,7 @@ def _stream(
     plan: MergePlan,
     coefficients: Mapping[int, float],
     take: Write,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> None:
     """Streams the average of some of a plan's checkpoints, by their numbers, piece by piece."""
     sources = tuple(replace(plan.sources[n], coefficient=c) for n, c in coefficients.items())

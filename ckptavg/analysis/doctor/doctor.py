@@ -15,7 +15,7 @@ from ckptavg.errors import CkptavgError, RunError
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.merging.plan import plan_mean
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.sources import Sources, resolve
 from ckptavg.search.weight_rows import weighted_mean
@@ -106,7 +106,7 @@ class DoctorReport:
 
 
 def diagnose(
-    sources: Sources, *, judge: "Judge | None" = None, progress: Progress | None = None
+    sources: Sources, *, judge: "Judge | None" = None, progress: Advance | None = None
 ) -> DoctorReport:
     """Finds checkpoints that should be left out of an average; see `ckptavg.doctor`.
 

@@ -21,7 +21,7 @@ from ckptavg.merging.memory import fit_threads, index_memory, threads_for
 from ckptavg.merging.plan import MergePlan, plan_mean
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.work import total_blocks
-from ckptavg.merging.worker import Progress, not_finite
+from ckptavg.merging.worker import Advance, not_finite
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.selection import positions_in
 from ckptavg.runs.sources import Sources, resolve
@@ -42,7 +42,7 @@ def measure_geometry(
     averages: Mapping[str, Average] | None = None,
     leave_out: Sequence[str] = (),
     max_memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Geometry:
     """Measures how checkpoints lie to each other, layer by layer.
 
@@ -112,7 +112,7 @@ class Survey:
     contents: tuple[bytes, ...]
 
 
-def survey(checkpoints: Sequence[Checkpoint], progress: Progress | None = None) -> Survey:
+def survey(checkpoints: Sequence[Checkpoint], progress: Advance | None = None) -> Survey:
     """Measures checkpoints as `measure_geometry` does, but notes damage instead of refusing it.
 
     It also reads the tensors that do not count, because they may be damaged as well.
@@ -173,7 +173,7 @@ def _measure(
     items: Sequence[PlanItem],
     check: Callable[[BlockRead[_Products]], None],
     max_memory: int | None,
-    progress: Progress | None,
+    progress: Advance | None,
 ) -> Geometry:
     """Reads items once, has every block checked, and measures those that are weights."""
     count = len(checkpoints)

@@ -13,7 +13,7 @@ from ckptavg.analysis.loss_surface.points import open_points
 from ckptavg.analysis.loss_surface.results import LossLine, LossPlane
 from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.errors import RecipeError
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 
 POSITIONS = tuple(n / 10 for n in range(-5, 16))
 """Default points of a line: from half its length before the start to half of it beyond the end."""
@@ -37,7 +37,7 @@ def loss_line(
     labels: Sequence[str] | None = None,
     cache: str | Path | None = None,
     max_memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> LossLine:
     """Evaluates the straight line through two checkpoints, or averages, in the space of weights.
 
@@ -108,7 +108,7 @@ def loss_plane(
     labels: Sequence[str] | None = None,
     cache: str | Path | None = None,
     max_memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> LossPlane:
     """Evaluates a rectangle of the plane through three checkpoints, or averages.
 

@@ -19,7 +19,7 @@ from ckptavg.analysis.loss_surface.corners import (
 from ckptavg.analysis.loss_surface.results import Metrics
 from ckptavg.batch_norm import BatchNormOptions
 from ckptavg.errors import DataError, NonFiniteError
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.models.evaluation import measure
 from ckptavg.models.specs import as_data, as_inputs, as_model
 from ckptavg.runs.outputs import writing
@@ -83,7 +83,7 @@ class Points:
             if folder is not None
         }
 
-    def evaluate(self, places: Iterable[Vector], progress: Progress | None = None) -> Metrics:
+    def evaluate(self, places: Iterable[Vector], progress: Advance | None = None) -> Metrics:
         """Metrics at points, in their order; known ones are not evaluated again.
 
         Args:

@@ -19,7 +19,7 @@ from ckptavg.analysis.report.sections import (
 )
 from ckptavg.errors import CkptavgError, MemoryLimitError, OutputError, SpecError
 from ckptavg.merging.reproduce import averaging, reproduction
-from ckptavg.merging.worker import Progress
+from ckptavg.merging.worker import Advance
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs
 from ckptavg.runs.history import EpochLog
@@ -55,7 +55,7 @@ def write_report(
     merged: str | Path | None = None,
     overwrite: bool = False,
     max_memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> RunReport:
     """Writes a page about a run: its training, its checkpoints, their geometry, and an average.
 
@@ -150,7 +150,7 @@ def _measure(
     average: Average | None,
     notes: list[str],
     max_memory: int | None,
-    progress: Progress | None,
+    progress: Advance | None,
 ) -> Geometry | None:
     """The geometry of the checkpoints that exist and are finite; None, with a note, without any."""
     sound = [c for c in run.checkpoints if not c.record.non_finite and Checkpoint.exists(c.path)]
