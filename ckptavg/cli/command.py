@@ -87,7 +87,8 @@ class _Option(click.Option):
             type=None if row.metavar is None else _Parsed(row.parse),
             is_flag=row.metavar is None,
             required=required,
-            default=None if required else default,
+            # Click takes a default for a value, even None: a required option has none.
+            **({} if required else {"default": default}),
         )
         self.group = row.group
         self._shown = row.default if row.default is not None else _written(default)

@@ -59,8 +59,7 @@ def _print_summary(
     )
     value = report.metrics[report.monitor]
     click.echo(
-        f"tried {report.tried} candidates; {report.monitor} {value:.5g} on {eval_data}, which was "
-        "used for selection"
+        f"tried {report.tried} candidates, chosen by {report.monitor} on {eval_data}: {value:.5g}"
     )
     if report.test_metrics is not None:
         print_scores("the soup", report.test_metrics, test_data)

@@ -80,8 +80,8 @@ def _print_summary(report: "SweepReport", eval_data: str, test_data: str | None)
         click.echo(f"wrote {report.output} and {csv_path(report.output).name}")
     if report.test_metrics is None:
         click.echo(
-            "The best of many scores is optimistic; pass --test-data (not used for selection) for\n"
-            "an unbiased one."
+            "The best of many scores is optimistic; pass --test-data (not used for\n"
+            "selection) for an unbiased one."
         )
     else:
         print_scores("the best one", report.test_metrics, test_data)

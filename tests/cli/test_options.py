@@ -115,6 +115,21 @@ def test_help_fits_80_columns_and_says_what_is_needed(name, monkeypatch):
         assert (parameter.metavar or "") in out.splitlines()[0]
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_required_is_asked_for(name):
+    required = [p for p in known_commands()[name].params if p.required]
+    for missing in required:
+        words = []
+        for parameter in required:
+            if parameter is not missing:
+                spelled = [parameter.opts[-1]] if isinstance(parameter, click.Option) else []
+                words += [*spelled, "x"]
+        status, out, err = main(name, *words)
+        assert (status, out) == (2, "")
+        kind = "option" if isinstance(missing, click.Option) else "argument"
+        assert f"Missing {kind} '" in err
+
+
 def test_each_option_of_merge_stands_in_a_group():
     groups = {p.name: p.group for p in known_commands()["merge"].params}
     assert groups["last"] == "Which checkpoints"

@@ -369,7 +369,7 @@ def test_the_sweep_command(folder):
         status, _, err = main("sweep", "run", *options, *extra)
         assert (status, message in err) == (1, True), err
     status, _, err = main("sweep", "run", *SPECS)
-    assert (status, "pass --eval-data SPEC" in err) == (1, True)
+    assert (status, "Missing option '--eval-data'" in err) == (2, True)
 
 
 def test_statistics_are_given_back_with_those_of_renorm():
