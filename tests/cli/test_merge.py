@@ -187,7 +187,7 @@ def test_inspect_fits_a_terminal(folder):
         (("merge", "run", "-o", "o.weights.h5", "--last", "9"), "ask for 1 to 4"),
         (("merge", "run", "-o", "o.weights.h5", "--coefficients", "1,1"), "2 coefficients for 4"),
         (("merge", "run", "-o", "o.weights.h5", "--max-memory", "1MiB"), "too low"),
-        (("merge", "run", "-o", "o.weights.h5", "--jobs", "0"), "at least 1"),
+        (("merge", "run", "-o", "o.weights.h5", "--jobs", "0"), "must be an integer >= 1"),
         (
             ("merge", "run", "-o", "o.weights.h5", "--steps", "2"),
             "steps has no effect without data: pass data (--data)",
