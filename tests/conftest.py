@@ -1,5 +1,9 @@
-"""Fixtures that tests of several rooms share."""
+"""Fixtures that tests of several rooms share.
 
+Keras is imported by what needs it: the process that only hands tests out to others needs it not.
+"""
+
+import gc
 import os
 import shlex
 import shutil
@@ -12,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 import pytest
 
@@ -24,8 +27,21 @@ from ckptavg.runs.record import Record, now
 from tests.helpers import warm as warm_processes
 from tests.helpers.command_line import TRAIN
 from tests.helpers.files import write_h5
-from tests.helpers.models import randomize, tiny_data, tiny_model
 from tests.helpers.posthoc_ema import EVERY, STEPS, TRACKED, track
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes Keras cheap: most of the time of the tests is spent on graphs that run but once."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    gc.collect()
+    gc.freeze()  # hundreds of thousands of objects of libraries, which are not garbage
 
 
 @pytest.fixture(scope="session")
@@ -93,21 +109,29 @@ def small_disk(disks) -> Iterator[Path]:
     (disks / "ballast").unlink(missing_ok=True)
 
 
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> list[Path]:
-    """Five checkpoints of one model with random weights, without records."""
-    model = tiny_model()
-    paths = []
-    for seed in range(5):
-        path = tmp_path / f"ckpt-{seed}.weights.h5"
+@pytest.fixture(scope="session")
+def _saved_once(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    from tests.helpers.models import randomize, tiny_model
+
+    folder, model = tmp_path_factory.mktemp("saved"), tiny_model()
+    paths = [folder / f"ckpt-{seed}.weights.h5" for seed in range(5)]
+    for seed, path in enumerate(paths):
         randomize(model, seed).save_weights(path)
-        paths.append(path)
     return paths
+
+
+@pytest.fixture
+def checkpoints(_saved_once: list[Path], tmp_path: Path) -> list[Path]:
+    """Five checkpoints of one model with random weights, without records."""
+    return [Path(shutil.copyfile(path, tmp_path / path.name)) for path in _saved_once]
 
 
 @pytest.fixture(scope="session")
 def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import keras
+
     from ckptavg import CheckpointSaver
+    from tests.helpers.models import tiny_data, tiny_model
 
     directory = tmp_path_factory.mktemp("trained") / "run"
     keras.utils.set_random_seed(1)
@@ -171,10 +195,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     processes of their own.
     """
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or not hasattr(reporter, "_session"):
+    if hasattr(config, "workerinput"):  # it has told its results to the one that hands tests out
+        status = 0
+    elif hasattr(reporter, "_session"):
+        status = int(reporter._session.exitstatus)
+        reporter.flush()
+    else:
         return
-    status = int(reporter._session.exitstatus)
-    reporter.flush()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

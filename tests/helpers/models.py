@@ -25,6 +25,31 @@ def tiny_model(*, batch_norm: bool = True, width: int = 4) -> keras.Model:
 
 
 @functools.cache
+def _compiled_once() -> tuple[keras.Model, list[np.ndarray]]:
+    model = tiny_model()
+    model.optimizer.build(model.trainable_variables)
+    return model, [np.array(variable) for variable in _variables(model)]
+
+
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    return [*model.variables, *model.optimizer.variables]
+
+
+def compiled_model() -> keras.Model:
+    """The tiny model before its training, whose training step Keras has compiled before.
+
+    Compiling takes longer than everything else in a test that trains. There is but one such model:
+    a test that needs two at once, other optimizers, or variables yet to be built takes
+    `tiny_model`.
+    """
+    model, initial = _compiled_once()
+    for variable, value in zip(_variables(model), initial, strict=True):
+        variable.assign(value)
+    model._initial_epoch = 0  # which BackupAndRestore sets for good
+    return model
+
+
+@functools.cache
 def evaluator() -> keras.Model:
     """A tiny model to evaluate checkpoints in, one after the other, which Keras compiles once."""
     return tiny_model()

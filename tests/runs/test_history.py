@@ -11,7 +11,7 @@ from ckptavg import CheckpointSaver, EpochLog, open_run
 from ckptavg.errors import RecordError, SaverError
 from ckptavg.runs.history import HISTORY_FILE
 from tests.helpers.files import fill, leftovers
-from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.models import compiled_model, tiny_data, tiny_model
 
 EPOCHS = 5
 
@@ -19,7 +19,7 @@ EPOCHS = 5
 def fit(directory, epochs=EPOCHS, *, model=None, callbacks=(), **arguments):
     """Trains a model whose state at the end of each epoch is that of any training before."""
     keras.utils.set_random_seed(3)
-    model = tiny_model() if model is None else model
+    model = compiled_model() if model is None else model
     model.optimizer.build(model.trainable_variables)  # so that its state can be restored
     x, y = tiny_data()
     first = arguments.pop("first", 0)

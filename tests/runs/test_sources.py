@@ -11,7 +11,7 @@ from ckptavg.runs.numbering import epochs_in, natural_key
 from ckptavg.runs.selection import select
 from ckptavg.runs.sources import resolve
 from tests.helpers.files import read_tensors
-from tests.helpers.models import randomize, tiny_data, tiny_model
+from tests.helpers.models import compiled_model, randomize, tiny_data, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def filled(tmp_path) -> Path:
     callback = keras.callbacks.ModelCheckpoint(
         folder / "weights.{epoch}-{loss:.2f}.weights.h5", save_weights_only=True
     )
-    tiny_model().fit(x, y, epochs=10, callbacks=[callback], verbose=0)
+    compiled_model().fit(x, y, epochs=10, callbacks=[callback], verbose=0)
     return folder
 
 

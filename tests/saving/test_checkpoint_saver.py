@@ -14,7 +14,7 @@ from ckptavg.errors import SaverError
 from ckptavg.runs.proof import tensor_records
 from ckptavg.saving.schedule import Schedule
 from tests.helpers.files import leftovers
-from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.models import compiled_model, tiny_data, tiny_model
 from tests.helpers.saving import fit
 
 
@@ -45,7 +45,7 @@ def test_a_run_holds_checkpoints_records_and_configuration(trained_run):
 
 def test_checkpoints_hold_the_weights_of_their_epoch(tmp_path):
     kept = {}
-    model = tiny_model()
+    model = compiled_model()
     keep = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, _: kept.update({epoch + 1: model.get_weights()})
     )
@@ -60,7 +60,7 @@ def test_checkpoints_hold_the_weights_of_their_epoch(tmp_path):
 
 def test_constant_rates_reach_the_optimizer(tmp_path):
     history = fit(
-        tiny_model(), tmp_path / "run", 10, start_epoch=8, lr_schedule="constant", swa_lr=0.002
+        compiled_model(), tmp_path / "run", 10, start_epoch=8, lr_schedule="constant", swa_lr=0.002
     )
     scheduled = Schedule.of("constant", 8, swa_lr=0.002).rates(float(np.float32(0.01)))
     expected = [np.float32(scheduled.of_epoch(epoch)) for epoch in range(10)]
@@ -69,7 +69,7 @@ def test_constant_rates_reach_the_optimizer(tmp_path):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_cyclic_rates_reach_the_optimizer_in_every_batch(tmp_path, known):
-    model = tiny_model()
+    model = compiled_model()
     rates = []
     watch = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda *_, **__: rates.append(float(model.optimizer.learning_rate))
@@ -114,23 +114,23 @@ def test_manual_leaves_the_rate_alone_also_a_schedule_of_the_optimizer(tmp_path)
 
 
 def test_max_to_keep(tmp_path):
-    fit(tiny_model(), tmp_path / "run", start_epoch=1, max_to_keep=2)
+    fit(compiled_model(), tmp_path / "run", start_epoch=1, max_to_keep=2)
     assert [record.epoch for record in open_run(tmp_path / "run").records] == [5, 6]
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 4
 
 
 def test_verbose_says_what_was_saved(tmp_path, capsys):
-    fit(tiny_model(), tmp_path / "run", 3, start_epoch=3, verbose=1)
+    fit(compiled_model(), tmp_path / "run", 3, start_epoch=3, verbose=1)
     out = capsys.readouterr().out
     assert "Epoch 3: saving checkpoints" in out
     assert "Epoch 3: saving" in out
     assert "epoch-0003.weights.h5" in out
-    fit(tiny_model(), tmp_path / "quiet", 3, start_epoch=3)
+    fit(compiled_model(), tmp_path / "quiet", 3, start_epoch=3)
     assert capsys.readouterr().out == ""
 
 
 def test_an_existing_run_is_not_written_over_but_can_go_on(tmp_path):
-    model = tiny_model()
+    model = compiled_model()
     fit(model, tmp_path / "run", 4, start_epoch=2)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(SaverError, match="3 checkpoints of epochs 2-4"):
@@ -154,14 +154,14 @@ def test_an_existing_run_is_not_written_over_but_can_go_on(tmp_path):
 )
 def test_what_cannot_work_is_said_before_training(tmp_path, arguments, message):
     with pytest.raises(SaverError, match=message):
-        fit(tiny_model(), tmp_path / "run", **arguments)
+        fit(compiled_model(), tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_directory_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(SaverError, match="cannot use the directory"):
-        fit(tiny_model(), tmp_path / "run", start_epoch=1)
+        fit(compiled_model(), tmp_path / "run", start_epoch=1)
 
 
 class Doubling(keras.Model):
@@ -194,12 +194,12 @@ def test_a_model_that_cannot_be_serialized_is_saved_without_configuration(tmp_pa
 @pytest.mark.parametrize("schedule", ["constant", "cyclic"])
 def test_a_training_that_goes_on_keeps_its_rates(tmp_path, schedule):
     arguments = {"start_epoch": 3, "swa_freq": 2, "lr_schedule": schedule, "existing": "resume"}
-    whole, parts = tiny_model(), tiny_model()
-    fit(whole, tmp_path / "whole", 8, **arguments)
+    fit(compiled_model(), tmp_path / "whole", 8, **arguments)
+    parts = compiled_model()
     fit(parts, tmp_path / "parts", 4, **arguments)
     fit(parts, tmp_path / "parts", 6, initial_epoch=4, **arguments)  # the same optimizer
-    other = tiny_model()  # a new process compiles anew
-    fit(other, tmp_path / "parts", 8, initial_epoch=6, **arguments)
+    # A new process begins with a new optimizer.
+    fit(compiled_model(), tmp_path / "parts", 8, initial_epoch=6, **arguments)
     rates, expected = (
         [(record.epoch, record.learning_rate) for record in open_run(tmp_path / name).records]
         for name in ("parts", "whole")
@@ -209,7 +209,7 @@ def test_a_training_that_goes_on_keeps_its_rates(tmp_path, schedule):
 
 def test_a_rate_that_float32_rounds_is_not_refused(tmp_path):
     # 0.01 is a little more than the optimizer's float32 of it.
-    fit(tiny_model(), tmp_path / "run", 4, start_epoch=3, lr_schedule="constant", swa_lr=0.01)
+    fit(compiled_model(), tmp_path / "run", 4, start_epoch=3, lr_schedule="constant", swa_lr=0.01)
     assert open_run(tmp_path / "run").records[0].learning_rate == pytest.approx(0.01)
 
 
@@ -221,7 +221,7 @@ def test_the_rate_of_several_steps_per_execution_is_that_of_the_last(tmp_path):
 
 
 def test_the_configuration_is_that_of_the_model_that_was_trained(tmp_path):
-    fit(tiny_model(width=4), tmp_path / "run", 2, start_epoch=1)
+    fit(compiled_model(), tmp_path / "run", 2, start_epoch=1)
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.unlink()
     fit(tiny_model(width=7), tmp_path / "run", 2, start_epoch=1)
@@ -247,11 +247,11 @@ def test_a_saver_has_all_its_attributes_from_the_start_and_trains_twice(tmp_path
 
 
 def test_two_trainings_in_one_directory(tmp_path):
-    fit(tiny_model(), tmp_path / "run", 2, start_epoch=1)
+    fit(compiled_model(), tmp_path / "run", 2, start_epoch=1)
     unfinished = tmp_path / "run" / "checkpoints" / ".tmp-ab.weights.h5"
     unfinished.write_bytes(b"of a training that still runs")
     with pytest.raises(SaverError, match="holds 2 checkpoints of epochs 1-2 already"):
-        fit(tiny_model(), tmp_path / "run", 2, start_epoch=1)
+        fit(compiled_model(), tmp_path / "run", 2, start_epoch=1)
     assert unfinished.exists()
     # One that began before the other wrote, where locks do not hold: it writes over nothing.
     first = tmp_path / "run" / "checkpoints" / "epoch-0002.weights.h5"
@@ -262,7 +262,7 @@ def test_two_trainings_in_one_directory(tmp_path):
                 shutil.copytree(tmp_path / "run", tmp_path / "late", dirs_exist_ok=True)
 
     with pytest.raises(SaverError, match="does another training use this run"):
-        fit(tiny_model(), tmp_path / "late", 2, start_epoch=2, callbacks=[Meanwhile()])
+        fit(compiled_model(), tmp_path / "late", 2, start_epoch=2, callbacks=[Meanwhile()])
     late = tmp_path / "late" / "checkpoints" / "epoch-0002.weights.h5"
     assert late.read_bytes() == first.read_bytes()
 
@@ -273,7 +273,7 @@ def test_max_to_keep_does_not_mind_files_that_are_gone(tmp_path):
             missing_ok=True
         )
     )
-    fit(tiny_model(), tmp_path / "run", 5, start_epoch=1, max_to_keep=3, callbacks=[gone])
+    fit(compiled_model(), tmp_path / "run", 5, start_epoch=1, max_to_keep=3, callbacks=[gone])
     assert [record.epoch for record in open_run(tmp_path / "run").records] == [3, 4, 5]
 
 

@@ -9,13 +9,13 @@ import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import CkptavgWarning, SaverError
 from tests.helpers.files import read_tensors
-from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.models import compiled_model, tiny_data, tiny_model
 from tests.helpers.saving import fit
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model():
-    return tiny_model()
+    return compiled_model()
 
 
 def records(directory):

@@ -20,7 +20,7 @@ from ckptavg.recipes import Recipe
 from ckptavg.recipes.power_profiles import decay_over, gamma_of
 from ckptavg.saving.tracking import LEAST_NOTES, NoteSchedule
 from tests.helpers.files import fill, flip_bit, leftovers, read_tensors
-from tests.helpers.models import tiny_model
+from tests.helpers.models import compiled_model, evaluator, tiny_model
 from tests.helpers.posthoc_ema import decay_at
 from tests.helpers.saving import late
 
@@ -49,7 +49,7 @@ class Keep(keras.callbacks.Callback):
 def fresh():
     """A model that always begins with the same weights."""
     keras.utils.set_random_seed(3)
-    return tiny_model()
+    return compiled_model()
 
 
 def fit(directory, epochs=EPOCHS, *, model=None, callbacks=(), first=0, steps=STEPS, **arguments):
@@ -94,7 +94,7 @@ def true_average(trajectory, sigma_rel, steps=None):
 
 def held(path, model=None):
     """The weights of a file as its model orders them."""
-    model = tiny_model() if model is None else model
+    model = evaluator() if model is None else model
     model.load_weights(path, objects_to_skip=[model.optimizer])
     return model.get_weights()
 
