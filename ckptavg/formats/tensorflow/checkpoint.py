@@ -3,7 +3,7 @@
 See docs/decisions/0018-formats-without-their-libraries.md.
 """
 
-import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +22,15 @@ from ckptavg.formats.tensorflow import strings
 from ckptavg.formats.tensorflow.object_graph import model_part
 from ckptavg.formats.tensorflow.optimizer import optimizer_variables
 from ckptavg.formats.tensorflow.paths import data_file, index_file
-from ckptavg.formats.tensorflow.protobuf import BUNDLE_VERSION, BundleEntry, BundleHeader, Refused
+from ckptavg.formats.tensorflow.protobuf import (
+    BYTES,
+    VARINT,
+    BundleEntry,
+    Refused,
+    last_fields,
+    number,
+    text,
+)
 from ckptavg.formats.tensorflow.table import mask, read_table, unmask, write_table
 from ckptavg.formats.tensors import STRING, Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
@@ -32,46 +40,22 @@ OBJECT_GRAPH = "object_graph"
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _HEADER_KEY = b""
+_VERSION = 1
+"""The only version of the checkpoint format that exists."""
+
 _SLICE_MARK = b"\0"
 """The first byte of the keys of partitioned variables' slices."""
 
-_DTYPES = {
-    1: "float32",
-    2: "float64",
-    3: "int32",
-    4: "uint8",
-    5: "int16",
-    6: "int8",
-    7: STRING,
-    9: "int64",
-    10: "bool",
-    14: "bfloat16",
-    17: "uint16",
-    19: "float16",
-    22: "uint32",
-    23: "uint64",
-    24: "float8_e5m2",
-    25: "float8_e4m3fn",
-    26: "float8_e4m3fnuz",
-    27: "float8_e4m3b11fnuz",
-    28: "float8_e5m2fnuz",
-}
-"""TensorFlow's numbers of the dtypes that can be read (`DataType` in types.proto)."""
+_NAMES = """
+float32 float64 int32 uint8 int16 int8 string complex64 int64 bool qint8 quint8 qint32 bfloat16
+qint16 quint16 uint16 complex128 float16 resource variant uint32 uint64 float8_e5m2 float8_e4m3fn
+float8_e4m3fnuz float8_e4m3b11fnuz float8_e5m2fnuz int4 uint4
+"""
+_DTYPES = dict(enumerate(_NAMES.split(), start=1))
+"""TensorFlow's dtypes by their numbers (`DataType` in types.proto)."""
 
-_UNREADABLE_DTYPES = {
-    8: "complex64",
-    11: "qint8",
-    12: "quint8",
-    13: "qint32",
-    15: "qint16",
-    16: "quint16",
-    18: "complex128",
-    20: "resource",
-    21: "variant",
-    29: "int4",
-    30: "uint4",
-}
-_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
+_UNREADABLE = re.compile(r"complex.*|qu?int.*|resource|variant|u?int4")
+_NUMBERS = {dtype: n for n, dtype in _DTYPES.items() if not _UNREADABLE.fullmatch(dtype)}
 _SHARDS_LIMIT = 99_999
 _INDEX_LIMIT = 16 * 1024 * 1024
 _GRAPH_LIMIT = 16 * 1024 * 1024
@@ -89,7 +73,7 @@ class TensorFlowReader(CheckpointReader):
 
     def _further_files(self) -> Sequence[Path]:
         with self._refusals():
-            shards = _header(self._table()).num_shards
+            shards = _shard_count(self._table())
         return [data_file(self.path, shard, shards) for shard in range(shards)]
 
     @property
@@ -100,9 +84,7 @@ class TensorFlowReader(CheckpointReader):
             for name, entry in self._entries():
                 tensor = self.structure.tensors.get(name)
                 if tensor is not None:
-                    crc = unmask(entry.crc)
-                    is_string = tensor.dtype == STRING
-                    found[name] = self._strings(tensor).translated(crc) if is_string else crc
+                    found[name] = self._checksum(tensor, entry)
         return found
 
     def _read_structure(self) -> Structure:
@@ -112,7 +94,7 @@ class TensorFlowReader(CheckpointReader):
             check_disjoint(self.path, tensors.values(), self._sizes)
             for tensor in tensors.values():
                 if tensor.dtype == STRING:
-                    self._strings(tensor)
+                    strings.scan(tensor, partial(self._bytes, tensor))
             graph = tensors.pop(_GRAPH_KEY, None)
             if graph is None:
                 return Structure(tensors, {}, TENSORFLOW, optimizer_variables(tensors.keys()))
@@ -129,7 +111,7 @@ class TensorFlowReader(CheckpointReader):
 
     def _entries(self) -> Iterator[tuple[str, BundleEntry]]:
         table = self._table()
-        _header(table)
+        _shard_count(table)
         for key, value in table:
             if key.startswith(_SLICE_MARK):
                 raise Refused(
@@ -142,10 +124,9 @@ class TensorFlowReader(CheckpointReader):
                 raise Refused(f"the name {key!r} is not valid UTF-8") from error
 
     def _tensor(self, name: str, entry: BundleEntry) -> TensorInfo:
-        dtype = _DTYPES.get(entry.dtype)
-        if dtype is None:
-            known = _UNREADABLE_DTYPES.get(entry.dtype, f"number {entry.dtype}")
-            raise Refused(f"'{name}' has the type {known}, which cannot be averaged")
+        dtype = _DTYPES.get(entry.dtype, f"number {entry.dtype}")
+        if dtype not in _NUMBERS:
+            raise Refused(f"'{name}' has the type {dtype}, which cannot be averaged")
         if entry.sliced:
             raise Refused(f"'{name}' is a partitioned variable, stored in slices")
         if entry.shape is None:
@@ -163,25 +144,22 @@ class TensorFlowReader(CheckpointReader):
             )
         return tensor
 
-    def _strings(self, tensor: TensorInfo) -> strings.StringLayout:
-        """Checks the lengths of a string tensor, which is known to lie within its file."""
-        try:
-            return strings.scan(
-                partial(self._bytes, tensor), math.prod(tensor.shape), tensor.nbytes
-            )
-        except Refused as error:
-            raise Refused(f"'{tensor.name}' {error}") from error
+    def _checksum(self, tensor: TensorInfo, entry: BundleEntry) -> int:
+        """The CRC-32C of the stored bytes."""
+        crc = unmask(entry.crc)
+        if tensor.dtype == STRING:
+            crc = strings.scan(tensor, partial(self._bytes, tensor)).translated(crc)
+        return crc
 
     def _graph(self, tensor: TensorInfo, entry: BundleEntry) -> bytes:
         if tensor.dtype != STRING or tensor.shape or tensor.nbytes > _GRAPH_LIMIT:
             raise Refused(
                 f"its object graph is not a single string of at most {_GRAPH_LIMIT:,} bytes"
             )
-        layout = self._strings(tensor)
         stored = self._bytes(tensor, 0, tensor.nbytes)
-        if crc32c(stored) != layout.translated(unmask(entry.crc)):
+        if crc32c(stored) != self._checksum(tensor, entry):
             raise Refused("its object graph is damaged: it fails its checksum")
-        return stored[layout.start :]
+        return strings.decode(stored)
 
     def _bytes(self, tensor: TensorInfo, start: int, nbytes: int) -> bytes:
         buffer = bytearray(nbytes)
@@ -229,7 +207,7 @@ class TensorFlowWriter(CheckpointWriter):
 
     def _index(self) -> bytes:
         entries = ((t.name.encode(), self._entry(t, at).encode()) for t, at in self._placed())
-        header = BundleHeader(num_shards=1).encode()
+        header = number(1, 1) + text(3, number(1, _VERSION))  # one shard
         return write_table([(_HEADER_KEY, header), *entries])
 
     @property
@@ -255,12 +233,10 @@ class TensorFlowWriter(CheckpointWriter):
         for start in range(0, extent.nbytes, _CHUNK):
             crc = crc32c(self._bytes(extent, start, min(_CHUNK, extent.nbytes - start)), crc)
         if tensor.dtype == STRING:
-            read = partial(self._bytes, extent)
             try:
-                layout = strings.scan(read, math.prod(tensor.shape), extent.nbytes)
+                crc = strings.scan(tensor, partial(self._bytes, extent)).translated(crc)
             except Refused as error:
-                raise FormatError(f"cannot write {self.path}: '{tensor.name}' {error}") from error
-            crc = layout.translated(crc)
+                raise FormatError(f"cannot write {self.path}: {error}") from error
         return BundleEntry(
             dtype=_NUMBERS[tensor.dtype],
             shape=tensor.shape,
@@ -274,16 +250,17 @@ class TensorFlowWriter(CheckpointWriter):
         return self._opened[extent.file].read(extent.offset + start, nbytes)
 
 
-def _header(table: Iterator[tuple[bytes, bytes]]) -> BundleHeader:
-    """The header, which is the first entry of a table."""
+def _shard_count(table: Iterator[tuple[bytes, bytes]]) -> int:
+    """The number of shards, from the header, which is the first entry of a table."""
     key, value = next(table, (None, b""))
     if key != _HEADER_KEY:
         raise Refused("its index does not begin with a header")
-    header = BundleHeader.decode(value)
-    if header.big_endian:
+    header = last_fields(value, {1: VARINT, 2: VARINT, 3: BYTES})
+    if header[2].integer:
         raise Refused("it was written on a big-endian machine")
-    if header.min_consumer > BUNDLE_VERSION:
+    oldest_reader = last_fields(header[3].content, {2: VARINT})[2].integer
+    if oldest_reader > _VERSION:
         raise Refused("its format is newer than this version of ckptavg knows")
-    if not 0 < header.num_shards <= _SHARDS_LIMIT:
-        raise Refused(f"its index declares {header.num_shards:,} shards")
-    return header
+    if not 0 < header[1].integer <= _SHARDS_LIMIT:
+        raise Refused(f"its index declares {header[1].integer:,} shards")
+    return header[1].integer

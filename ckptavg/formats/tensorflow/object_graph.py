@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from ckptavg.formats.tensorflow import optimizer
 from ckptavg.formats.tensorflow.protobuf import (
     BYTES,
     VARINT,
     Field,
-    Message,
     Refused,
     fields,
+    last_fields,
+    repeated,
     text,
 )
 
@@ -19,7 +21,6 @@ _NODES_LIMIT = 2**20
 _NODE = 1
 _CHILDREN, _ATTRIBUTES, _SLOTS = 1, 2, 3
 _REFERENCE = {1: VARINT, 2: BYTES}
-_ATTRIBUTE = {3: BYTES}
 _SLOT = {1: VARINT, 3: VARINT}
 """Fields of `TrackableObjectGraph`, of its nodes and of what nodes consist of."""
 
@@ -52,7 +53,11 @@ def model_part(graph: bytes) -> ModelPart:
     Raises:
         Refused: the graph is damaged, or it holds no model.
     """
-    nodes = _nodes(graph)
+    nodes = [field.content for field in islice(repeated(graph, _NODE), _NODES_LIMIT + 1)]
+    if not nodes:
+        raise Refused("its object graph is empty")
+    if len(nodes) > _NODES_LIMIT:
+        raise Refused(f"its object graph is too large: it has more than {_NODES_LIMIT:,} objects")
     reached = _reached(nodes)
     named = frozenset(key for node in nodes for key in _keys(node))
     kept = frozenset(key for number in reached for key in _keys(nodes[number]))
@@ -60,19 +65,14 @@ def model_part(graph: bytes) -> ModelPart:
         raise Refused(
             "it holds no model: according to its object graph, all its tensors are optimizer state"
         )
-    return ModelPart(named, kept, _pruned(graph, reached, kept))
-
-
-def _nodes(graph: bytes) -> list[bytes]:
-    nodes: list[bytes] = []
-    for field in fields(graph):
-        if field.number == _NODE:
-            if field.wire_type != BYTES or len(nodes) == _NODES_LIMIT:
-                raise Refused("its object graph is damaged or too large")
-            nodes.append(field.content)
-    if not nodes:
-        raise Refused("its object graph is empty")
-    return nodes
+    # Nodes refer to each other by number, so even those that lose everything stay in their place.
+    pruned = (
+        text(_NODE, b"".join(_pruned(field.content, reached, kept)))
+        if field.number == _NODE
+        else field.encoded
+        for field in fields(graph)
+    )
+    return ModelPart(named, kept, b"".join(pruned))
 
 
 def _reached(nodes: list[bytes]) -> set[int]:
@@ -81,7 +81,7 @@ def _reached(nodes: list[bytes]) -> set[int]:
     while waiting:
         number = waiting.pop()
         names = (name for _, name in _children(nodes[number]))
-        if optimizer.is_optimizer(names, _has_slots(nodes[number])):
+        if optimizer.is_optimizer(names, has_slots=any(repeated(nodes[number], _SLOTS))):
             continue
         reached.add(number)
         for child, name in _children(nodes[number]):
@@ -93,52 +93,28 @@ def _reached(nodes: list[bytes]) -> set[int]:
     return reached
 
 
-def _has_slots(node: bytes) -> bool:
-    return next(_parts(node, _SLOTS), None) is not None
-
-
 def _children(node: bytes) -> Iterator[tuple[int, bytes]]:
-    for part in _parts(node, _CHILDREN):
-        reference = Message(part.content, _REFERENCE)
-        yield reference.integer(1), reference.content(2)
+    for part in repeated(node, _CHILDREN):
+        reference = last_fields(part.content, _REFERENCE)
+        yield reference[1].integer, reference[2].content
 
 
 def _keys(node: bytes) -> Iterator[str]:
-    return (_key(part) for part in _parts(node, _ATTRIBUTES))
+    return map(_key, repeated(node, _ATTRIBUTES))
 
 
 def _key(attribute: Field) -> str:
     try:
-        return Message(attribute.content, _ATTRIBUTE).content(3).decode()
+        return last_fields(attribute.content, {3: BYTES})[3].content.decode()
     except UnicodeDecodeError as error:
         raise Refused("its object graph has a key that is not valid UTF-8") from error
 
 
-def _parts(node: bytes, wanted: int) -> Iterator[Field]:
-    for field in fields(node):
-        if field.number == wanted:
-            if field.wire_type != BYTES:
-                raise Refused("its object graph is damaged")
-            yield field
-
-
-def _pruned(graph: bytes, reached: set[int], kept: frozenset[str]) -> bytes:
-    """The graph without keys that are not kept."""
-    # Nodes refer to each other by number, so even those that lose everything stay in their place.
-    return b"".join(
-        text(_NODE, _pruned_node(field.content, reached, kept))
-        if field.number == _NODE
-        else field.encoded
-        for field in fields(graph)
-    )
-
-
-def _pruned_node(node: bytes, reached: set[int], kept: frozenset[str]) -> bytes:
-    parts = []
+def _pruned(node: bytes, reached: set[int], kept: frozenset[str]) -> Iterator[bytes]:
+    """The fields of a node without keys that are not kept, and without slots of optimizers."""
     for field in fields(node):
         if field.number == _ATTRIBUTES and _key(field) not in kept:
             continue
-        if field.number == _SLOTS and Message(field.content, _SLOT).integer(3) not in reached:
+        if field.number == _SLOTS and last_fields(field.content, _SLOT)[3].integer not in reached:
             continue
-        parts.append(field.encoded)
-    return b"".join(parts)
+        yield field.encoded

@@ -50,17 +50,8 @@ def is_optimizer(children: Iterable[bytes], has_slots: bool) -> bool:
 
 def _is_state(name: str, names: Collection[str]) -> bool:
     owner, _, last = name.rpartition("/")
-    if _POWER.fullmatch(last):
-        return True
-    return _SLOT.fullmatch(last) is not None and _is_variable(owner, names)
-
-
-def _is_variable(owner: str, names: Collection[str]) -> bool:
-    """Whether this is a variable, perhaps preceded by the scope in which its slot was made."""
-    for _ in range(_SCOPE_LIMIT):
-        if owner in names:
-            return True
-        _, _, owner = owner.partition("/")
-        if not owner:
-            break
-    return False
+    if not _SLOT.fullmatch(last):
+        return _POWER.fullmatch(last) is not None
+    # The owner may be preceded by the scope in which its slot was made.
+    parts = owner.split("/", _SCOPE_LIMIT)
+    return any("/".join(parts[depth:]) in names for depth in range(len(parts)))

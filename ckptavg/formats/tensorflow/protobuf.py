@@ -1,24 +1,18 @@
-"""Protocol buffers as bytes, and the two messages of the index of a TensorFlow checkpoint."""
+"""Protocol buffers as bytes, and what the index of a TensorFlow checkpoint says of one tensor."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Self
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types. Groups, 3 and 4, were deprecated before these formats existed."""
 
-BUNDLE_VERSION = 1
-"""The only version of the checkpoint format that exists."""
-
 _FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
 _RANK_LIMIT = 254
 """TensorFlow's own limit."""
 
-_HEADER = {1: VARINT, 2: VARINT, 3: BYTES}
-_VERSION = {1: VARINT, 2: VARINT}
 _ENTRY = {1: VARINT, 2: BYTES, 3: VARINT, 4: VARINT, 5: VARINT, 6: FIXED32, 7: BYTES}
-_SHAPE = {2: BYTES, 3: VARINT}
-_DIMENSION = {1: VARINT}
 
 
 class Refused(Exception):  # noqa: N818
@@ -38,56 +32,7 @@ class Field(NamedTuple):
     """The whole field as it is stored."""
 
 
-class Message:
-    """The known fields of a message; where a single value is expected, the last one counts."""
-
-    def __init__(self, data: bytes, wire_types: Mapping[int, int]) -> None:
-        """Decodes a message.
-
-        Args:
-            data: the message.
-            wire_types: that of each known field, by its number; other fields are skipped.
-
-        Raises:
-            Refused: the bytes are not such a message.
-        """
-        self._fields: dict[int, list[Field]] = {}
-        for field in fields(data):
-            if field.number in wire_types:
-                if field.wire_type != wire_types[field.number]:
-                    raise Refused(f"field {field.number} of a message has an unexpected wire type")
-                self._fields.setdefault(field.number, []).append(field)
-
-    def integer(self, number: int) -> int:
-        return self._fields[number][-1].integer if number in self._fields else 0
-
-    def content(self, number: int) -> bytes:
-        return self._fields[number][-1].content if number in self._fields else b""
-
-    def contents(self, number: int) -> list[bytes]:
-        """The values of a repeated field."""
-        return [field.content for field in self._fields.get(number, ())]
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._fields
-
-
-@dataclass(frozen=True, slots=True)
-class BundleHeader:
-    """The facts about a whole checkpoint: `BundleHeaderProto`."""
-
-    num_shards: int
-    big_endian: bool = False
-    min_consumer: int = 0
-
-    @classmethod
-    def decode(cls, data: bytes) -> Self:
-        found = Message(data, _HEADER)
-        version = Message(found.content(3), _VERSION)
-        return cls(found.integer(1), found.integer(2) != 0, version.integer(2))
-
-    def encode(self) -> bytes:
-        return number(1, self.num_shards) + text(3, number(1, BUNDLE_VERSION))
+_ABSENT = Field(0, VARINT, 0, b"", b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +59,15 @@ class BundleEntry:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        found = Message(data, _ENTRY)
+        found = last_fields(data, _ENTRY)
         return cls(
-            dtype=found.integer(1),
-            shape=_shape(found.content(2)),
-            shard=found.integer(3),
-            offset=found.integer(4),
-            size=found.integer(5),
-            crc=found.integer(6),
-            sliced=7 in found,
+            dtype=found[1].integer,
+            shape=_shape(found[2].content),
+            shard=found[3].integer,
+            offset=found[4].integer,
+            size=found[5].integer,
+            crc=found[6].integer,
+            sliced=found[7] is not _ABSENT,
         )
 
     def encode(self) -> bytes:
@@ -163,6 +108,43 @@ def fields(data: bytes) -> Iterator[Field]:
         if position > len(data) or field == 0:
             raise Refused("a message is truncated or damaged")
         yield Field(field, wire_type, integer, content, data[start:position])
+
+
+def last_fields(data: bytes, wire_types: Mapping[int, int]) -> dict[int, Field]:
+    """The fields of a message that hold single values: of those that occur twice, the last counts.
+
+    Args:
+        data: the message.
+        wire_types: that of each expected field, by its number; other fields are skipped.
+
+    Returns:
+        Each expected field by its number; an absent one holds 0 and no bytes.
+
+    Raises:
+        Refused: the bytes are not such a message.
+    """
+    found = dict.fromkeys(wire_types, _ABSENT)
+    for field in fields(data):
+        if field.number in found:
+            found[field.number] = _of_type(field, wire_types[field.number])
+    return found
+
+
+def repeated(data: bytes, number: int) -> Iterator[Field]:
+    """All fields of this number, which hold bytes, one by one: a message may have millions.
+
+    Raises:
+        Refused: the bytes are not such a message.
+    """
+    return (_of_type(field, BYTES) for field in fields(data) if field.number == number)
+
+
+def _of_type(field: Field, wire_type: int) -> Field:
+    if field.wire_type != wire_type:
+        raise Refused(
+            f"field {field.number} of a message is damaged: it has an unexpected wire type"
+        )
+    return field
 
 
 def number(field: int, value: int) -> bytes:
@@ -207,11 +189,10 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _shape(data: bytes) -> tuple[int, ...] | None:
-    found = Message(data, _SHAPE)
-    if found.integer(3):
+    if last_fields(data, {3: VARINT})[3].integer:
         return None
-    dimensions = found.contents(2)
+    dimensions = [field.content for field in islice(repeated(data, 2), _RANK_LIMIT + 1)]
     if len(dimensions) > _RANK_LIMIT:
-        raise Refused(f"a tensor has {len(dimensions)} dimensions")
-    shape = tuple(Message(dimension, _DIMENSION).integer(1) for dimension in dimensions)
+        raise Refused(f"a tensor has at least {len(dimensions)} dimensions")
+    shape = tuple(last_fields(dimension, {1: VARINT})[1].integer for dimension in dimensions)
     return None if any(size >> 63 for size in shape) else shape  # -1 means unknown

@@ -1,13 +1,15 @@
 """String tensors in TensorFlow checkpoints: all lengths, their checksum, then all bytes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ckptavg.formats.crc32c import crc32c, crc32c_combine
-from ckptavg.formats.tensorflow.protobuf import Refused, varint
+from ckptavg.formats.tensorflow.protobuf import Refused, read_varint, varint
 from ckptavg.formats.tensorflow.table import mask
+from ckptavg.formats.tensors import TensorInfo
 
 _CHUNK = 1024 * 1024
 _CHECKSUM_SIZE = 4
@@ -39,21 +41,21 @@ class StringLayout:
         return crc32c_combine(self.difference, crc, self.size - self.start + _CHECKSUM_SIZE)
 
 
-def scan(read: Callable[[int, int], bytes], count: int, size: int) -> StringLayout:
+def scan(tensor: TensorInfo, read: Callable[[int, int], bytes]) -> StringLayout:
     """Checks the lengths of a string tensor, in steps of bounded memory.
 
     Args:
-        read: returns the stored bytes from a position, given the position and their number.
-        count: number of strings.
-        size: number of stored bytes.
+        tensor: which lies within its file.
+        read: returns its stored bytes, given the first position and their number.
 
     Raises:
         Refused: the lengths are damaged, or do not add up to the size.
     """
+    count, size = math.prod(tensor.shape), tensor.nbytes
     position = total = crc = stored_crc = 0
     while count:
         chunk = read(position, min(_CHUNK, size - position))
-        lengths, used = _decode_lengths(chunk, count)
+        lengths, used = _decode_lengths(tensor.name, chunk, count)
         crc = crc32c(lengths.astype("<u4").tobytes(), crc)
         stored_crc = crc32c(chunk[:used], stored_crc)
         count -= len(lengths)
@@ -61,7 +63,7 @@ def scan(read: Callable[[int, int], bytes], count: int, size: int) -> StringLayo
         position += used
     start = position + _CHECKSUM_SIZE
     if start + total != size or read(position, _CHECKSUM_SIZE) != _checksum(crc):
-        raise Refused("holds strings whose lengths are damaged")
+        raise Refused(f"'{tensor.name}' holds strings whose lengths are damaged")
     return StringLayout(start, size, crc ^ stored_crc)
 
 
@@ -71,17 +73,23 @@ def encode(value: bytes) -> bytes:
     return varint(len(value)) + _checksum(crc) + value
 
 
+def decode(stored: bytes) -> bytes:
+    """The single string in the bytes of a scalar string tensor, which were scanned."""
+    _, position = read_varint(stored, 0)
+    return stored[position + _CHECKSUM_SIZE :]
+
+
 def _checksum(crc: int) -> bytes:
     return mask(crc).to_bytes(_CHECKSUM_SIZE, "little")
 
 
-def _decode_lengths(chunk: bytes, count: int) -> tuple[np.ndarray, int]:
+def _decode_lengths(name: str, chunk: bytes, count: int) -> tuple[np.ndarray, int]:
     """Up to `count` varints at the beginning of the bytes, and how many bytes they take."""
     data = np.frombuffer(chunk, np.uint8)
     ends = np.flatnonzero(data < 0x80)[:count]
     starts = np.concatenate(([0], ends[:-1] + 1))
     if not len(ends) or (widths := ends - starts + 1).max() > _WIDTH_LIMIT:
-        raise Refused("holds strings whose lengths are damaged")
+        raise Refused(f"'{name}' holds strings whose lengths are damaged")
     # All varints at once: step n adds the n-th group of 7 bits of those that are that long.
     values = np.zeros(len(ends), np.uint64)
     for step in range(_WIDTH_LIMIT):
@@ -89,5 +97,5 @@ def _decode_lengths(chunk: bytes, count: int) -> tuple[np.ndarray, int]:
         bits = data[starts[longer] + step].astype(np.uint64) & np.uint64(0x7F)
         values[longer] |= bits << np.uint64(7 * step)
     if values.max() >= 2**32:
-        raise Refused("holds strings of 4 GiB or more")
+        raise Refused(f"'{name}' holds strings of 4 GiB or more")
     return values, int(ends[-1]) + 1

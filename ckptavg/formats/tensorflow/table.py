@@ -1,6 +1,7 @@
 """Sorted tables of keys and values in the format of LevelDB, which TensorFlow uses for indexes."""
 
 from collections.abc import Iterable, Iterator
+from os.path import commonprefix
 
 from ckptavg.formats.crc32c import crc32c
 from ckptavg.formats.tensorflow.protobuf import Refused, read_varint, varint
@@ -133,27 +134,20 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _append_block(table: bytearray, entries: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Adds a block; returns its handle."""
     content = bytearray()
-    restarts = [0]
+    restarts: list[int] = []
     previous = b""
     for count, (key, value) in enumerate(entries):
-        shared = 0
-        if count and count % _RESTART_INTERVAL == 0:
+        if count % _RESTART_INTERVAL == 0:
             restarts.append(len(content))
-        elif count:
-            shared = _common_prefix(previous, key)
+            previous = b""
+        shared = len(commonprefix((previous, key)))  # noqa: RUF071 (bytes, not paths)
         content += varint(shared) + varint(len(key) - shared) + varint(len(value))
         content += key[shared:] + value
         previous = key
+    restarts = restarts or [0]  # which even an empty block has
     for number in (*restarts, len(restarts)):
         content += number.to_bytes(4, "little")
     handle = varint(len(table)) + varint(len(content))
     content.append(_UNCOMPRESSED)
     table += content + mask(crc32c(content)).to_bytes(4, "little")
     return handle
-
-
-def _common_prefix(one: bytes, other: bytes) -> int:
-    for length, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return length
-    return min(len(one), len(other))

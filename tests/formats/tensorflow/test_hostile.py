@@ -1,6 +1,7 @@
 """TensorFlow checkpoints that are damaged or hostile: refused by name, soon, in bounded memory."""
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +18,17 @@ from ckptavg.formats.tensorflow.object_graph import model_part
 from ckptavg.formats.tensorflow.protobuf import (
     BYTES,
     BundleEntry,
-    BundleHeader,
     Refused,
     number,
     text,
     varint,
 )
 from ckptavg.formats.tensorflow.table import mask, read_table, write_table
+from ckptavg.formats.tensors import STRING, Extent, TensorInfo
 from tests.helpers.files import flip_bit
 from tests.helpers.tensorflow_checkpoints import GRAPH, fill, keras_3_model, save
 
-HEADER = BundleHeader(num_shards=1).encode()
+HEADER = number(1, 1) + text(3, number(1, 1))
 GOOD = BundleEntry(dtype=1, shape=(2,), shard=0, offset=0, size=8, crc=mask(0))
 FOOTER_SIZE = 48
 TRAILER_SIZE = 5
@@ -57,7 +58,8 @@ def attribute(key: bytes) -> bytes:
 def with_graph(folder: Path, graph: bytes, key: bytes = b"x") -> Path:
     """A checkpoint of one tensor and this object graph."""
     stored = tf_strings.encode(graph)
-    layout = tf_strings.scan(lambda start, n: stored[start : start + n], 1, len(stored))
+    tensor = TensorInfo(GRAPH, (), STRING, Extent(8, len(stored)))
+    layout = tf_strings.scan(tensor, lambda start, n: stored[start : start + n])
     crc = mask(layout.translated(google_crc32c.value(stored)))
     entry = BundleEntry(dtype=7, shape=(), shard=0, offset=8, size=len(stored), crc=crc)
     entries = sorted([(GRAPH.encode(), entry.encode()), (key, GOOD.encode())])
@@ -206,9 +208,9 @@ def test_blocks_that_would_grow_without_end_are_refused(tmp_path):
         (graph_of(attribute(b"y")), "'x' is in its index, but not in its object graph"),
         (graph_of(attribute(b"\xff")), "a key that is not valid UTF-8"),
         (graph_of(number(1, 5)), "is damaged"),
-        (number(1, 5), "damaged or too large"),
+        (number(1, 5), "is damaged"),
         (varint(1 << 3 | BYTES) + varint(10**9), "truncated"),
-        (text(1, b"") * (2**20 + 1), "damaged or too large"),
+        (text(1, b"") * (2**20 + 1), "too large"),
     ],
 )
 def test_hostile_object_graphs_are_refused(tmp_path, graph, reason):
@@ -226,6 +228,18 @@ def test_circles_and_long_ways_in_object_graphs_are_walked_once(tmp_path):
     began = time.monotonic()
     assert model_part(graph_of(ways + attribute(b"x"), optimizer)).kept == {"x"}
     assert time.monotonic() - began < 10
+
+
+def test_repeated_fields_take_no_memory(tmp_path):
+    """Of a single value that is stored many times, only the last is kept."""
+    hostile = GOOD.encode() + text(2, text(2, b"") * 10**5) + number(1, 1) * 10**5
+    for value, reason in ((hostile, "255 dimensions"), (number(1, 1) * 10**5, "but 0 are stored")):
+        path = bundle(tmp_path, (b"x", value))
+        tracemalloc.start()
+        refused(path, reason)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 5 * 2**20
 
 
 def test_a_graph_that_is_no_single_text_is_refused(tmp_path):
