@@ -20,8 +20,8 @@ from ckptavg.runs.checkpoint import Checkpoint
 if TYPE_CHECKING:
     import pandas as pd
 
-_MEAN_UNIT = "standard deviations"
-_VARIANCE_UNIT = "log ratio"
+MEAN_UNIT = "standard deviations"
+VARIANCE_UNIT = "log ratio"
 
 _EPSILON = 1e-3
 """What Keras' BatchNormalization adds to variances by default."""
@@ -56,8 +56,8 @@ class BatchNormShift:
         )
         return (
             f"BatchNormShift from {self.before} to {self.after}, {len(self.layers)} layers\n"
-            f"  means moved by up to {mean:.3g} {_MEAN_UNIT}\n"
-            f"  variances moved by up to {variance:.3g} ({_VARIANCE_UNIT})"
+            f"  means moved by up to {mean:.3g} {MEAN_UNIT}\n"
+            f"  variances moved by up to {variance:.3g} ({VARIANCE_UNIT})"
         )
 
     def by_layer(self) -> "pd.DataFrame":
@@ -69,8 +69,8 @@ class BatchNormShift:
         columns: dict[str, Column] = {}
         units: dict[str, str] = {}
         for name, unit, found in (
-            ("mean_shift", _MEAN_UNIT, self.means),
-            ("variance_log_ratio", _VARIANCE_UNIT, self.variances),
+            ("mean_shift", MEAN_UNIT, self.means),
+            ("variance_log_ratio", VARIANCE_UNIT, self.variances),
         ):
             columns[name] = [np.sqrt(np.mean(np.square(values))) for values in found]
             columns[f"worst_{name}"] = [np.abs(values).max() for values in found]
@@ -90,7 +90,7 @@ class BatchNormShift:
             "mean_shift": np.concatenate(self.means),
             "variance_log_ratio": np.concatenate(self.variances),
         }
-        units = {"mean_shift": _MEAN_UNIT, "variance_log_ratio": _VARIANCE_UNIT}
+        units = {"mean_shift": MEAN_UNIT, "variance_log_ratio": VARIANCE_UNIT}
         attrs = {"units": units, "before": self.before, "after": self.after}
         return frame(columns, attrs)
 

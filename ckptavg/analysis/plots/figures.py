@@ -2,9 +2,9 @@
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -26,8 +26,7 @@ def save_figure(draw: Draw, path: Path, *, size: tuple[float, float] = (7, 4)) -
     Raises:
         ValueError: matplotlib cannot write the format.
     """
-    with _drawn(draw, size) as figure:
-        figure.savefig(path, dpi=120, bbox_inches="tight")
+    _save(draw, size, path, dpi=120, bbox_inches="tight")
 
 
 def figure_svg(draw: Draw, *, size: tuple[float, float] = (5, 3.4)) -> str:
@@ -40,13 +39,14 @@ def figure_svg(draw: Draw, *, size: tuple[float, float] = (5, 3.4)) -> str:
         size: width and height in inches.
     """
     file = io.StringIO()
-    with _drawn(draw, size) as figure:
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    # Without them, matplotlib notes the date and its own version.
+    _save(draw, size, file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
 
-@contextmanager
-def _drawn(draw: Draw, size: tuple[float, float]) -> Iterator[Figure]:
+def _save(
+    draw: Draw, size: tuple[float, float], target: Path | io.StringIO, **options: Any
+) -> None:
     with (
         # The salt makes the ids of elements the same in every process.
         matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "ckptavg", "svg.fonttype": "path"}),
@@ -58,4 +58,4 @@ def _drawn(draw: Draw, size: tuple[float, float]) -> Iterator[Figure]:
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure.add_subplot())
-        yield figure
+        figure.savefig(target, **options)

@@ -4,25 +4,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import ScalarFormatter
 
-from ckptavg.analysis.plots.style import (
-    COLOR_MAP,
-    label_columns,
-    label_rows,
-    layer_names,
-    plain,
-    three_digits,
-    with_unit,
-)
-from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.analysis.plots import style
+from ckptavg.analysis.tables import LayerTable, PairTable
 from ckptavg.runs.selection import metric_sign
 
 if TYPE_CHECKING:
-    from ckptavg.analysis.tables import LayerTable, PairTable
     from ckptavg.search.sweep import Entry
 
 _WRITTEN = 8
@@ -71,10 +62,8 @@ def layer_drift(table: "LayerTable", *, ax: Axes) -> Axes:
     Returns:
         The axes.
     """
-    label = with_unit(table.quantity, table.unit)
-    _heat_map(
-        table.values, layer_names(table.layers), table.labels, ax, label, _from_zero(table.values)
-    )
+    label, limits = style.with_unit(table.quantity, table.unit), _from_zero(table.values)
+    _heat_map(table.values, style.layer_names(table.layers), table.labels, ax, label, limits)
     ax.set_xlabel(_checkpoints(table.labels))
     ax.set_ylabel("layer")
     return ax
@@ -102,7 +91,7 @@ def leaderboard_map(
     """
     windows = [entry for entry in entries if entry.recipe == recipe]
     firsts = {entry.checkpoints[0].path: entry.checkpoints[0] for entry in windows}
-    starts = sorted(firsts.values(), key=_in_training)
+    starts = sorted(firsts.values(), key=lambda c: (c.epoch or 0, c.step or 0, c.path.name))
     columns = {start.path: number for number, start in enumerate(starts)}
     lengths = sorted({len(entry.checkpoints) for entry in windows}, reverse=True)
     # Windows that were not tried stay NaN.
@@ -119,9 +108,9 @@ def leaderboard_map(
         [str(length) for length in lengths],
         [str(start.epoch) if known else start.path.stem for start in starts],
         ax,
-        plain(metric),
+        style.plain(metric),
         _near_the_best(values, sign),
-        color_map=COLOR_MAP + ("_r" if sign > 0 else ""),
+        style.lighter_if_better(sign),
     )
     if np.isfinite(values).any():
         # Smaller is better after multiplying with the sign.
@@ -135,20 +124,14 @@ def leaderboard_map(
     return ax
 
 
-def _in_training(checkpoint: Checkpoint) -> tuple[int, int, str]:
-    step = checkpoint.record.step if checkpoint.record is not None else None
-    return checkpoint.epoch or 0, step or 0, checkpoint.path.name
-
-
 def _pairs(table: "PairTable", ax: Axes, limits: tuple[float, float]) -> Axes:
-    label = with_unit(table.quantity, table.unit)
+    label = style.with_unit(table.quantity, table.unit)
     if table.layer is not None:
-        label = f"{label} of {plain(table.layer)}"
-    labels = [plain(name, _PAIR) for name in table.labels]
+        label = f"{label} of {style.plain(table.layer)}"
+    labels = [style.plain(name, _PAIR) for name in table.labels]
     _heat_map(table.values, labels, labels, ax, label, limits)
     ax.set_aspect("equal")
-    ax.set_xlabel(_checkpoints(table.labels))
-    ax.set_ylabel(_checkpoints(table.labels))
+    ax.set(**dict.fromkeys(("xlabel", "ylabel"), _checkpoints(table.labels)))
     return ax
 
 
@@ -159,7 +142,7 @@ def _heat_map(
     ax: Axes,
     label: str,
     limits: tuple[float, float],
-    color_map: str = COLOR_MAP,
+    color_map: str | Colormap = style.COLOR_MAP,
 ) -> bool:
     """Draws a table with a colour bar; unknown values are hatched.
 
@@ -172,25 +155,24 @@ def _heat_map(
     low, high = limits
     image = ax.imshow(
         np.ma.masked_invalid(values),
-        cmap=colormaps[color_map],
+        cmap=color_map,
         vmin=low,
         vmax=high,
         aspect="auto",
         interpolation="nearest",
     )
-    # Masked cells are not drawn, so the background shows: white, hatched.
-    ax.patch.set(facecolor="white", edgecolor="#bbbbbb", hatch="////", linewidth=0)
+    # Masked cells are not drawn, so the background shows.
+    ax.patch.set(**style.UNKNOWN)
     known = values[np.isfinite(values)]
-    below, above = bool((known < low).any()), bool((known > high).any())
-    extend = {(True, False): "min", (False, True): "max", (True, True): "both"}
+    pointed = (known < low).any() + 2 * (known > high).any()
     ax.figure.colorbar(
         image,
         ax=ax,
         label=label,
-        extend=extend.get((below, above), "neither"),
+        extend=("neither", "min", "max", "both")[int(pointed)],
         format=ScalarFormatter(useOffset=False),
     )
-    label_columns(ax, columns, taken=label_rows(ax, rows))
+    style.label_columns(ax, columns, taken=style.label_rows(ax, rows))
     written = bool(max(values.shape) <= _WRITTEN)
     if written:
         for (row, column), value in np.ndenumerate(values):
@@ -201,7 +183,7 @@ def _heat_map(
                 ax.text(
                     column,
                     row,
-                    three_digits(value),
+                    style.three_digits(value),
                     ha="center",
                     va="center",
                     fontsize="x-small",

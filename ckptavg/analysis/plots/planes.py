@@ -1,34 +1,16 @@
 """The space of weights in one or two dimensions: trajectories and loss surfaces."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 
-from ckptavg.analysis.plots.style import (
-    COLOR_MAP,
-    GREY,
-    bar_beside,
-    frame,
-    legend,
-    line_style,
-    marker,
-    marker_size,
-    name_points,
-    places,
-    plain,
-    three_digits,
-    whole_numbers,
-    with_unit,
-)
+from ckptavg.analysis.geometry.trajectory import Trajectory
+from ckptavg.analysis.loss_surface.results import LossLine, LossPlane
+from ckptavg.analysis.plots import style
 from ckptavg.runs.selection import metric_sign
-
-if TYPE_CHECKING:
-    from ckptavg.analysis.geometry.trajectory import Trajectory
-    from ckptavg.analysis.loss_surface.results import LossLine, LossPlane
 
 _LEVELS = 8
 _INNERMOST = 0.05
@@ -49,38 +31,39 @@ def trajectory_plane(trajectory: "Trajectory", *, ax: Axes) -> Axes:
         The axes.
     """
     x, y = np.asarray(trajectory.coordinates, float).T
-    ax.plot(x, y, "-", color=GREY, linewidth=0.8, zorder=2)
-    when, unit = places(trajectory)
+    ax.plot(x, y, "-", color=style.GREY, linewidth=0.8, zorder=2)
+    when, unit = style.places(trajectory)
     points = ax.scatter(
         x,
         y,
         c=when,
-        cmap=COLOR_MAP,
-        s=(2 + marker_size(len(x))) ** 2,
+        cmap=style.COLOR_MAP,
+        s=(2 + style.marker_size(len(x))) ** 2,
         edgecolors="black",
         linewidths=0.5,
         zorder=3,
     )
     if len(x) > 1:
         bar = ax.figure.colorbar(points, ax=ax, label=unit)
-        whole_numbers(bar.ax.yaxis)
+        style.whole_numbers(bar.ax.yaxis)
     for number, place in enumerate(trajectory.averages.values()):
         _mark(ax, place, number)
     # The axes keep their size, so the colour bar keeps its height.
     ax.set_aspect("equal", adjustable="datalim")
     # Room for the names of the outermost points.
     ax.margins(0.15)
-    for number, name in enumerate("xy"):
-        share = trajectory.explained[number] if number < len(trajectory.explained) else 0.0
-        text = f"component {number + 1}, {share:.0%} of variance"
-        getattr(ax, f"set_{name}label")(with_unit(text, trajectory.unit))
-    frame(ax)
+    for number, axis in enumerate((ax.xaxis, ax.yaxis)):
+        text = f"component {number + 1}, {trajectory.explained[number]:.0%} of variance"
+        axis.set_label_text(style.with_unit(text, trajectory.unit))
+    style.frame(ax)
     ends = [0, len(x) - 1] if len(x) > 1 else [0]
-    names = [_named(trajectory.labels[end], unit) for end in ends] + list(trajectory.averages)
+    labels = [trajectory.labels[end] for end in ends]
+    names = [f"{unit} {label}" if label.isdecimal() else label for label in labels]
     named = [(x[end], y[end]) for end in ends] + list(trajectory.averages.values())
     # Names also avoid the middles of the lines between points.
     path = np.column_stack([x, y])
-    name_points(ax, names, named, others=np.concatenate([path, (path[1:] + path[:-1]) / 2]))
+    others = np.concatenate([path, (path[1:] + path[:-1]) / 2])
+    style.name_points(ax, [*names, *trajectory.averages], named, others)
     return ax
 
 
@@ -97,14 +80,13 @@ def loss_line_plot(line: "LossLine", *, ax: Axes, metric: str = "loss") -> Axes:
     """
     for number, (data, metrics) in enumerate(line.metrics.items()):
         values = np.asarray(metrics[metric], float)
-        size = marker_size(len(values) * 2)
-        style = line_style(number)
-        ax.plot(line.positions, values, **style, markersize=size, label=plain(data))
-    names = [plain(label) for label in line.labels]
-    for place, name in zip((0.0, 1.0), names, strict=True):
-        ax.axvline(place, color=GREY, linewidth=0.8)
+        size = style.marker_size(len(values) * 2)
+        look = style.line_style(number) | {"markersize": size, "label": style.plain(data)}
+        ax.plot(line.positions, values, **look)
+    for place, name in zip((0.0, 1.0), line.labels, strict=True):
+        ax.axvline(place, color=style.GREY, linewidth=0.8)
         ax.annotate(
-            name,
+            style.plain(name),
             (place, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 3),
@@ -115,10 +97,10 @@ def loss_line_plot(line: "LossLine", *, ax: Axes, metric: str = "loss") -> Axes:
         )
     length = float(np.interp(1.0, line.positions, line.distances))
     ax.set_xlabel(f"fraction of the path (length {length:.3g})")
-    ax.set_ylabel(plain(metric))
-    frame(ax)
+    ax.set_ylabel(style.plain(metric))
+    style.frame(ax)
     if len(line.metrics) > 1:
-        legend(ax)
+        style.legend(ax)
     return ax
 
 
@@ -151,25 +133,26 @@ def loss_contours(
     data = next(iter(plane.metrics)) if data is None else data
     sign = metric_sign(metric, mode)
     values = np.ma.masked_invalid(np.asarray(plane.metrics[data][metric], float))
-    ax.patch.set(facecolor="white", edgecolor="#bbbbbb", hatch="////", linewidth=0)
-    label = plain(metric) if len(plane.metrics) == 1 else f"{plain(metric)}, {plain(data)} data"
+    ax.patch.set(**style.UNKNOWN)
+    label = style.plain(metric)
+    if len(plane.metrics) > 1:
+        label += f", {style.plain(data)} data"
     steps = _levels(sign * values.compressed(), levels)
     if steps is not None:
         edges = np.sort(sign * steps)
-        map_ = colormaps[COLOR_MAP + ("_r" if sign > 0 else "")]
+        map_ = style.lighter_if_better(sign)
         # Each level gets an equal share of the colours, however small its range.
         norm = BoundaryNorm(edges, map_.N)
         filled = ax.contourf(plane.x, plane.y, values, levels=edges, cmap=map_, norm=norm)
         ax.contour(plane.x, plane.y, values, levels=edges, colors="black", linewidths=0.4)
-        bar = ax.figure.colorbar(filled, cax=bar_beside(ax), label=label, spacing="uniform")
-        bar.set_ticks(edges.tolist(), labels=[three_digits(edge) for edge in edges])
+        bar = ax.figure.colorbar(filled, cax=style.bar_beside(ax), label=label, spacing="uniform")
+        bar.set_ticks(edges.tolist(), labels=[style.three_digits(edge) for edge in edges])
         bar.minorticks_off()
     for number, place in enumerate(plane.points.values()):
         _mark(ax, place, number)
     ax.set_aspect("equal")
-    ax.set_xlabel(with_unit("distance", plane.unit))
-    ax.set_ylabel(with_unit("distance", plane.unit))
-    name_points(ax, list(plane.points), list(plane.points.values()))
+    ax.set(**dict.fromkeys(("xlabel", "ylabel"), style.with_unit("distance", plane.unit)))
+    style.name_points(ax, list(plane.points), list(plane.points.values()))
     return ax
 
 
@@ -197,9 +180,5 @@ def _levels(values: np.ndarray, count: int) -> np.ndarray | None:
 
 def _mark(ax: Axes, place: Sequence[float], number: int) -> None:
     """A mark that stands out on dark and on light backgrounds."""
-    style: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 1.2}
-    ax.plot(*place, marker(number + 6), markersize=9, zorder=5, **style)
-
-
-def _named(label: str, unit: str) -> str:
-    return f"{unit} {label}" if label.isdecimal() else label
+    look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 1.2}
+    ax.plot(*place, style.marker(number + 6), markersize=9, zorder=5, **look)

@@ -1,31 +1,13 @@
 """Numbers of checkpoints, coefficients and layers, as lines and points."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ckptavg.analysis.plots.style import (
-    COLORS,
-    GREY,
-    frame,
-    label_rows,
-    layer_names,
-    legend,
-    line_style,
-    marker_size,
-    places,
-    plain,
-    whole_numbers,
-    with_unit,
-)
-
-if TYPE_CHECKING:
-    from ckptavg.analysis.statistics_shift import BatchNormShift
-    from ckptavg.analysis.tables import Series
-
-_SHIFT_UNITS = {"mean": "standard deviations", "variance": "log ratio"}
+from ckptavg.analysis.plots import style
+from ckptavg.analysis.statistics_shift import MEAN_UNIT, VARIANCE_UNIT, BatchNormShift
+from ckptavg.analysis.tables import Series
 
 
 def series_plot(series: "Series", *, ax: Axes) -> Axes:
@@ -38,14 +20,15 @@ def series_plot(series: "Series", *, ax: Axes) -> Axes:
     Returns:
         The axes.
     """
-    x, unit = places(series)
-    ax.plot(x, series.values, "o-", color=COLORS[0], linewidth=1.2, markersize=marker_size(len(x)))
+    x, unit = style.places(series)
+    size = style.marker_size(len(x))
+    ax.plot(x, series.values, "o-", color=style.COLORS[0], linewidth=1.2, markersize=size)
     ax.set_xlabel(unit)
-    ax.set_ylabel(with_unit(series.quantity, series.unit))
+    ax.set_ylabel(style.with_unit(series.quantity, series.unit))
     # Readers overlook an offset such as +1e3 at the end of the axis.
     ax.ticklabel_format(axis="y", useOffset=False)
-    whole_numbers(ax.xaxis)
-    frame(ax)
+    style.whole_numbers(ax.xaxis)
+    style.frame(ax)
     return ax
 
 
@@ -73,15 +56,15 @@ def recipe_curves(
     for number, (name, coefficients) in enumerate(recipes.items()):
         values = np.asarray(coefficients, float)[order]
         known = np.isfinite(values)
-        size = marker_size(len(x) * len(recipes) // 4)
-        style = line_style(number) | {"linewidth": 1.2, "markersize": size}
-        ax.plot(x[known], values[known], **style, label=plain(name))
-    ax.set_xlabel(with_unit("position in training", unit))
+        size = style.marker_size(len(x) * len(recipes) // 4)
+        look = style.line_style(number) | {"linewidth": 1.2, "markersize": size}
+        ax.plot(x[known], values[known], **look, label=style.plain(name))
+    ax.set_xlabel(style.with_unit("position in training", unit))
     ax.set_ylabel("coefficient")
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-    frame(ax)
+    style.frame(ax)
     if len(recipes) > 1:
-        legend(ax)
+        style.legend(ax)
     return ax
 
 
@@ -98,36 +81,24 @@ def batch_norm_shift(shift: "BatchNormShift", *, ax: Axes) -> Axes:
         The axes.
     """
     rows = np.arange(len(shift.layers), dtype=float)
-    size = marker_size(5 * len(rows))
-    for number, (name, values) in enumerate((("mean", shift.means), ("variance", shift.variances))):
-        # Means stand above the middle of their row, variances below it.
-        style, offset = line_style(number), 0.16 * (2 * number - 1)
-        low, first, median, third, high = (
-            np.array(
-                [
-                    np.nanquantile(v, (0.05, 0.25, 0.5, 0.75, 0.95)) if len(v) else [np.nan] * 5
-                    for v in values
-                ]
-            )
-            .reshape(-1, 5)
-            .T
-        )
-        ax.hlines(rows + offset, low, high, color=style["color"], linewidth=0.8)
-        ax.hlines(rows + offset, first, third, color=style["color"], linewidth=2.5)
-        ax.plot(
-            median,
-            rows + offset,
-            style["marker"],
-            color=style["color"],
-            markeredgecolor="white",
-            markersize=size + 2,
-            label=f"{name} ({_SHIFT_UNITS[name]})",
-        )
-    ax.axvline(0.0, color=GREY, linewidth=0.8)
+    size = style.marker_size(5 * len(rows))
+    # Means stand above the middle of their row, variances below it.
+    for number, offset, values, label in (
+        (0, -0.16, shift.means, f"mean ({MEAN_UNIT})"),
+        (1, 0.16, shift.variances, f"variance ({VARIANCE_UNIT})"),
+    ):
+        look, color = style.line_style(number), style.COLORS[number]
+        shares = [np.nanquantile(v, (0.05, 0.25, 0.5, 0.75, 0.95)) for v in values]
+        low, first, median, third, high = np.reshape(shares, (-1, 5)).T
+        ax.hlines(rows + offset, low, high, color=color, linewidth=0.8)
+        ax.hlines(rows + offset, first, third, color=color, linewidth=2.5)
+        look |= {"linestyle": "", "markeredgecolor": "white", "markersize": size + 2}
+        ax.plot(median, rows + offset, **look, label=label)
+    ax.axvline(0.0, color=style.GREY, linewidth=0.8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    label_rows(ax, layer_names(shift.layers))
-    ax.set_xlabel(f"shift from {plain(shift.before)}\nto {plain(shift.after)}")
+    style.label_rows(ax, style.layer_names(shift.layers))
+    ax.set_xlabel(f"shift from {style.plain(shift.before)}\nto {style.plain(shift.after)}")
     ax.set_ylabel("layer")
-    frame(ax)
-    legend(ax, below=True)
+    style.frame(ax)
+    style.legend(ax, below=True)
     return ax

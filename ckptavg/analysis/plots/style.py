@@ -1,23 +1,25 @@
 """What plots share: colours, lines, markers, labels and legends."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from matplotlib import rcParams
+from matplotlib import colormaps, rcParams
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-if TYPE_CHECKING:
-    from ckptavg.analysis.geometry.trajectory import Trajectory
-    from ckptavg.analysis.tables import Series
+from ckptavg.analysis.geometry.trajectory import Trajectory
+from ckptavg.analysis.tables import Series
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette without its yellow, which is too light for lines."""
 GREY = "#555555"
 COLOR_MAP = "cividis"
+UNKNOWN = {"facecolor": "white", "edgecolor": "#bbbbbb", "hatch": "////", "linewidth": 0}
+"""Look of the background, which shows where no value is known."""
 
 _DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
@@ -95,11 +97,18 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, min_n_ticks=1))
 
 
-def legend(ax: Axes, *others: Axes, below: bool = False) -> None:
-    """Draws a legend of all labelled lines inside the axes, beside them if it is long, or below."""
-    # Axes that share a place, as those of the learning rate, share one legend.
+def lighter_if_better(sign: int) -> Colormap:
+    """The colour map in which better values are lighter; lower ones are better if `sign` is +1."""
+    return colormaps[COLOR_MAP + ("_r" if sign > 0 else "")]
+
+
+def legend(ax: Axes, beside: Axes | None = None, *, below: bool = False) -> None:
+    """Draws a legend of all labelled lines inside the axes, beside them if it is long, or below.
+
+    Axes that share their place, such as those of the learning rate, share one legend.
+    """
     handles, labels = [], []
-    for each in (ax, *others):
+    for each in filter(None, (ax, beside)):
         found = each.get_legend_handles_labels()
         handles += found[0]
         labels += found[1]
@@ -132,7 +141,7 @@ def log_if_wide(axis: Any, values: np.ndarray, ratio: float) -> None:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
 
 
-def places(found: "Series | Trajectory") -> tuple[np.ndarray, str]:
+def places(found: Series | Trajectory) -> tuple[np.ndarray, str]:
     """Positions of checkpoints on an axis, and its label: their epochs if all are known."""
     if all(label.isdecimal() for label in found.labels):
         return np.array([float(label) for label in found.labels]), "epoch"
@@ -199,26 +208,21 @@ def name_points(
     to_points = 72 / ax.figure.dpi
     everything = np.asarray([*points, *others], float).reshape(-1, 2)
     anchors = ax.transData.transform(everything) * to_points
-    boxes_of_points = [(x - 4, y - 4, x + 4, y + 4) for x, y in anchors]
-    taken = boxes_of_points[: len(names)]
-    inside = [float(edge) * to_points for edge in ax.get_window_extent().extents]
+    marks = np.hstack([anchors - 4, anchors + 4])
+    taken = list(marks[: len(names)])
+    inside = np.array(ax.get_window_extent().extents) * to_points
+    sides = np.array(_SIDES)
     for name, point, (x, y) in zip(names, points, anchors, strict=False):
         text = plain(name)
         width, height = len(text) * _NAME_SIZE * _CHARACTER, _NAME_SIZE * 1.3
-        boxes = []
-        for right, up in _SIDES:
-            left = x + 7 * right - width * (1 - right) / 2
-            low = y + 9 * up - height / 2
-            boxes.append((left, low, left + width, low + height))
-        costs = [
-            # A name over another name cannot be read; one over a point only hides it.
-            4 * sum(_overlap(box, other) for other in taken)
-            + sum(_overlap(box, other) for other in boxes_of_points)
-            + 4 * _outside(box, inside)
-            for box in boxes
-        ]
-        right, up = _SIDES[int(np.argmin(costs))]
-        taken.append(boxes[int(np.argmin(costs))])
+        left = x + 7 * sides[:, 0] - width * (1 - sides[:, 0]) / 2
+        low = y + 9 * sides[:, 1] - height / 2
+        boxes = np.column_stack([left, low, left + width, low + height])
+        # A name over another name, or outside, cannot be read; one over a point only hides it.
+        costs = 4 * (_overlap(boxes, taken) - _overlap(boxes, [inside])) + _overlap(boxes, marks)
+        best = int(np.argmin(costs.round(6)))  # rounding errors must not break ties
+        right, up = _SIDES[best]
+        taken.append(boxes[best])
         ax.annotate(
             text,
             point,
@@ -232,12 +236,8 @@ def name_points(
         )
 
 
-def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return width * height if width > 0 and height > 0 else 0.0
-
-
-def _outside(box: Sequence[float], frame_box: Sequence[float]) -> float:
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    return area - _overlap(box, frame_box)
+def _overlap(boxes: np.ndarray, others: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """How much of each box the others cover, added up; boxes are (left, low, right, high)."""
+    one, other = boxes[:, None, :], np.asarray(others)
+    sizes = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    return np.asarray(sizes.clip(0).prod(axis=-1).sum(axis=-1))

@@ -1,27 +1,16 @@
 """A training over its epochs: metrics, learning rate, saved checkpoints."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ckptavg.analysis.plots.style import (
-    COLORS,
-    GREY,
-    frame,
-    legend,
-    line_style,
-    log_if_wide,
-    marker_size,
-    plain,
-    whole_numbers,
-)
+from ckptavg.analysis.plots import style
+from ckptavg.runs.history import EpochLog
+from ckptavg.runs.record import Record
 
-if TYPE_CHECKING:
-    from ckptavg.runs.history import EpochLog
-    from ckptavg.runs.record import Record
-
+_SAVED = "saved checkpoints"
 _RATE = "#888888"
 _WIDE = 50.0
 """Ratio of the largest to the smallest value above which a scale is logarithmic."""
@@ -30,7 +19,7 @@ _LARGEST = 1e200
 
 
 def learning_curve(
-    history: "Sequence[EpochLog | Record]",
+    history: Sequence[EpochLog | Record],
     *,
     ax: Axes,
     metrics: Sequence[str] | None = None,
@@ -63,45 +52,44 @@ def learning_curve(
     names = default_metrics(history) if metrics is None else list(metrics)
     saved = [n for n, entry in enumerate(history) if entry.epoch in set(saved_epochs)]
     rates = _values([entry.learning_rate for entry in history])
-    rate_axes = None
-    if show_rate and np.isfinite(rates).any():
-        # Without metrics the learning rate is the subject and has the main axis.
-        rate_axes = ax.twinx() if names else ax
-        _draw_rate(rate_axes, x, rates, saved=[] if names else saved)
+    has_rate = show_rate and np.isfinite(rates).any()
+    # Without metrics the learning rate is the subject, and has the main axis.
+    beside = ax.twinx() if has_rate and names else None
+    if has_rate:
+        color = _RATE if names else style.COLORS[0]
+        _draw_rate(beside or ax, x, rates, [] if names else saved, color)
     drawn = []
     for number, name in enumerate(names):
-        values = _values([entry.metrics.get(name) for entry in history])
-        drawn.append(values)
-        _draw_metric(ax, x, values, saved, number, name)
+        drawn.append(_values([entry.metrics.get(name) for entry in history]))
+        look = style.line_style(number) | {"linewidth": 1.3, "label": style.plain(name)}
+        _draw_line(ax, x, drawn[-1], saved, marks_label=_SAVED if number == 0 else None, **look)
     if averages:
         _draw_averages(ax, x[saved] if saved else x, averages, len(names))
         drawn.append(_values(list(averages.values())))
     if names:
-        log_if_wide(ax.yaxis, np.concatenate(drawn), _WIDE)
-        ax.set_ylabel(plain(label or _common_name(names), 22))
-    if not names and rate_axes is None:
+        style.log_if_wide(ax.yaxis, np.concatenate(drawn), _WIDE)
+        ax.set_ylabel(style.plain(label or _common_name(names), 22))
+    elif not has_rate:
         ax.text(0.5, 0.5, "no metrics or learning rates", ha="center", transform=ax.transAxes)
     ax.set_xlabel(unit)
-    whole_numbers(ax.xaxis)
-    frame(ax)
-    if rate_axes is not None and rate_axes is not ax:
-        rate_axes.spines["right"].set_visible(True)
-        rate_axes.spines[["top", "left"]].set_visible(False)
-        ax.set_zorder(rate_axes.get_zorder() + 1)  # the legend lies over all lines
+    style.whole_numbers(ax.xaxis)
+    style.frame(ax)
+    if beside is not None:
+        beside.spines["right"].set_visible(True)
+        beside.spines[["top", "left"]].set_visible(False)
+        ax.set_zorder(beside.get_zorder() + 1)  # the legend lies over all lines
         ax.patch.set_visible(False)
-        legend(ax, rate_axes, below=True)
-    else:
-        legend(ax, below=True)
+    style.legend(ax, beside, below=True)
     return ax
 
 
-def default_metrics(history: "Sequence[EpochLog | Record]") -> list[str]:
+def default_metrics(history: Sequence[EpochLog | Record]) -> list[str]:
     """The loss, or else the first metric, with its validation twin; empty without metrics."""
     groups = metric_groups(history)
     return groups.get("loss") or next(iter(groups.values()), [])
 
 
-def metric_groups(history: "Sequence[EpochLog | Record]") -> dict[str, list[str]]:
+def metric_groups(history: Sequence[EpochLog | Record]) -> dict[str, list[str]]:
     """Names of metrics, each with its validation twin, in the order of their first occurrence."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for entry in history for name in entry.metrics):
@@ -109,7 +97,7 @@ def metric_groups(history: "Sequence[EpochLog | Record]") -> dict[str, list[str]
     return groups
 
 
-def _places(history: "Sequence[EpochLog | Record]") -> tuple[np.ndarray, str]:
+def _places(history: Sequence[EpochLog | Record]) -> tuple[np.ndarray, str]:
     """Positions of entries: their epochs, or their steps if several belong to one epoch."""
     epochs = [entry.epoch for entry in history]
     steps = [entry.step for entry in history]
@@ -125,49 +113,42 @@ def _values(found: Sequence[float | None]) -> np.ndarray:
     return values
 
 
-def _draw_metric(
-    ax: Axes, x: np.ndarray, values: np.ndarray, saved: Sequence[int], number: int, name: str
+def _draw_line(
+    ax: Axes,
+    x: np.ndarray,
+    values: np.ndarray,
+    saved: Sequence[int],
+    *,
+    marker: str,
+    marks_label: str | None = _SAVED,
+    **look: Any,
 ) -> None:
-    style = line_style(number)
-    shape = style.pop("marker")
-    ax.plot(x, values, **style, linewidth=1.3, label=plain(name))
+    """A line with gaps where values are unknown, and marks at saved checkpoints."""
+    ax.plot(x, values, **look)
     # A value between two gaps is on no line, so it gets a dot.
-    ax.plot(x[_alone(values)], values[_alone(values)], ".", color=style["color"])
+    known = np.concatenate([[False], np.isfinite(values), [False]])
+    alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
+    ax.plot(x[alone], values[alone], ".", color=look["color"])
     if saved:
-        ax.plot(
-            x[saved],
-            values[saved],
-            shape,
-            color=style["color"],
-            markersize=marker_size(len(saved)),
-            label="saved checkpoints" if number == 0 else None,
-        )
+        marks = {"color": look["color"], "markersize": style.marker_size(len(saved))}
+        ax.plot(x[saved], values[saved], marker, **marks, label=marks_label)
 
 
-def _draw_rate(ax: Axes, x: np.ndarray, rates: np.ndarray, saved: Sequence[int]) -> None:
-    ax.plot(x, rates, ":", color=_RATE, linewidth=1.0, label="learning rate")
-    ax.plot(x[_alone(rates)], rates[_alone(rates)], ".", color=GREY)
-    if saved:
-        size = marker_size(len(saved))
-        ax.plot(
-            x[saved], rates[saved], "o", color=COLORS[0], markersize=size, label="saved checkpoints"
-        )
+def _draw_rate(
+    ax: Axes, x: np.ndarray, rates: np.ndarray, saved: Sequence[int], color: str
+) -> None:
+    look: dict[str, Any] = {"linestyle": ":", "color": color, "linewidth": 1.0}
+    _draw_line(ax, x, rates, saved, marker="o", label="learning rate", **look)
     ax.set_ylabel("learning rate")
-    log_if_wide(ax.yaxis, rates, _WIDE)
+    style.log_if_wide(ax.yaxis, rates, _WIDE)
     if ax.get_yscale() == "linear":
         ax.set_ylim(bottom=min(0.0, float(np.nanmin(rates))))
 
 
 def _draw_averages(ax: Axes, x: np.ndarray, averages: Mapping[str, float], first: int) -> None:
     for number, (name, value) in enumerate(averages.items(), first + (first == 0)):
-        style = {**line_style(number), "marker": None}
-        ax.plot([x[0], x[-1]], [value, value], **style, linewidth=2.0, label=plain(name))
-
-
-def _alone(values: np.ndarray) -> np.ndarray:
-    """Places of values between two gaps, which no line shows."""
-    known = np.concatenate([[False], np.isfinite(values), [False]])
-    return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
+        look = style.line_style(number) | {"marker": None, "linewidth": 2.0}
+        ax.plot([x[0], x[-1]], [value, value], **look, label=style.plain(name))
 
 
 def _common_name(names: Sequence[str]) -> str:
