@@ -1,6 +1,6 @@
 from . import analysis as analysis
 from . import tf_keras as tf_keras
-from .analysis.doctor.doctor import DoctorReport as DoctorReport
+from .analysis.doctor import DoctorReport as DoctorReport
 from .batch_norm import BatchNormReport as BatchNormReport
 from .batch_norm import update_batch_norm as update_batch_norm
 from .batch_norm.refresh import RefreshReport as RefreshReport

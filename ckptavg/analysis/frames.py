@@ -1,18 +1,17 @@
 """Runs and reports of searches as data frames: a row for each checkpoint or candidate."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptavg.analysis.tables import LENGTH, RATIO, Column, frame
+from ckptavg.analysis.tables import LENGTH, RATIO, frame
 from ckptavg.runs.describe import list_epochs
 from ckptavg.runs.run import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ckptavg.analysis.doctor.doctor import DoctorReport
+    from ckptavg.analysis.doctor import DoctorReport
     from ckptavg.search.soup import SoupReport
     from ckptavg.search.sweep import SweepReport
 
@@ -35,12 +34,9 @@ def run_frame(run: Run | str | Path) -> "pd.DataFrame":
         >>> ckptavg.analysis.run_frame("run").sort_values("val_loss").head()
     """
     records = (run if isinstance(run, Run) else open_run(run)).records
-    columns = {
-        name: [getattr(record, name) for record in records]
-        for name in ("epoch", "step", "learning_rate", "size")
-    }
-    columns |= _metrics([record.metrics for record in records])
-    return frame(columns, {"units": {"size": "bytes"}}, index=[record.file for record in records])
+    names = ("epoch", "step", "learning_rate", "size")
+    rows = [{**{name: getattr(r, name) for name in names}, **r.metrics} for r in records]
+    return frame(rows, {"units": {"size": "bytes"}}, index=[r.file for r in records])
 
 
 def sweep_frame(report: "SweepReport") -> "pd.DataFrame":
@@ -58,18 +54,17 @@ def sweep_frame(report: "SweepReport") -> "pd.DataFrame":
         >>> report = ckptavg.sweep("run", model=model, data=x, eval_data=val, monitor="loss")
         >>> ckptavg.analysis.sweep_frame(report).head()
     """
-    entries = report.entries
-    columns: dict[str, Column] = {
-        "epochs": [
-            list_epochs(c.epoch for c in entry.checkpoints if c.epoch is not None)
-            for entry in entries
-        ],
-        "checkpoints": [len(entry.checkpoints) for entry in entries],
-        "recipe": [entry.recipe for entry in entries],
-        "effective": [entry.effective_sample_size for entry in entries],
-    }
-    columns |= _metrics([entry.metrics for entry in entries])
-    return _ranked(columns, {"units": {"effective": "checkpoints"}})
+    rows = [
+        {
+            "epochs": list_epochs(c.epoch for c in entry.checkpoints if c.epoch is not None),
+            "checkpoints": len(entry.checkpoints),
+            "recipe": entry.recipe,
+            "effective": entry.effective_sample_size,
+            **entry.metrics,
+        }
+        for entry in report.entries
+    ]
+    return _ranked(rows, {"units": {"effective": "checkpoints"}})
 
 
 def soup_frame(report: "SoupReport") -> "pd.DataFrame":
@@ -85,15 +80,13 @@ def soup_frame(report: "SoupReport") -> "pd.DataFrame":
     Example:
         >>> ckptavg.analysis.soup_frame(report).query("kept")
     """
-    ingredients = report.ingredients
-    columns: dict[str, Column] = {
-        "checkpoint": [str(ingredient.checkpoint.path) for ingredient in ingredients],
-        "kept": [ingredient.kept for ingredient in ingredients],
-    }
-    columns |= _metrics([ingredient.metrics for ingredient in ingredients])
-    with_soup = _metrics([ingredient.with_soup or {} for ingredient in ingredients])
-    columns |= {f"soup {name}": values for name, values in with_soup.items()}
-    return _ranked(columns, {})
+    rows = [
+        {"checkpoint": str(each.checkpoint.path), "kept": each.kept}
+        | each.metrics
+        | {f"soup {name}": value for name, value in (each.with_soup or {}).items()}
+        for each in report.ingredients
+    ]
+    return _ranked(rows, {})
 
 
 def doctor_frame(report: "DoctorReport") -> "pd.DataFrame":
@@ -114,24 +107,17 @@ def doctor_frame(report: "DoctorReport") -> "pd.DataFrame":
     names = ["norm", "cosine", "worst_layer", "worst_cosine", "to_mean", "step"]
     if any(diagnosis.loss is not None for diagnosis in found):
         names += ["loss", "barrier"]
-    columns = {
-        "verdict": [diagnosis.verdict for diagnosis in found],
-        "reasons": ["; ".join(diagnosis.reasons) for diagnosis in found],
-        **{name: [getattr(diagnosis, name) for diagnosis in found] for name in names},
-    }
+    rows = [
+        {"verdict": d.verdict, "reasons": "; ".join(d.reasons)} | {n: getattr(d, n) for n in names}
+        for d in found
+    ]
     lengths = dict.fromkeys(("norm", "to_mean", "step"), LENGTH)
     units = {**lengths, "cosine": RATIO, "worst_cosine": RATIO}
-    return frame(columns, {"units": units}, index=[d.checkpoint.path.name for d in found])
+    return frame(rows, {"units": units}, index=[d.checkpoint.path.name for d in found])
 
 
-def _metrics(found: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """A column for each metric that any row has."""
-    names = dict.fromkeys(name for metrics in found for name in metrics)
-    return {name: [metrics.get(name, math.nan) for metrics in found] for name in names}
-
-
-def _ranked(columns: Mapping[str, Column], attrs: Mapping[str, Any]) -> "pd.DataFrame":
-    table = frame(columns, attrs)
+def _ranked(rows: Sequence[Mapping[str, Any]], attrs: Mapping[str, Any]) -> "pd.DataFrame":
+    table = frame(rows, attrs)
     table.index = table.index + 1
     table.index.name = "rank"
     return table

@@ -108,29 +108,24 @@ class LayerTable:
 
 
 def frame(
-    data: np.ndarray | Mapping[str, Column],
+    data: np.ndarray | Mapping[str, Column] | Sequence[Mapping[str, Any]],
     attrs: Mapping[str, Any],
     *,
-    index: Sequence[str] | None = None,
-    columns: Sequence[str] | None = None,
+    index: list[str] | tuple[str, ...] | None = None,
+    columns: tuple[str, ...] | None = None,
 ) -> "pd.DataFrame":
     """A data frame that does not share memory with the data.
 
     Args:
-        data: (rows, columns) numbers, or columns by name.
+        data: (rows, columns) numbers, columns by name, or rows by name, NaN where one lacks a name.
         attrs: what belongs to the numbers, such as their units.
         index: names of rows; numbers by default.
         columns: names of columns, if `data` has none.
     """
     import pandas as pd
 
-    found = pd.DataFrame(
-        data,
-        index=None if index is None else list(index),
-        columns=None if columns is None else list(columns),
-        # Results are frozen; a frame is not.
-        copy=True,
-    )
+    # A copy, because results are frozen, and a frame is not.
+    found = pd.DataFrame(data, index=index, columns=columns, copy=True)
     found.attrs.update(attrs)
     return found
 

@@ -15,7 +15,7 @@ from ckptavg.commands.doctor import doctor as examine
 from ckptavg.runs.describe import list_epochs
 
 if TYPE_CHECKING:
-    from ckptavg.analysis.doctor.doctor import DoctorReport
+    from ckptavg.analysis.doctor import DoctorReport
 
 _VALUES = {
     "norm": "norm",

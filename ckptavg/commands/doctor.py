@@ -14,7 +14,7 @@ from ckptavg.runs.sources import Sources, resolve
 if TYPE_CHECKING:
     import keras
 
-    from ckptavg.analysis.doctor.doctor import DoctorReport
+    from ckptavg.analysis.doctor import DoctorReport
 
 
 def doctor(
@@ -68,7 +68,7 @@ def doctor(
         >>> report = ckptavg.doctor("run")
         >>> ckptavg.merge(report.keep, "swa.weights.h5")
     """
-    from ckptavg.analysis.doctor.doctor import diagnose
+    from ckptavg.analysis.doctor import diagnose
 
     options = BatchNormOptions(
         steps=steps,

@@ -10,7 +10,7 @@ import pytest
 
 import ckptavg
 from ckptavg import doctor
-from ckptavg.analysis.doctor.doctor import KEEP, LEAVE_OUT, outliers
+from ckptavg.analysis.doctor import KEEP, LEAVE_OUT, outliers
 from ckptavg.analysis.geometry import measure
 from ckptavg.errors import RunError, SpecError
 from tests.helpers.command_line import main

@@ -167,20 +167,17 @@ class Geometry:
             RecipeError: there are not as many coefficients as checkpoints, or their sum is not 1.
         """
         labels, points = self._points(averages)
+        plane, off_plane, explained = project(self._gram(None), points)
         count = len(self.labels)
-        found = project(self._gram(None), points)
         named = labels[count:]
-        plane = map(tuple, found.coordinates[count:].tolist())
-        off_plane = found.off_plane[count:].tolist()
         return Trajectory(
             labels=self.labels,
             positions=self.positions,
-            coordinates=found.coordinates[:count],
-            explained=found.explained,
-            averages=dict(zip(named, plane, strict=True)),
-            off_plane=found.off_plane[:count],
-            averages_off_plane=dict(zip(named, off_plane, strict=True)),
-            unit=LENGTH,
+            coordinates=plane[:count],
+            explained=explained,
+            averages=dict(zip(named, map(tuple, plane[count:].tolist()), strict=True)),
+            off_plane=off_plane[:count],
+            averages_off_plane=dict(zip(named, off_plane[count:].tolist(), strict=True)),
             position_unit=self.position_unit,
         )
 

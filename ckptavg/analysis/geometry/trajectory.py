@@ -80,22 +80,7 @@ class Trajectory:
         return frame(columns, attrs, index=(*self.labels, *self.averages))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Projection:
-    """Points in the plane of the first two principal components.
-
-    Attributes:
-        coordinates: (points, 2) float64.
-        off_plane: (points,) float64: distances from the plane.
-        explained: fractions of the variance by component, at least two.
-    """
-
-    coordinates: np.ndarray
-    off_plane: np.ndarray
-    explained: np.ndarray
-
-
-def project(gram: np.ndarray, points: np.ndarray) -> Projection:
+def project(gram: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Projects points onto the plane that fits some of them, the checkpoints, best.
 
     With the eigenvectors v and eigenvalues l of the inner products G of deviations d from the mean,
@@ -105,6 +90,10 @@ def project(gram: np.ndarray, points: np.ndarray) -> Projection:
     Args:
         gram: (K, K) inner products of the deviations of checkpoints from their mean.
         points: (points, K) coefficients, each with sum 1; the first K are the checkpoints.
+
+    Returns:
+        (points, 2) coordinates, (points,) distances from the plane, and the fractions of the
+        variance by component, at least two.
     """
     count = len(gram)
     squares, vectors = np.linalg.eigh(gram)
@@ -119,7 +108,7 @@ def project(gram: np.ndarray, points: np.ndarray) -> Projection:
     shares = squares / total if total > 0 else squares
     kept = max(_AXES, count - 1)
     explained = np.pad(shares, (0, max(0, kept - count)))[:kept]
-    return Projection(coordinates[:, :_AXES], off_plane, explained)
+    return coordinates[:, :_AXES], off_plane, explained
 
 
 def _signs(vectors: np.ndarray) -> np.ndarray:

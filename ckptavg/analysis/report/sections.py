@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.report.average import Average
@@ -53,19 +53,17 @@ def about_run(
     notes: Sequence[str],
 ) -> Content:
     """The facts of a run, and what a reader should know about it."""
-    records = run.records
+    records, weights = run.records, None
+    if geometry is not None:
+        weights = f"{sum(geometry.parameters):,} in {len(geometry.layers)} layers"
+    size = human_size(sum(record.size for record in records))
     known = facts(
         [
             ("directory", tag("code", str(run.directory))),
             ("model", _model(run)),
-            (
-                "weights",
-                f"{sum(geometry.parameters):,} in {len(geometry.layers)} layers"
-                if geometry is not None
-                else None,
-            ),
+            ("weights", weights),
             ("training", _training(logs)),
-            ("saved", f"{describe_epochs(run.checkpoints)}, {_total(records)}"),
+            ("saved", f"{describe_epochs(run.checkpoints)}, {size}"),
             ("written", _span([record.time for record in records])),
             ("versions", _versions(records)),
             ("BatchNorm", _batch_norm(records[-1].batch_norm)),
@@ -79,18 +77,16 @@ def about_run(
 def about_checkpoints(run: Run, average: Average | None) -> Content:
     """The records of all checkpoints, with their coefficients in an average."""
     metrics = list(dict.fromkeys(name for record in run.records for name in record.metrics))
-    shares = (
-        dict(zip(map(os.path.realpath, average.source_paths), average.coefficients, strict=True))
-        if average is not None
-        else {}
-    )
+    shares = {}
+    if average is not None:
+        places = map(os.path.realpath, average.source_paths)
+        shares = dict(zip(places, average.coefficients, strict=True))
     columns = ["epoch", "step", "learning rate", *metrics, "size"]
-    columns += ["coefficient"] if average is not None else []
-    columns += ["file"]
+    columns += ["file"] if average is None else ["coefficient", "file"]
     rows = []
     for checkpoint in run.checkpoints:
         record = checkpoint.record
-        share = shares.get(os.path.realpath(checkpoint.path))
+        share = [] if average is None else [shares.get(os.path.realpath(checkpoint.path))]
         state = "" if Checkpoint.exists(checkpoint.path) else " (missing)"
         state += " (NaN or infinity)" if record.non_finite else ""
         rows.append(
@@ -100,11 +96,11 @@ def about_checkpoints(run: Run, average: Average | None) -> Content:
                 human_number(record.learning_rate),
                 *(human_number(record.metrics.get(name)) for name in metrics),
                 human_size(record.size),
-                *([human_number(share)] if average is not None else []),
+                *map(human_number, share),
                 checkpoint.path.name + state,
             ]
         )
-    return table(columns, rows, label="Records of the checkpoints", words=[len(columns) - 1])
+    return table(columns, rows, label="Records of the checkpoints")
 
 
 def about_average(average: Average, sources: Sequence[Checkpoint], picture: Content) -> Content:
@@ -135,43 +131,29 @@ def about_average(average: Average, sources: Sequence[Checkpoint], picture: Cont
         ]
         for source in record.sources
     ]
-    listed = table(columns, rows, label="Sources of the average", words=[len(columns) - 1])
+    listed = table(columns, rows, label="Sources of the average")
     return section("The average", known, picture, listed)
 
 
-def about_commands(commands: Sequence[str], average: Average | None) -> Content:
+def about_commands(commands: Sequence[str], average: Average | None) -> Iterator[Content]:
     """Commands to copy."""
     if average is None:
-        intro = "To average this run:"
+        yield tag("p", "To average this run:")
     else:
-        intro = "To reproduce and verify the average, run where these paths are relative to:"
-    content: list[Content] = [tag("p", intro), tag("pre", "\n".join(commands))]
+        yield tag("p", "To reproduce and verify the average, run in the folder of these paths:")
+    yield tag("pre", "\n".join(commands))
     state = average.record.batch_norm if average is not None else None
     if state is not None and state.samples is not None:
-        content.append(
-            tag(
-                "p",
-                f"The BatchNorm statistics were estimated {_origin(state)}. Randomly shuffled or "
-                "augmented data give different ones each time.",
-            )
-        )
-    stale = average is not None and state is not None and state.statistics == "stale"
+        text = f"The BatchNorm statistics were estimated {_origin(state)}. Randomly shuffled or "
+        yield tag("p", text, "augmented data give different ones each time.")
+    stale = state is not None and state.statistics == "stale"
     if average is not None and stale and (command := refreshing(average)):
-        content += [tag("p", "To re-estimate its BatchNorm statistics:"), tag("pre", command)]
+        yield tag("p", "To re-estimate its BatchNorm statistics:"), tag("pre", command)
         commands = [*commands, command]
     if any(SPEC in command.split() for command in commands):
-        content.append(
-            tag(
-                "p",
-                f"{SPEC} stands for your model or data, such as ",
-                tag("code", "train.py:build_model"),
-                ".",
-            )
-        )
-    content.append(
-        tag("p", "Existing files are replaced only with ", tag("code", "--overwrite"), ".")
-    )
-    return content
+        example = tag("code", "train.py:build_model")
+        yield tag("p", f"{SPEC} stands for your model or data, such as ", example, ".")
+    yield tag("p", "Existing files are replaced only with ", tag("code", "--overwrite"), ".")
 
 
 def _model(run: Run) -> str:
@@ -189,10 +171,6 @@ def _model(run: Run) -> str:
 def _training(logs: Sequence[EpochLog | Record]) -> str:
     last = logs[-1]
     return f"{last.epoch} epochs" + ("" if last.step is None else f", {last.step:,} steps")
-
-
-def _total(records: Iterable[Record]) -> str:
-    return human_size(sum(record.size for record in records))
 
 
 def _span(times: Sequence[str]) -> str:
@@ -222,9 +200,8 @@ def _versions(records: Iterable[Record]) -> str:
 def _batch_norm(state: BatchNormRecord | None) -> str:
     if state is None:
         return "none"
-    text = (
-        f"{state.layers} layers, statistics {_STATISTICS.get(state.statistics, state.statistics)}"
-    )
+    kind = _STATISTICS.get(state.statistics, state.statistics)
+    text = f"{state.layers} layers, statistics {kind}"
     return text if state.samples is None else f"{text}, {_origin(state)}"
 
 

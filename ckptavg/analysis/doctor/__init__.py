@@ -1,1 +1,0 @@
-"""The doctor: checkpoints that should be left out of an average, and why."""
