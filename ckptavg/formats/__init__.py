@@ -1,8 +1,8 @@
 """Checkpoint formats: bytes on disk to named tensors and back, without Keras or TensorFlow.
 
-`_FORMATS` is the single table of them: the suffix of a file's name, its reader, and the writer of
-tensors named in each way. A conversion is possible where a format has a writer of the names that
-the checkpoints have. To add a format:
+`_FORMATS` is the single table of them: the suffix of a file's name, its reader and writer, and the
+ways of naming tensors that can be written. A conversion is possible where a format can hold the
+names that the checkpoints have. To add a format:
 
 1. Write a module with a subclass of `CheckpointReader`, which finds tensors (`_read_structure`),
    and one of `CheckpointWriter`, which makes the files to be filled (`_lay_out`).
@@ -11,7 +11,7 @@ the checkpoints have. To add a format:
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,27 +32,21 @@ from ckptavg.formats.writer import CheckpointWriter
 
 
 class _Format(NamedTuple):
-    reader: str
-    writers: Mapping[str, str]
-    """By the way in which tensors are named."""
+    name: str
+    """What precedes `Reader` and `Writer` in the names of the classes, after their module."""
+    namings: tuple[str, ...]
+    """The ways of naming tensors that can be written."""
 
 
-def _format(module: str, name: str, *namings: str) -> _Format:
-    writer = f"{module}.{name}Writer"
-    return _Format(f"{module}.{name}Reader", dict.fromkeys(namings, writer))
-
-
-_KERAS_2 = {LEGACY: "hdf5.keras2.LegacyH5Writer"}
-_WEIGHTS = _format("hdf5.keras3", "WeightsH5", KERAS, FLAT)
 _FORMATS = {
-    ".weights.h5": _Format(_WEIGHTS.reader, {**_WEIGHTS.writers, **_KERAS_2}),
-    ".weights.json": _format("hdf5.keras3_shards", "ShardedH5", KERAS, FLAT),
-    ".h5": _Format(_WEIGHTS.reader, _KERAS_2),
-    ".hdf5": _Format(_WEIGHTS.reader, _KERAS_2),
-    ".keras": _format("hdf5.keras_archive", "KerasArchive", KERAS, FLAT),
-    ".safetensors": _format("safetensors.checkpoint", "Safetensors", KERAS, FLAT),
-    ".safetensors.index.json": _format("safetensors.checkpoint", "ShardedSafetensors", KERAS, FLAT),
-    INDEX_SUFFIX: _format("tensorflow.checkpoint", "TensorFlow", TENSORFLOW),
+    ".weights.h5": _Format("hdf5.keras3.WeightsH5", (KERAS, FLAT, LEGACY)),
+    ".weights.json": _Format("hdf5.keras3_shards.ShardedH5", (KERAS, FLAT)),
+    ".h5": _Format("hdf5.keras3.WeightsH5", (LEGACY,)),
+    ".hdf5": _Format("hdf5.keras3.WeightsH5", (LEGACY,)),
+    ".keras": _Format("hdf5.keras_archive.KerasArchive", (KERAS, FLAT)),
+    ".safetensors": _Format("safetensors.checkpoint.Safetensors", (KERAS, FLAT)),
+    ".safetensors.index.json": _Format("safetensors.checkpoint.ShardedSafetensors", (KERAS, FLAT)),
+    INDEX_SUFFIX: _Format("tensorflow.checkpoint.TensorFlow", (TENSORFLOW,)),
 }
 _NAMED_AS_IN = {
     KERAS: "Keras 3 files",
@@ -99,7 +93,7 @@ def open_reader(
     is_prefix = has_index(path) and not path.is_file()
     for suffix, found in _FORMATS.items():
         if (is_prefix and suffix == INDEX_SUFFIX) or (not is_prefix and path.name.endswith(suffix)):
-            reader: type[CheckpointReader] = _load(found.reader)
+            reader: type[CheckpointReader] = _load(f"{found.name}Reader")
             return reader(path, structure, like)
     raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_FORMATS)}")
 
@@ -138,13 +132,13 @@ def writer_of(path: Path, naming: str) -> type[CheckpointWriter]:
         known = INDEX_SUFFIX
     if known is None:
         raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_FORMATS)}")
-    if naming not in _FORMATS[known].writers:
-        possible = [suffix for suffix, found in _FORMATS.items() if naming in found.writers]
+    if naming not in _FORMATS[known].namings:
+        possible = [suffix for suffix, found in _FORMATS.items() if naming in found.namings]
         raise FormatError(
             f"cannot write {path}: tensors named as in {_NAMED_AS_IN[naming]} would not be found "
             f"there. Name an output that ends in {_listed(possible)}"
         )
-    writer: type[CheckpointWriter] = _load(_FORMATS[known].writers[naming])
+    writer: type[CheckpointWriter] = _load(f"{_FORMATS[known].name}Writer")
     return writer
 
 

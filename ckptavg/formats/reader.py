@@ -171,10 +171,9 @@ class CheckpointReader(ABC):
 
     def skeleton(self) -> FileSkeleton | None:
         """What similar checkpoints are recognized by; None if it takes too many bytes."""
-        stored = sum(t.extent.nbytes for t in self.structure.tensors.values() if t.extent)
-        if self.size - stored > _OUTSIDE_LIMIT:
+        extents = [t.extent for t in self.structure.tensors.values() if t.extent]
+        if self.size - sum(extent.nbytes for extent in extents) > _OUTSIDE_LIMIT:
             return None
-        extents = (t.extent for t in self.structure.tensors.values() if t.extent)
         gaps = gaps_by_file(extents, self._sizes)
         return FileSkeleton(self.structure, self._sizes, gaps, self._read_gaps(gaps))
 
@@ -184,10 +183,8 @@ class CheckpointReader(ABC):
         Raises:
             IntegrityError: a file was changed, replaced or removed.
         """
-        if tuple(file.stamp for file in self._opened) != tuple(stamps):
-            raise IntegrityError(f"{self.path} was changed while it was read: average it again")
-        for file in self._opened:
-            if not file.is_in_place():
+        for file, stamp in zip(self._opened, stamps, strict=True):
+            if file.stamp != stamp or not file.is_in_place():
                 raise IntegrityError(f"{file.path} was changed while it was read: average it again")
 
     def close(self) -> None:

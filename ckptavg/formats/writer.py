@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar, Self
 
 from ckptavg.errors import OutputError
 from ckptavg.formats.model_config import ModelConfig
 from ckptavg.formats.reader import Structure, gaps_by_file
-from ckptavg.formats.tensors import Extent
+from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.storage.files import commit, partial
 from ckptavg.storage.open_file import OpenFile
 
@@ -76,6 +75,11 @@ class CheckpointWriter(ABC):
         """The files that hold tensors, in the order of their numbers in an `Extent`."""
         return [path]
 
+    @classmethod
+    def _split(cls, structure: Structure) -> list[list[TensorInfo]]:
+        """The tensors of each file that holds tensors."""
+        return [list(structure.tensors.values())]
+
     def _check(self) -> None:
         """Makes sure that the format can hold these tensors.
 
@@ -85,10 +89,17 @@ class CheckpointWriter(ABC):
         return
 
     @abstractmethod
-    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        """Makes the data files under these names, with room for the tensors.
+    def _lay_out(
+        self, file: Path, number: int, tensors: Sequence[TensorInfo]
+    ) -> Mapping[str, Extent]:
+        """Makes a file with room for tensors.
 
         Equal structures must give equal bytes: that is how a resumed writer recognizes its files.
+
+        Args:
+            file: the name to make it under.
+            number: of the file in its checkpoint.
+            tensors: that it is to hold.
 
         Returns:
             Where the bytes of each tensor belong.
@@ -159,7 +170,8 @@ class CheckpointWriter(ABC):
 
     def discard(self) -> None:
         """Removes everything that was not committed."""
-        self._close()
+        while self._opened:
+            self._opened.pop().close()
         if not self.keep_partial:
             outputs = map(partial, self.output_files(self.path, self.structure))
             for file in (*outputs, *(now for now, _ in self._moves)):
@@ -168,40 +180,28 @@ class CheckpointWriter(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.discard()
 
     def _begin(self, resume: bool) -> None:
         """Makes the files, or finds that partial ones have the same bytes outside the tensors."""
-        fresh = [partial(file) for file in self._partial] if resume else self._partial
+        fresh = [partial(file) for file in self._partial]
         for file in fresh:
             file.unlink(missing_ok=True)
+        self._extents: dict[str, Extent] = {}
         try:
-            self._extents = self._lay_out(fresh)
-            self._reopen()
-            if resume and self._outside(fresh) == self._outside(self._partial):
-                self.resumed = True
-            elif resume:
+            shards = self._split(self.structure)
+            for number, (file, tensors) in enumerate(zip(fresh, shards, strict=True)):
+                self._extents |= self._lay_out(file, number, tensors)
+            self.resumed = resume and self._outside(fresh) == self._outside(self._partial)
+            if not self.resumed:
                 for new, old in zip(fresh, self._partial, strict=True):
                     new.replace(old)
-                self._reopen()
+            for file in self._partial:
+                self._opened.append(OpenFile(file, writable=True))
         finally:
-            if resume:
-                for file in fresh:
-                    file.unlink(missing_ok=True)
-
-    def _reopen(self) -> None:
-        self._close()
-        self._opened = [OpenFile(file, writable=True) for file in self._partial]
-
-    def _close(self) -> None:
-        while self._opened:
-            self._opened.pop().close()
+            for file in fresh:
+                file.unlink(missing_ok=True)
 
     def _outside(self, paths: Sequence[Path]) -> list[tuple[int, bytes]]:
         """Size of each file, and its bytes that belong to no tensor."""

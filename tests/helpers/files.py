@@ -34,7 +34,7 @@ def sparse_checkpoints(folder: Path, count: int, nbytes: int) -> list[Path]:
     folder.mkdir()
     paths = [folder / f"{number}.weights.h5" for number in range(count)]
     for path in paths:
-        lay_out(path, tensors, {})
+        lay_out(path, tensors.values(), {})
     return paths
 
 

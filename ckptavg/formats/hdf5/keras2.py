@@ -6,16 +6,13 @@ whole model, from `model.save("x.h5")`, has them below `model_weights`, those of
 for one attribute are split into `weight_names0`, `weight_names1`, ...
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import count, takewhile
 from pathlib import Path
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.hdf5.preallocate import lay_out
 from ckptavg.formats.hdf5.walk import Tree
 from ckptavg.formats.reader import LEGACY, Attributes, Structure
-from ckptavg.formats.tensors import Extent
-from ckptavg.formats.writer import CheckpointWriter
 
 _MODEL = "model_weights"
 _OPTIMIZER = "optimizer_weights"
@@ -43,13 +40,6 @@ def legacy_structure(path: Path, tree: Tree) -> Structure:
         FormatError: a list is missing or damaged, or the tensors are not the listed ones.
     """
     return _Legacy(path, tree).structure()
-
-
-class LegacyH5Writer(CheckpointWriter):
-    """Writes files of weights and whole models with the lists that were read."""
-
-    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        return lay_out(files[0], self.structure.tensors, self.structure.groups)
 
 
 class _Legacy:
@@ -81,14 +71,12 @@ class _Legacy:
     def _check_lists(self) -> None:
         listed: set[str] = set()
         for name in self._listed():
-            if name in listed:
-                raise self._refusal(f"'{name}' is listed twice")
-            if name not in self._tensors:
-                raise self._refusal(f"'{name}' is listed but missing")
+            if name in listed or name not in self._tensors:
+                what = "twice" if name in listed else "but missing"
+                raise self._refusal(f"'{name}' is listed {what}")
             listed.add(name)
-        for name in self._tensors:
-            if name not in listed:
-                raise self._refusal(f"'{name}' is not listed")
+        if left := self._tensors.keys() - listed:
+            raise self._refusal(f"'{min(left)}' is not listed")
 
     def _listed(self) -> Iterator[str]:
         """The paths of all weights that the lists name."""

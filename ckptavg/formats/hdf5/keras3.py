@@ -10,7 +10,7 @@ from ckptavg.formats.hdf5.keras2 import is_legacy, legacy_structure
 from ckptavg.formats.hdf5.preallocate import lay_out
 from ckptavg.formats.hdf5.reader import Hdf5Reader
 from ckptavg.formats.names import check_tree
-from ckptavg.formats.reader import KERAS, Attribute, Structure, check_disjoint
+from ckptavg.formats.reader import FLAT, LEGACY, Attribute, Structure, check_disjoint
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
 
@@ -38,15 +38,23 @@ class WeightsH5Reader(Hdf5Reader):
 
 
 class WeightsH5Writer(CheckpointWriter):
-    """Writes a file of weights: HDF5 lays it out, then the tensors are written into it."""
+    """Writes a file of weights: HDF5 lays it out, then the tensors are written into it.
+
+    A file of Keras 2 keeps the lists of names that were read, as attributes.
+    """
 
     def _check(self) -> None:
         check_keras_names(self.path, self.structure)
 
-    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        # Keras gives the file itself no attributes; those of other formats may not fit into HDF5.
-        folders = {name: found for name, found in self.structure.groups.items() if name}
-        return lay_out(files[0], self.structure.tensors, folders)
+    def _lay_out(
+        self, file: Path, number: int, tensors: Sequence[TensorInfo]
+    ) -> Mapping[str, Extent]:
+        groups = {} if number else dict(self.structure.groups)
+        if self.structure.naming != LEGACY:
+            # Keras 3 gives the file itself no attributes; those of other formats may not fit into
+            # HDF5.
+            groups.pop("", None)
+        return lay_out(file, tensors, groups, number)
 
 
 def keras_structure(
@@ -74,7 +82,7 @@ def check_keras_names(path: Path, structure: Structure) -> None:
     Raises:
         FormatError: the tensors have the names of another format.
     """
-    if structure.naming == KERAS:
+    if structure.naming != FLAT:
         return
     for name in structure.tensors:
         if name.split("/")[-2:-1] != [_VARIABLES]:

@@ -11,14 +11,12 @@ from pathlib import Path
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.hdf5.attributes import Place
-from ckptavg.formats.hdf5.keras3 import check_keras_names, keras_structure
-from ckptavg.formats.hdf5.preallocate import lay_out
+from ckptavg.formats.hdf5.keras3 import WeightsH5Writer, keras_structure
 from ckptavg.formats.hdf5.reader import Hdf5Reader
 from ckptavg.formats.reader import Attribute, Structure, check_disjoint
 from ckptavg.formats.shards import assign, shard_paths
 from ckptavg.formats.strict_json import parse_object
-from ckptavg.formats.tensors import Extent, TensorInfo
-from ckptavg.formats.writer import CheckpointWriter
+from ckptavg.formats.tensors import TensorInfo
 from ckptavg.storage.open_file import Range
 
 MAX_SHARD_SIZE = 5 * 1024**3
@@ -99,11 +97,11 @@ class ShardedH5Reader(Hdf5Reader):
         return index.replace(own_names, b'"_'), *shards
 
 
-class ShardedH5Writer(CheckpointWriter):
+class ShardedH5Writer(WeightsH5Writer):
     """Writes shards, split as those of the checkpoints are, and then their index."""
 
     def _check(self) -> None:
-        check_keras_names(self.path, self.structure)
+        super()._check()
         written = {file.name for file in self._data_files(self.path, self.structure)}
         left = sorted(_shards_beside(self.path) - written)
         if left:
@@ -113,29 +111,24 @@ class ShardedH5Writer(CheckpointWriter):
             )
 
     @classmethod
+    def _split(cls, structure: Structure) -> list[list[TensorInfo]]:
+        return assign(structure.tensors.values(), MAX_SHARD_SIZE)
+
+    @classmethod
     def _data_files(cls, path: Path, structure: Structure) -> list[Path]:
-        count = len(assign(structure.tensors.values(), MAX_SHARD_SIZE))
+        count = len(cls._split(structure))
         return [path.with_name(f"{_base(path)}_{n:05}.weights.h5") for n in range(count)]
 
-    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        shards = assign(self.structure.tensors.values(), MAX_SHARD_SIZE)
-        extents: dict[str, Extent] = {}
-        for number, (file, tensors) in enumerate(zip(files, shards, strict=True)):
-            groups = {} if number else self.structure.groups
-            named = {tensor.name: tensor for tensor in tensors}
-            extents |= lay_out(file, named, groups, number)
-        return extents
-
     def _index(self) -> bytes:
-        folders: dict[str, list[str]] = {}
+        folders: dict[str, dict[str, None]] = {}
         for name, extent in self._extents.items():
-            shards = folders.setdefault(_key(name), [])
-            shard = self._targets[extent.file].name
-            if shard not in shards:
-                shards.append(shard)
+            folders.setdefault(_key(name), {})[self._targets[extent.file].name] = None
         index = {
             _METADATA: {_TOTAL: _total_size(self.structure.tensors.values())},
-            _MAP: {key: found if len(found) > 1 else found[0] for key, found in folders.items()},
+            _MAP: {
+                key: list(shards) if len(shards) > 1 else next(iter(shards))
+                for key, shards in folders.items()
+            },
         }
         return json.dumps(index, indent=4).encode()
 

@@ -118,37 +118,52 @@ class SafetensorsWriter(CheckpointWriter):
         if self.structure.naming == KERAS:
             check_tree(self.path, self.structure)
 
-    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        strings = _strings(self.path, self.structure)
-        return lay_out(files[0], 0, self.structure.tensors.values(), strings)
+    def _lay_out(
+        self, file: Path, number: int, tensors: Sequence[TensorInfo]
+    ) -> Mapping[str, Extent]:
+        return lay_out(file, number, tensors, self._strings())
+
+    def _strings(self) -> dict[str, str]:
+        """The strings from which `_structure` finds folders and attributes again."""
+        strings = dict(self.structure.groups.get("", {}))
+        if not is_strings(strings):
+            raise FormatError(
+                f"cannot write {self.path}: the format holds only strings as attributes"
+            )
+        if self.structure.naming == KERAS:
+            folders = {n: dict(found) if n else {} for n, found in self.structure.groups.items()}
+            strings[_GROUPS_KEY] = json.dumps(_checked_folders(self.path, folders))
+            if len(strings[_GROUPS_KEY]) > _GROUPS_LIMIT:
+                raise FormatError(f"cannot write {self.path}: it has too many folders")
+        return strings
 
 
 class ShardedSafetensorsWriter(SafetensorsWriter):
     """Writes shards named `NAME-00001-of-00002.safetensors`, and then their index."""
 
     @classmethod
+    def _split(cls, structure: Structure) -> list[list[TensorInfo]]:
+        return assign(structure.tensors.values(), _SHARD_LIMIT)
+
+    @classmethod
     def _data_files(cls, path: Path, structure: Structure) -> list[Path]:
-        count = len(assign(structure.tensors.values(), _SHARD_LIMIT))
+        count = len(cls._split(structure))
         stem = path.name.removesuffix(_INDEX_SUFFIX)
         return [
             path.with_name(f"{stem}-{number:05}-of-{count:05}{SUFFIX}")
             for number in range(1, count + 1)
         ]
 
-    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
-        strings = _strings(self.path, self.structure)
-        strings.pop(_INDEX_KEY, None)
-        extents: dict[str, Extent] = {}
-        shards = assign(self.structure.tensors.values(), _SHARD_LIMIT)
-        for number, (file, tensors) in enumerate(zip(files, shards, strict=True)):
-            extents |= lay_out(file, number, tensors, strings)
-        return extents
+    def _strings(self) -> dict[str, str]:
+        """The strings of each shard; those of the index go there."""
+        strings = super()._strings()
+        self._about = strings.pop(_INDEX_KEY, "{}")
+        return strings
 
     def _index(self) -> bytes:
-        about = _strings(self.path, self.structure).get(_INDEX_KEY)
         index = {
             "metadata": {
-                **({} if about is None else parse_object(self.path, _INDEX_KEY, about.encode())),
+                **parse_object(self.path, _INDEX_KEY, self._about.encode()),
                 "total_size": sum(tensor.nbytes for tensor in self.structure.tensors.values()),
             },
             "weight_map": {
@@ -177,19 +192,6 @@ def _structure(path: Path, tensors: Sequence[TensorInfo], strings: Mapping[str, 
     structure = Structure(by_name, groups, KERAS)
     check_tree(path, structure)
     return structure
-
-
-def _strings(path: Path, structure: Structure) -> dict[str, str]:
-    """The strings from which `_structure` finds folders and attributes again."""
-    strings = dict(structure.groups.get("", {}))
-    if not is_strings(strings):
-        raise FormatError(f"cannot write {path}: the format holds only strings as attributes")
-    if structure.naming == KERAS:
-        folders = {n: dict(found) if n else {} for n, found in structure.groups.items()}
-        strings[_GROUPS_KEY] = json.dumps(_checked_folders(path, folders))
-        if len(strings[_GROUPS_KEY]) > _GROUPS_LIMIT:
-            raise FormatError(f"cannot write {path}: it has too many folders")
-    return strings
 
 
 def _checked_folders(path: Path, folders: Mapping[str, object]) -> dict[str, dict[str, str]]:

@@ -196,13 +196,15 @@ class TensorFlowWriter(CheckpointWriter):
     def _data_files(cls, path: Path, structure: Structure) -> list[Path]:
         return [data_file(path, 0, 1)]
 
-    def _lay_out(self, files: Sequence[Path]) -> Mapping[str, Extent]:
+    def _lay_out(
+        self, file: Path, number: int, tensors: Sequence[TensorInfo]
+    ) -> Mapping[str, Extent]:
         extents = {tensor.name: extent for tensor, extent in self._placed()}
-        with files[0].open("wb") as file:
-            file.truncate(sum(extent.nbytes for extent in extents.values()))
+        with file.open("wb") as opened:
+            opened.truncate(sum(extent.nbytes for extent in extents.values()))
             if self._graph is not None:
-                file.seek(extents.pop(_GRAPH_KEY).offset)
-                file.write(strings.encode(self._graph))
+                opened.seek(extents.pop(_GRAPH_KEY).offset)
+                opened.write(strings.encode(self._graph))
         return extents
 
     def _index(self) -> bytes:

@@ -9,8 +9,10 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import CkptavgError, FormatError
-from ckptavg.formats import open_reader, open_writer
+from ckptavg.formats import Structure, open_reader, open_writer
 from ckptavg.formats.hdf5 import keras3_shards as sharded_h5
+from ckptavg.formats.reader import FLAT
+from ckptavg.formats.tensors import TensorInfo
 from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
 from tests.helpers.files import arrays, read_tensors
 from tests.helpers.models import randomize, tiny_model
@@ -197,6 +199,18 @@ def test_an_output_does_not_mix_with_other_shards(tmp_path):
         copy_into(writer, path)
         writer.finish()
         writer.commit()
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".weights.json"])
+def test_attributes_that_hdf5_cannot_hold_stay_out(tmp_path, suffix):
+    """safetensors files may hold any text about themselves; here, Keras would not look for it."""
+    tensors = {"a/vars/0": TensorInfo("a/vars/0", (2,), "float32", None)}
+    structure = Structure(tensors, {"": {"about": "a\0b"}}, FLAT)
+    with open_writer(tmp_path / f"x{suffix}", structure) as writer:
+        writer.finish()
+        writer.commit()
+    with open_reader(tmp_path / f"x{suffix}") as reader:
+        assert reader.structure.groups[""] == {}
 
 
 def test_tensors_that_must_be_decoded(tmp_path):

@@ -232,14 +232,14 @@ def test_circles_and_long_ways_in_object_graphs_are_walked_once(tmp_path):
 
 def test_repeated_fields_take_no_memory(tmp_path):
     """Of a single value that is stored many times, only the last is kept."""
-    hostile = GOOD.encode() + text(2, text(2, b"") * 10**5) + number(1, 1) * 10**5
-    for value, reason in ((hostile, "255 dimensions"), (number(1, 1) * 10**5, "but 0 are stored")):
+    hostile = GOOD.encode() + text(2, text(2, b"") * 20_000) + number(1, 1) * 20_000
+    for value, reason in ((hostile, "255 dimensions"), (number(1, 1) * 20_000, "but 0 are stored")):
         path = bundle(tmp_path, (b"x", value))
         tracemalloc.start()
         refused(path, reason)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert peak < 5 * 2**20
+        assert peak < 2**20
 
 
 def test_a_graph_that_is_no_single_text_is_refused(tmp_path):
