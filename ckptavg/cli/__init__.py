@@ -7,10 +7,12 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TextIO
+from typing import Annotated, Any, TextIO
 
-import click
+import typer
+from typer.core import TyperCommand, TyperGroup
 
+from ckptavg.cli.values import read_by
 from ckptavg.errors import CkptavgError, CkptavgWarning
 from ckptavg.version import __version__
 
@@ -40,42 +42,71 @@ A training in three commands, in the folder of train.py:
 _usual_warning = warnings.showwarning
 
 
-class _Commands(click.Group):
-    """The commands, each imported when it is called: `merge` waits for none of the others."""
+class _Commands(TyperGroup):
+    """The commands, each imported when it is called: `merge` waits for none of the others.
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    Arguments of its methods are Any because Typer keeps their types, those of Click, to itself.
+    """
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return read_by(str, super().get_help_option(ctx))
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(_SUMMARIES)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
-        if name not in _SUMMARIES:
-            return None
-        home = name.replace("-", "_")
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand:
+        if cmd_name not in _SUMMARIES:
+            from difflib import get_close_matches
+
+            near = "".join(get_close_matches(cmd_name, _SUMMARIES, n=1))
+            hint = f" Did you mean '{near}'?" if near else ""
+            ctx.fail(f"No such command '{cmd_name}'.{hint}")
+        home = cmd_name.replace("-", "_")
         # What modules define stays: looking for garbage among it costs a tenth of the start.
         gc.disable()
         try:
-            build: Callable[[], click.Command]
+            build: Callable[[], TyperCommand]
             build = getattr(importlib.import_module(f"{__name__}.{home}"), home)
         finally:
             gc.freeze()
             gc.enable()
         return build()
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(_SUMMARIES.items()))
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         formatter.write(_WORKFLOW)
 
 
-@click.group(
-    "ckptavg",
+app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["--help", "-h"]},
+    rich_markup_mode=None,
+    add_completion=False,
 )
-@click.version_option(__version__, prog_name="ckptavg", message="%(prog)s %(version)s")
-def app() -> None:
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ckptavg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
     """Average the checkpoints of a Keras training run, after the run."""
 
 
@@ -85,7 +116,7 @@ def main() -> None:
     # A scheduler that stops the process finds it cleaned up, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app(prog_name="ckptavg")
+        typer.main.get_command(app)(prog_name="ckptavg")
     except CkptavgError as error:
         _fail(str(error))
     except OSError as error:
@@ -104,7 +135,7 @@ def _show_warning(
 ) -> None:
     """Prints our own warnings like errors; those of libraries only if Python was told to (-W)."""
     if issubclass(category, CkptavgWarning):
-        click.echo(f"warning: {message}", err=True)
+        typer.echo(f"warning: {message}", err=True)
     elif sys.warnoptions:
         _usual_warning(message, category, filename, lineno, file, line)
     else:
@@ -112,5 +143,5 @@ def _show_warning(
 
 
 def _fail(message: str) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(1)

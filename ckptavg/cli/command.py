@@ -2,131 +2,78 @@
 
 The keywords of a function, with their defaults, are the options of its command; the table in
 `options` says how each is written and explained. A keyword that is added to a function appears in
-its command, and has to be explained there.
+its command, and has to be explained there. See
+docs/decisions/0071-options-are-the-keywords-of-functions.md.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-import click
+import typer
+from typer.core import TyperCommand
 
-from ckptavg.cli.options import GROUPS, Argument, Option, option_table, recipe_options
+from ckptavg.cli.options import (
+    GROUPS,
+    Argument,
+    Option,
+    option_table,
+    recipe_options,
+)
+from ckptavg.cli.values import read_by
 
 _PYTHON_ONLY = ("progress", "data_name", "live_model", "copy")
 """Keywords without an option: what the command line decides itself."""
 
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Any]
-else:
-    _ParamType = click.ParamType  # generic only since Click 8.4
+Row = Argument | Option
+_REQUIRED = inspect.Parameter.empty
 
 
-class Command(click.Command):
-    """A command whose help lists options in groups and ends with an example."""
+class _Command(TyperCommand):
+    """A command whose help lists options in groups and ends with an example.
 
-    def __init__(self, *args: Any, example: str, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.example = example
+    Arguments of its methods are Any because Typer keeps their types, those of Click, to itself.
+    """
 
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        required = [p for p in self.params if isinstance(p, _Option) and p.required]
-        arguments = [p for p in self.params if isinstance(p, _Argument)]
-        return [
-            *(piece for argument in arguments for piece in argument.get_usage_pieces(ctx)),
-            *(f"{min(option.opts, key=len)} {option.metavar}" for option in required),
-            "[OPTIONS]",
-        ]
+    def get_help_option(self, ctx: Any) -> Any:
+        return read_by(str, super().get_help_option(ctx))
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        pieces = []
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                several = "..." if parameter.nargs == -1 else ""
+                piece = f"{parameter.metavar}{several}"
+                pieces.append(piece if parameter.required else f"[{piece}]")
+            elif parameter.required:
+                pieces.append(f"{min(parameter.opts, key=len)} {parameter.metavar}")
+        return [*pieces, "[OPTIONS]"]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                rows[getattr(parameter, "group", GROUPS[-1])].append(record)
+            group = getattr(parameter, "rich_help_panel", None) or GROUPS[-1]  # none for --help
+            rows[group].append(_explained(parameter))
         # One column for all groups, so that the eye finds the explanations at one edge.
-        width = max(len(name) for records in rows.values() for name, _ in records)
-        for group, records in rows.items():
-            if records:
+        width = max(len(name) for explained in rows.values() for name, _ in explained)
+        for group, explained in rows.items():
+            if explained:
                 with formatter.section(group):
-                    formatter.write_dl([(name.ljust(width), text) for name, text in records])
+                    formatter.write_dl([(name.ljust(width), text) for name, text in explained])
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        lines = "".join(f"  {line}\n" for line in self.example.splitlines())
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        lines = "".join(f"  {line}\n" for line in (self.epilog or "").splitlines())
         formatter.write(f"\nExample:\n{lines}")
-
-
-class _Argument(click.Argument):
-    def __init__(self, name: str, row: Argument, *, required: bool) -> None:
-        nargs = -1 if row.several else 1
-        super().__init__([name], metavar=row.metavar, required=required, nargs=nargs, type=str)
-        self.group = row.group
-        self._help = row.help
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:  # noqa: ARG002
-        required = "  [required]" if self.required else ""
-        return self.metavar or "", f"{self._help}{required}"
-
-    def get_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        shown = (self.metavar or "") + ("..." if self.nargs == -1 else "")
-        return [shown if self.required else f"[{shown}]"]
-
-
-class _Option(click.Option):
-    def __init__(self, name: str, row: Option, default: Any) -> None:
-        spelled = name.replace("_", "-")
-        required = default is inspect.Parameter.empty
-        names = [name, f"--{spelled}", *([row.short] if row.short else [])]
-        if row.metavar is None:
-            names = [name, f"--{spelled}/--no-{spelled}" if default else f"--{spelled}"]
-        super().__init__(
-            names,
-            help=row.help,
-            metavar=row.metavar,
-            type=None if row.metavar is None else _Parsed(row.parse),
-            is_flag=row.metavar is None,
-            required=required,
-            # Click takes a default for a value, even None: a required option has none.
-            **({} if required else {"default": default}),
-        )
-        self.group = row.group
-        self._shown = row.default if row.default is not None else _written(default)
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        record = super().get_help_record(ctx)
-        if record is None or self.required:
-            return record
-        if self.secondary_opts:  # --normalize / --no-normalize
-            record = (f"--[no-]{self.opts[0].removeprefix('--')}", record[1])
-        return (record[0], f"{record[1]}  [default: {self._shown}]") if self._shown else record
-
-
-class _Parsed(_ParamType):
-    """A value read by a function, whose ValueError is shown as wrong usage."""
-
-    name = "value"
-
-    def __init__(self, parse: Callable[[str], Any]) -> None:
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):  # a default
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def command(
     function: Callable[..., Any] | None,
     *,
     example: str,
-    only: Mapping[str, Argument | Option] | None = None,
+    only: Mapping[str, Row] | None = None,
     more: Mapping[str, Any] | None = None,
     examples_of_recipes: bool = False,
-) -> Callable[[Callable[..., None]], Callable[[], Command]]:
+) -> Callable[[Callable[..., None]], Callable[[], TyperCommand]]:
     """Makes a command of a function that prints, with the options of the function that computes.
 
     What it gives builds the command when that is called: by then every recipe is registered.
@@ -139,48 +86,77 @@ def command(
         examples_of_recipes: whether parameters of recipes have examples as defaults.
     """
 
-    def made(printing: Callable[..., None]) -> Callable[[], Command]:
-        def build() -> Command:
-            return Command(
-                printing.__name__.replace("_", "-"),
-                params=list(_parameters(function, only or {}, more or {}, examples_of_recipes)),
-                help=inspect.getdoc(printing),
-                callback=printing,
-                example=example,
-                context_settings={"help_option_names": ["-h", "--help"]},
-            )
+    def made(printing: Callable[..., None]) -> Callable[[], TyperCommand]:
+        def build() -> TyperCommand:
+            taken = list(_taken(function, only or {}, more or {}, examples_of_recipes))
+            # Typer reads the options from the signature of what it calls.
+            signature = inspect.Signature([_parameter(*one) for one in taken])
+            vars(printing)["__signature__"] = signature
+            app = typer.Typer(rich_markup_mode=None, add_completion=False)
+            name = printing.__name__.replace("_", "-")
+            app.command(name, cls=_Command, epilog=example)(printing)
+            built = typer.main.get_command(app)
+            assert isinstance(built, _Command)
+            for (_, row, _), parameter in zip(taken, built.params, strict=True):
+                read_by(row.parse if isinstance(row, Option) else str, parameter)
+            return built
 
         return build
 
     return made
 
 
-def _parameters(
+def _taken(
     function: Callable[..., Any] | None,
-    only: Mapping[str, Argument | Option],
+    only: Mapping[str, Row],
     more: Mapping[str, Any],
     examples_of_recipes: bool,
-) -> Iterator[click.Parameter]:
+) -> Iterator[tuple[str, Row, Any]]:
+    """What a command takes: keywords with their rows and defaults."""
     rows = {**option_table(), **only}
     keywords = inspect.signature(function).parameters if function is not None else {}
     for keyword, parameter in keywords.items():
-        if parameter.kind is not parameter.VAR_KEYWORD and keyword not in _PYTHON_ONLY:
-            yield _parameter(keyword, rows[keyword], parameter.default)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in keywords.values()):
-        for name, row in recipe_options(examples=examples_of_recipes).items():
-            yield _Option(name, row, None)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            for name, row in recipe_options(examples=examples_of_recipes).items():
+                yield name, row, None
+        elif keyword not in _PYTHON_ONLY:
+            yield keyword, rows[keyword], parameter.default
     for keyword, default in {**more, "json": False}.items():
-        yield _parameter(keyword, rows[keyword], default)
+        yield keyword, rows[keyword], default
 
 
-def _parameter(keyword: str, row: Argument | Option, default: Any) -> click.Parameter:
+def _parameter(keyword: str, row: Row, default: Any) -> inspect.Parameter:
+    """What Typer makes an argument or an option of."""
+    shown = "  [required]" if default is _REQUIRED else ""
+    look: dict[str, Any] = {"metavar": row.metavar, "rich_help_panel": row.group}
     if isinstance(row, Argument):
-        return _Argument(keyword, row, required=default is inspect.Parameter.empty)
-    return _Option(keyword, row, default)
+        kind: Any = list[str] if row.several else str
+        info = typer.Argument(help=row.help + shown, **look)
+    else:
+        kind = bool if row.metavar is None else str
+        option = f"--{keyword.replace('_', '-')}"
+        names = [f"{option}/--no-{option[2:]}" if default is True else option, row.short]
+        if worded := row.default or _written(default):
+            shown = f"  [default: {worded}]"
+        info = typer.Option(*filter(None, names), help=row.help + shown, **look)
+    return inspect.Parameter(
+        keyword, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+def _explained(parameter: Any) -> tuple[str, str]:
+    """An option with its short form and its value, and what the help says of it."""
+    if parameter.param_type_name == "argument":
+        names = ""
+    elif parameter.secondary_opts:  # --normalize / --no-normalize
+        names = f"--[no-]{parameter.opts[0][2:]}"
+    else:
+        names = ", ".join(sorted(parameter.opts, key=len))
+    return " ".join(filter(None, (names, parameter.metavar))), parameter.help
 
 
 def _written(default: Any) -> str:
     """A default as a user would write it; nothing for one that is not given."""
-    if isinstance(default, bool) or default is None or default is inspect.Parameter.empty:
+    if isinstance(default, bool) or default is None or default is _REQUIRED:
         return ""
     return ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)

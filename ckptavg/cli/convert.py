@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.options import OTHER, OUTPUT, Argument, Option
@@ -46,6 +46,6 @@ def convert(*, json: bool, **options: Any) -> None:
     by = "its record" if plan.sources[0].proof else "the checksums of its format"
     proof = "unverified: it has no record" if report.unverified else f"proven by {by}"
     suffix = f", {dropped} of the optimizer left out" if dropped else ""
-    click.echo(f"wrote {report.output}")
-    click.echo(f"  tensors     {kept} copied, {human_size(plan.bytes_written)}{suffix}")
-    click.echo(f"  proof       {proof}")
+    typer.echo(f"wrote {report.output}")
+    typer.echo(f"  tensors     {kept} copied, {human_size(plan.bytes_written)}{suffix}")
+    typer.echo(f"  proof       {proof}")

@@ -4,7 +4,7 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.printing import pick, print_json
@@ -28,21 +28,21 @@ def demo(*, directory: Path, seed: int, pictures: bool, json: bool) -> None:
         from ckptavg.demo import run_demo
 
         report = run_demo(
-            directory, seed=seed, pictures=pictures, say=lambda text: click.echo(text, err=True)
+            directory, seed=seed, pictures=pictures, say=lambda text: typer.echo(text, err=True)
         )
     if json:
         print_json(pick(report, "seed", "scores", "files"))
         return
-    click.echo(f"\n{'':32}  held-out loss  accuracy")
+    typer.echo(f"\n{'':32}  held-out loss  accuracy")
     for name, score in report.scores.items():
-        click.echo(f"{name:32}  {score['loss']:13.4f}  {score['accuracy']:8.4f}")
-    click.echo("\nwritten")
+        typer.echo(f"{name:32}  {score['loss']:13.4f}  {score['accuracy']:8.4f}")
+    typer.echo("\nwritten")
     for name, path in report.files.items():
-        click.echo(f"  {name:16} {path}")
+        typer.echo(f"  {name:16} {path}")
     run, mean, refreshed = (
         shlex.quote(str(report.files[name])) for name in ("run", "average", "with statistics")
     )
-    click.echo(
+    typer.echo(
         "\nthe same by hand, on the run that stands (--overwrite replaces the files above)\n"
         f"  ckptavg merge {run} -o {mean} --overwrite\n"
         f"  ckptavg update-bn {mean} -o {refreshed} --overwrite \\\n"

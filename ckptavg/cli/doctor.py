@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.options import SELECTION, Option
@@ -52,9 +52,9 @@ def doctor(*, sources: tuple[str, ...], json: bool, **options: Any) -> None:
         print_json(_content(report, command))
         return
     _print(report)
-    click.echo(f"\nkeep {len(report.keep)} of {len(report.diagnoses)} checkpoints")
+    typer.echo(f"\nkeep {len(report.keep)} of {len(report.diagnoses)} checkpoints")
     if command is not None:
-        click.echo(f"\n  {command}")
+        typer.echo(f"\n  {command}")
 
 
 def _print(report: "DoctorReport") -> None:
@@ -71,9 +71,9 @@ def _print(report: "DoctorReport") -> None:
     print_table(table)
     for diagnosis in report.diagnoses:
         for reason in diagnosis.reasons:
-            click.echo(f"\nleave out {diagnosis.checkpoint.path.name}: {reason}")
+            typer.echo(f"\nleave out {diagnosis.checkpoint.path.name}: {reason}")
     for warning in report.warnings:
-        click.echo(f"\nwarning: {warning}")
+        typer.echo(f"\nwarning: {warning}")
 
 
 def _suggestion(sources: Sequence[str], report: "DoctorReport") -> str | None:

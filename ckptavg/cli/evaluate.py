@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.options import CALLABLE, HELD_OUT, SELECTION, Argument, Option
@@ -37,5 +37,5 @@ def evaluate(*, checkpoint: str, json: bool, **options: Any) -> None:
     if json:
         print_json({"checkpoint": path, "metrics": metrics})
         return
-    click.echo(f"{path}")
+    typer.echo(f"{path}")
     print_metrics(metrics)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.printing import as_json, new_table, pick, print_json, print_table
@@ -42,18 +42,18 @@ def inspect(*, source: str, json: bool) -> None:
 
 def _print_run(run: Run) -> None:
     records = run.records
-    click.echo(
+    typer.echo(
         f"{run.directory}: {describe_epochs(run.checkpoints)}, "
         f"{human_size(sum(record.size for record in records))}"
     )
     _print_record(records[-1])
-    click.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
+    typer.echo(f"  model       {run.model_file or 'no configuration: pass --model'}")
     if run.averages:
-        click.echo(f"  tracked     {describe_tracked(run.averages)}")
+        typer.echo(f"  tracked     {describe_tracked(run.averages)}")
     if run.uncommitted:
         names = ", ".join(path.name for path in run.uncommitted)
-        click.echo(f"  not saved whole (no record): {names}")
-    click.echo()
+        typer.echo(f"  not saved whole (no record): {names}")
+    typer.echo()
     metrics = list(dict.fromkeys(name for record in records for name in record.metrics))
     table = new_table()
     for title in ("epoch", "step", "rate", "size", *metrics):
@@ -71,8 +71,8 @@ def _print_run(run: Run) -> None:
 
 def _print_several(source: str, found: Inspection) -> None:
     size = human_size(sum(content.size for content in found.contents))
-    click.echo(f"{source}: {describe_epochs(found.checkpoints)}, {size}")
-    click.echo()
+    typer.echo(f"{source}: {describe_epochs(found.checkpoints)}, {size}")
+    typer.echo()
     table = new_table()
     table.add_column("checkpoint", overflow="fold")
     for title in ("epoch", "tensors", "size", "record"):
@@ -91,15 +91,15 @@ def _print_several(source: str, found: Inspection) -> None:
 
 def _print_checkpoint(content: CheckpointContent) -> None:
     checkpoint = content.checkpoint
-    click.echo(f"{checkpoint.path}")
+    typer.echo(f"{checkpoint.path}")
     if checkpoint.record is None:
-        click.echo("  record      none")
+        typer.echo("  record      none")
     else:
         _print_record(checkpoint.record)
     dropped = len(content.tensors) - len(content.model_tensors)
     if dropped:
-        click.echo(f"  optimizer   {dropped} tensors, which a merge drops")
-    click.echo()
+        typer.echo(f"  optimizer   {dropped} tensors, which a merge drops")
+    typer.echo()
     table = new_table()
     table.add_column("tensor", overflow="fold")
     for title in ("shape", "dtype", "size"):
@@ -110,22 +110,22 @@ def _print_checkpoint(content: CheckpointContent) -> None:
 
 
 def _print_record(record: Record) -> None:
-    click.echo(f"  written     {record.time} by ckptavg {record.versions.get('ckptavg', '?')}")
+    typer.echo(f"  written     {record.time} by ckptavg {record.versions.get('ckptavg', '?')}")
     if record.sources:
         epochs = [source.epoch for source in record.sources if source.epoch is not None]
         span = f", epochs {list_epochs(epochs)}" if epochs else ""
-        click.echo(f"  average     {record.recipe}, {len(record.sources)} checkpoints{span}")
+        typer.echo(f"  average     {record.recipe}, {len(record.sources)} checkpoints{span}")
     state = record.batch_norm
     if state is None:
-        click.echo("  BatchNorm   none")
+        typer.echo("  BatchNorm   none")
     elif state.samples is not None:
-        click.echo(
+        typer.echo(
             f"  BatchNorm   {state.layers} layers, statistics {state.statistics}: "
             f"{state.samples:,} samples" + (f" of {state.data}" if state.data else "")
         )
     else:
         meaning = _STATISTICS.get(state.statistics, state.statistics)
-        click.echo(f"  BatchNorm   {state.layers} layers, {meaning}")
+        typer.echo(f"  BatchNorm   {state.layers} layers, {meaning}")
 
 
 def _content(found: Inspection, single: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
+import typer
 
 from ckptavg.cli.printing import new_table, print_table
 from ckptavg.errors import OutputError
@@ -40,13 +40,13 @@ def print_lines(lines: Sequence[Line], monitor: str, limit: int = 20) -> None:
         table.add_row(str(number), *map(_text, line.facts.values()), *values)
     print_table(table)
     if len(lines) > limit:
-        click.echo(f"and {len(lines) - limit} more")
+        typer.echo(f"and {len(lines) - limit} more")
 
 
 def print_scores(what: str, metrics: Mapping[str, float], data: str | None) -> None:
     """Prints metrics on data that were not used for selection."""
     told = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-    click.echo(f"{what} on {data}: {told}")
+    typer.echo(f"{what} on {data}: {told}")
 
 
 def write_csv(path: Path, lines: Sequence[Line], monitor: str) -> None:

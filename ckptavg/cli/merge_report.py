@@ -4,7 +4,7 @@ import textwrap
 from collections import Counter
 from typing import Any
 
-import click
+import typer
 
 from ckptavg.cli.printing import new_table, pick, plural, print_table, resident
 from ckptavg.commands.merge import MergeResult
@@ -25,15 +25,15 @@ def print_merged(result: MergeResult) -> None:
     tensors = [f"{actions['average']} averaged"]
     tensors += [f"{actions['copy']} copied"] if actions["copy"] else []
     tensors += [f"{actions['drop']} dropped (optimizer state)"] if actions["drop"] else []
-    click.echo(f"wrote {result.output}: {_described(plan)}")
-    click.echo(f"  tensors     {', '.join(tensors)}")
+    typer.echo(f"wrote {result.output}: {_described(plan)}")
+    typer.echo(f"  tensors     {', '.join(tensors)}")
     _print_recipe(plan)
     speed = human_size(plan.bytes_read / max(result.seconds, 1e-9))
-    click.echo(f"  read        {human_size(plan.bytes_read)} in {result.seconds:.2f} s ({speed}/s)")
-    click.echo(f"  proof       {_proof(result)}")
+    typer.echo(f"  read        {human_size(plan.bytes_read)} in {result.seconds:.2f} s ({speed}/s)")
+    typer.echo(f"  proof       {_proof(result)}")
     _print_left_out(plan)
     if result.resumed:
-        click.echo(f"  resumed     {result.resumed:.0%} were done before, and proven again")
+        typer.echo(f"  resumed     {result.resumed:.0%} were done before, and proven again")
 
 
 def _proof(result: MergeResult) -> str:
@@ -51,13 +51,13 @@ def print_state(result: MergeResult) -> None:
     if state is None:
         return
     if state.samples is not None:
-        click.echo(
+        typer.echo(
             f"  BatchNorm   statistics of {state.layers} layers {state.statistics}: re-estimated "
             f"from {state.samples:,} samples"
         )
     elif state.statistics == "stale":
         command = refreshing(Checkpoint.open(result.output))
-        click.echo(
+        typer.echo(
             "  BatchNorm   statistics are stale: they are averages, not those of the averaged\n"
             "              network. Re-estimate them from training data before use:\n\n"
             f"    {command or _IN_PYTHON}"
@@ -67,24 +67,24 @@ def print_state(result: MergeResult) -> None:
 def print_plan(plan: MergePlan) -> None:
     """Prints what a merge would do: the totals, the sources, then tensor by tensor."""
     counts = Counter(_ACTIONS[item.action] for item in plan.items)
-    click.echo(f"would write {plan.output}, nothing is written now")
-    click.echo(f"  tensors     {', '.join(f'{n} {action}' for action, n in counts.items())}")
+    typer.echo(f"would write {plan.output}, nothing is written now")
+    typer.echo(f"  tensors     {', '.join(f'{n} {action}' for action, n in counts.items())}")
     _print_recipe(plan)
-    click.echo(f"  read        {human_size(plan.bytes_read)} of {len(plan.sources)} checkpoints")
-    click.echo(f"  written     {human_size(plan.bytes_written)}")
-    click.echo(f"  disk        {human_size(plan.disk)}")
+    typer.echo(f"  read        {human_size(plan.bytes_read)} of {len(plan.sources)} checkpoints")
+    typer.echo(f"  written     {human_size(plan.bytes_written)}")
+    typer.echo(f"  disk        {human_size(plan.disk)}")
     peak = human_size(plan.memory + resident())
-    click.echo(
+    typer.echo(
         f"  memory      {peak} at most: {human_size(plan.memory)} to merge, by "
         f"{plural(plan.jobs, 'thread')}"
     )
     decoded = sum(item.tensor.extent is None for item in plan.items)
     if decoded:
-        click.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
+        typer.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
     _print_left_out(plan)
-    click.echo()
+    typer.echo()
     _print_sources(plan)
-    click.echo()
+    typer.echo()
     _print_tensors(plan)
 
 
@@ -119,7 +119,7 @@ def _print_left_out(plan: MergePlan) -> None:
     for checkpoint in plan.left_out:
         if checkpoint.record is not None:
             name = checkpoint.record.non_finite[0]
-            click.echo(f"  left out    {checkpoint.path.name}: '{name}' holds NaN or infinity")
+            typer.echo(f"  left out    {checkpoint.path.name}: '{name}' holds NaN or infinity")
 
 
 def _print_recipe(plan: MergePlan) -> None:
@@ -129,7 +129,7 @@ def _print_recipe(plan: MergePlan) -> None:
     size = effective_sample_size(coefficients)
     lines.append(f"effective sample size {size:.3g} of {len(coefficients)}")
     for label, line in zip(("recipe", *[""] * len(lines)), lines, strict=False):
-        click.echo(f"  {label:<12}{line}")
+        typer.echo(f"  {label:<12}{line}")
 
 
 def _described(plan: MergePlan) -> str:

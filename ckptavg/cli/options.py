@@ -1,11 +1,11 @@
 """The options of all commands: one row says how an option is written, read and explained."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptavg.cli.values import parse_count, parse_epochs, parse_numbers, parse_size, parse_texts
 from ckptavg.recipes import RECIPES, all_parameters, owners
 
 WHICH, AVERAGE, PASS, SELECTION, OUTPUT, RESOURCES, OTHER = GROUPS = (
@@ -18,66 +18,6 @@ WHICH, AVERAGE, PASS, SELECTION, OUTPUT, RESOURCES, OTHER = GROUPS = (
     "Other",
 )
 """Groups in the order in which a help text lists them."""
-
-_UNITS = {"": 1, "B": 1}
-_UNITS.update({f"{unit}B": 1000 ** (n + 1) for n, unit in enumerate("KMGT")})
-_UNITS.update({f"{unit}IB": 1024 ** (n + 1) for n, unit in enumerate("KMGT")})
-
-
-def parse_size(text: str) -> int:
-    """Reads a size such as `96MiB`, `1.5GB` or `100000`, in bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or len(match[1]) > 15 or match[2].upper() not in _UNITS:
-        raise ValueError(f"'{text}' is not a size: write it like 96MiB or 1GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def parse_epochs(text: str) -> list[int]:
-    """Reads a list of epochs such as `16-30` or `16,20,24-26`."""
-    epochs: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise ValueError(f"'{text}' names no epochs: write them like 16-30 or 16,20,24")
-        epochs.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return epochs
-
-
-def parse_numbers(text: str) -> list[float]:
-    """Reads numbers such as `0.2,0.3,0.5`."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"'{text}' is not a list of numbers: write it like 0.2,0.3,0.5") from None
-
-
-def parse_texts(text: str) -> list[str]:
-    """Reads words such as `uniform,ema:0.9`."""
-    return [part.strip() for part in text.split(",")]
-
-
-def parse_integer(text: str) -> int:
-    """Reads an integer."""
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"'{text}' is not an integer") from None
-
-
-def parse_count(text: str) -> int:
-    """Reads a number of checkpoints to draw."""
-    count = parse_integer(text)
-    if not 1 <= count <= 1000:
-        raise ValueError(f"{count} is not in the range from 1 to 1000")
-    return count
-
-
-def parse_float(text: str) -> float:
-    """Reads a number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"'{text}' is not a number") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +76,8 @@ OPTIONS: dict[str, Argument | Option] = {
     "checkpoint": Argument("FILE", "A .weights.h5 or .keras file."),
     "run": Argument("RUN", "A directory that CheckpointSaver wrote."),
     "epochs": Option(WHICH, "Only these epochs, such as 16-30 or 16,20,24.", "LIST", parse_epochs),
-    "last": Option(WHICH, "Only the last N checkpoints.", "N", parse_integer),
-    "best": Option(WHICH, "Only the N checkpoints with the best --monitor.", "N", parse_integer),
+    "last": Option(WHICH, "Only the last N checkpoints.", "N", int),
+    "best": Option(WHICH, "Only the N checkpoints with the best --monitor.", "N", int),
     "monitor": Option(WHICH, "Metric in the records for --best and --window.", "NAME"),
     "mode": Option(WHICH, "Direction of the metric; auto infers it from the name.", "min|max|auto"),
     "window": Option(
@@ -147,21 +87,19 @@ OPTIONS: dict[str, Argument | Option] = {
         "swad",
     ),
     "n_converge": Option(
-        WHICH, "SWAD: the loss settles after N checkpoints without a new best.", "N", parse_integer
+        WHICH, "SWAD: the loss settles after N checkpoints without a new best.", "N", int
     ),
     "n_tolerance": Option(
-        WHICH, "SWAD: stop after N consecutive losses above the tolerance.", "N", parse_integer
+        WHICH, "SWAD: stop after N consecutive losses above the tolerance.", "N", int
     ),
     "tolerance_ratio": Option(
-        WHICH, "SWAD: tolerance, as a fraction of the settled loss.", "R", parse_float
+        WHICH, "SWAD: tolerance, as a fraction of the settled loss.", "R", float
     ),
     "windows": Option(
         WHICH, "Windows that end with the last checkpoint, or all of them.", "last|all"
     ),
-    "stride": Option(WHICH, "Try every Nth window end and length.", "N", parse_integer),
-    "budget": Option(
-        WHICH, "Try at most N candidates, evenly spread.", "N", parse_integer, default="all"
-    ),
+    "stride": Option(WHICH, "Try every Nth window end and length.", "N", int),
+    "budget": Option(WHICH, "Try at most N candidates, evenly spread.", "N", int, default="all"),
     "method": Option(
         WHICH, "Keep checkpoints that improve the soup, or all of them.", "greedy|uniform"
     ),
@@ -184,12 +122,12 @@ OPTIONS: dict[str, Argument | Option] = {
         "SPEC",
     ),
     "data": Option(PASS, _DATA, "SPEC"),
-    "steps": Option(PASS, "Number of batches of --data to use.", "N", parse_integer, default="all"),
+    "steps": Option(PASS, "Number of batches of --data to use.", "N", int, default="all"),
     "batch_size": Option(
         PASS,
         "Samples per batch of arrays, images or a tf.data.Dataset.",
         "N",
-        parse_integer,
+        int,
         default="32, or that of the Dataset",
     ),
     "preprocess": Option(PASS, "Function applied to each batch of inputs.", "SPEC"),
@@ -228,7 +166,7 @@ OPTIONS: dict[str, Argument | Option] = {
         RESOURCES,
         "Number of threads.",
         "N",
-        parse_integer,
+        int,
         default="one per core, up to 4",
     ),
     "max_memory": Option(
@@ -238,9 +176,7 @@ OPTIONS: dict[str, Argument | Option] = {
         parse_size,
     ),
     "directory": Option(OUTPUT, "Folder for everything that is written.", "DIR", Path, short="-d"),
-    "seed": Option(
-        OTHER, "Seed of the initial weights and the order of the data.", "N", parse_integer
-    ),
+    "seed": Option(OTHER, "Seed of the initial weights and the order of the data.", "N", int),
     "pictures": Option(OTHER, "Draw the training, the path of the weights and the loss around it."),
 }
 """Every keyword of the functions behind the commands, but for the recipes."""
@@ -285,7 +221,7 @@ def recipe_options(*, examples: bool = False) -> dict[str, Option]:
     for name, parameter in all_parameters().items():
         if examples and parameter.example is None:
             continue
-        parse = parse_integer if parameter.value_type is int else parse_float
+        parse = int if parameter.value_type is int else float
         default = f"{parameter.example:g}" if examples else None
         help_text = f"{' and '.join(owners(name))}: {parameter.help}"
         found[name] = Option(AVERAGE, help_text, parameter.metavar, parse, default=default)

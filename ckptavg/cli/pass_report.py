@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import click
+import typer
 
 from ckptavg.cli.printing import plural
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 def print_pass(done: "BatchNormReport") -> None:
     """Prints what a pass did."""
     if not done.layers:
-        click.echo("  BatchNorm   the model has no statistics to re-estimate: nothing changed")
+        typer.echo("  BatchNorm   the model has no statistics to re-estimate: nothing changed")
     else:
-        click.echo(
+        typer.echo(
             f"  BatchNorm   {plural(len(done.layers), 'layer')} re-estimated from "
             f"{done.samples:,} samples in {done.batches:,} batches"
             + (f", {done.mode}" if done.mode != "batch" else "")
         )
     if done.shifts:
         worst = max(done.shifts, key=lambda shift: shift.mean)
-        click.echo(
+        typer.echo(
             f"  moved       by up to {worst.mean:.2g} standard deviations in the mean, "
             f"{max(shift.deviation for shift in done.shifts):.2g} in the\n"
             f"              deviation; the mean most in {worst.layer}"
@@ -34,14 +34,14 @@ def print_pass(done: "BatchNormReport") -> None:
         ("not called in training mode", done.unused),
     ):
         if paths:
-            click.echo(f"  left alone  {', '.join(paths)} ({what})")
+            typer.echo(f"  left alone  {', '.join(paths)} ({what})")
     for warning in done.warnings:
         lines = textwrap.wrap(warning, 66)
-        click.echo("  doubtful    " + "\n              ".join(lines))
+        typer.echo("  doubtful    " + "\n              ".join(lines))
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
     """Prints loss and metrics, one a line."""
     width = max(len(name) for name in metrics)
     for name, value in metrics.items():
-        click.echo(f"  {name:<{width}}  {value:.6g}")
+        typer.echo(f"  {name:<{width}}  {value:.6g}")

@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def print_json(content: Mapping[str, object]) -> None:
     """Prints a result on stdout for machines."""
-    click.echo(json.dumps(as_json(content), indent=2, default=str))
+    typer.echo(json.dumps(as_json(content), indent=2, default=str))
 
 
 def as_json(value: object) -> Any:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.options import Argument
@@ -52,7 +52,7 @@ def recipes(*, sources: tuple[str, ...], plot: Path | None, json: bool, **option
         table.add_row(recipe.recipe, bars, "" if size is None else f"{size:.3g}", recipe.summary)
     print_table(table)
     if plot is not None:
-        click.echo(f"\nwrote {plot}")
+        typer.echo(f"\nwrote {plot}")
 
 
 def draw_bars(coefficients: Sequence[float]) -> str:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
-from ckptavg.cli.options import OUTPUT, RESOURCES, Option, parse_size
+from ckptavg.cli.options import OUTPUT, RESOURCES, Option
 from ckptavg.cli.printing import pick, print_json
 from ckptavg.cli.session import session
+from ckptavg.cli.values import parse_size
 from ckptavg.commands.display import bar
 from ckptavg.commands.report import report as write
 from ckptavg.runs.describe import human_size
@@ -40,6 +41,6 @@ def report(*, run: str, merged: str | None, json: bool, **options: Any) -> None:
         named = {"run": run, "merged": merged}
         print_json(pick(done, "output", "size") | named | pick(done, "notes", "commands"))
         return
-    click.echo(f"wrote {done.output}: {human_size(done.size)}")
+    typer.echo(f"wrote {done.output}: {human_size(done.size)}")
     for note in done.notes:
-        click.echo(f"  {note}")
+        typer.echo(f"  {note}")

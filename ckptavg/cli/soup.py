@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, print_scores, write_csv
@@ -45,7 +45,7 @@ def soup(*, output: Path, overwrite: bool, json: bool, **options: Any) -> None:
         print_json({**facts, "ingredients": [line.content() for line in lines]})
         return
     print_lines(lines, report.monitor)
-    click.echo()
+    typer.echo()
     _print_summary(report, **{key: options[key] for key in ("method", "eval_data", "test_data")})
 
 
@@ -53,12 +53,12 @@ def _print_summary(
     report: "SoupReport", method: str, eval_data: str, test_data: str | None
 ) -> None:
     kept = sum(ingredient.kept for ingredient in report.ingredients)
-    click.echo(
+    typer.echo(
         f"wrote {report.output} and {csv_path(report.output).name}: "
         f"{method} soup of {plural(kept, 'checkpoint')}"
     )
     value = report.metrics[report.monitor]
-    click.echo(
+    typer.echo(
         f"tried {report.tried} candidates, chosen by {report.monitor} on {eval_data}: {value:.5g}"
     )
     if report.test_metrics is not None:

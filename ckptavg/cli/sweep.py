@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, print_scores, write_csv
-from ckptavg.cli.options import FOR_SELECTION, OUTPUT, RESOURCES, Option, parse_size
+from ckptavg.cli.options import FOR_SELECTION, OUTPUT, RESOURCES, Option
 from ckptavg.cli.printing import pick, print_json
 from ckptavg.cli.session import session
+from ckptavg.cli.values import parse_size
 from ckptavg.commands.sweep import sweep as search
 from ckptavg.runs.describe import list_epochs
 
@@ -56,7 +57,7 @@ def sweep(*, output: Path | None, overwrite: bool, json: bool, **options: Any) -
         print_json(_content(report, lines))
         return
     print_lines(lines, report.monitor)
-    click.echo()
+    typer.echo()
     _print_summary(report, options["eval_data"], options["test_data"])
 
 
@@ -75,11 +76,11 @@ def _line(entry: "Entry") -> Line:
 
 def _print_summary(report: "SweepReport", eval_data: str, test_data: str | None) -> None:
     known = f", {report.known} of them known from before" if report.known else ""
-    click.echo(f"tried {report.tried} candidates{known}, chosen by {report.monitor} on {eval_data}")
+    typer.echo(f"tried {report.tried} candidates{known}, chosen by {report.monitor} on {eval_data}")
     if report.output is not None:
-        click.echo(f"wrote {report.output} and {csv_path(report.output).name}")
+        typer.echo(f"wrote {report.output} and {csv_path(report.output).name}")
     if report.test_metrics is None:
-        click.echo(
+        typer.echo(
             "The best of many scores is optimistic; pass --test-data (not used for\n"
             "selection) for an unbiased one."
         )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.pass_report import print_pass
@@ -25,6 +25,6 @@ def update_bn(*, json: bool, **options: Any) -> None:
     if json:
         print_json({"output": report.output, **as_json(report.batch_norm)})
         return
-    click.echo(f"wrote {report.output}")
+    typer.echo(f"wrote {report.output}")
     if report.batch_norm is not None:
         print_pass(report.batch_norm)

@@ -1,6 +1,6 @@
 """`ckptavg verify`: check files against their digests."""
 
-import click
+import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.printing import print_json
@@ -25,13 +25,13 @@ def verify(*, paths: tuple[str, ...], json: bool) -> None:
     for verification in verify_each(paths):
         found.append(verification)
         if not json:
-            click.echo(_line(verification))
+            typer.echo(_line(verification))
     if json:
         print_json({"checkpoints": found})
         return
     unverified = sum(verification.proof != INTACT for verification in found)
     if unverified:
-        click.echo(f"{unverified} of {len(found)} have no record: nothing is proven of them")
+        typer.echo(f"{unverified} of {len(found)} have no record: nothing is proven of them")
 
 
 def _line(found: Verification) -> str:

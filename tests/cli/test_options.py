@@ -4,11 +4,10 @@ import inspect
 import shlex
 from pathlib import Path
 
-import click
 import pytest
+from typer.core import TyperOption
 
 import ckptavg
-from ckptavg.cli import app
 from ckptavg.cli.options import GROUPS
 from ckptavg.recipes import RECIPES, Parameter, all_parameters, recipe
 from tests.helpers.command_line import known_commands, main
@@ -59,7 +58,7 @@ def test_defaults_are_those_of_the_function(name):
     for parameter in known_commands()[name].params:
         default = getattr(known.get(parameter.name), "default", None)
         assert parameter.required == (default is inspect.Parameter.empty), parameter.name
-        if isinstance(parameter, click.Option) and not parameter.required:
+        if isinstance(parameter, TyperOption) and not parameter.required:
             assert parameter.default == (default or parameter.default), parameter.name
 
 
@@ -122,16 +121,16 @@ def test_what_is_required_is_asked_for(name):
         words = []
         for parameter in required:
             if parameter is not missing:
-                spelled = [parameter.opts[-1]] if isinstance(parameter, click.Option) else []
+                spelled = [parameter.opts[-1]] if isinstance(parameter, TyperOption) else []
                 words += [*spelled, "x"]
         status, out, err = main(name, *words)
         assert (status, out) == (2, "")
-        kind = "option" if isinstance(missing, click.Option) else "argument"
+        kind = "option" if isinstance(missing, TyperOption) else "argument"
         assert f"Missing {kind} '" in err
 
 
 def test_each_option_of_merge_stands_in_a_group():
-    groups = {p.name: p.group for p in known_commands()["merge"].params}
+    groups = {p.name: p.rich_help_panel for p in known_commands()["merge"].params}
     assert groups["last"] == "Which checkpoints"
     assert groups["recipe"] == groups["decay"] == "Which average"
     assert groups["bn_mode"] == "BatchNorm pass"
@@ -175,14 +174,14 @@ def test_the_examples_of_all_commands_run(folder):
     train = Path("train.py").read_text()
     Path("train.py").write_text(train + "\ndef val_data(): return x[:48], y[:48]\n")
     for name, command in known_commands().items():
-        _, called, *arguments = shlex.split(command.example.replace("\\\n", ""))
+        _, called, *arguments = shlex.split(command.epilog.replace("\\\n", ""))
         assert called == name
         if name == "demo":  # runs for minutes; test_demo has it
             known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
             assert {word for word in arguments if word.startswith("-")} <= known
             continue
         status, _, err = main(name, *arguments)
-        assert status == 0, f"{command.example}\n{err}"
+        assert status == 0, f"{command.epilog}\n{err}"
 
 
 def test_the_workflow_runs(folder, monkeypatch):
@@ -199,8 +198,15 @@ def test_the_workflow_runs(folder, monkeypatch):
 
 
 def test_commands_in_the_list_say_what_their_help_says():
-    listed = app.get_help(click.Context(app, info_name="ckptavg"))
+    listed = main("--help")[1]
     assert all(f"  {name} " in listed for name in known_commands())
+
+
+def test_a_mistyped_command_is_put_right():
+    status, _, err = main("mrge")
+    assert status == 2
+    assert "No such command 'mrge'. Did you mean 'merge'?" in err
+    assert "Did you mean" not in main("xyzzy")[2]
 
 
 def test_wrong_values_are_wrong_usage(folder):

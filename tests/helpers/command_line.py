@@ -4,7 +4,7 @@ import contextlib
 import io
 import sys
 
-import click
+import typer
 
 from ckptavg import cli
 
@@ -47,10 +47,11 @@ MODEL = ("--model", "train.py:build_model")
 DATA = ("--data", "train.py:bn_data")
 
 
-def known_commands() -> dict[str, click.Command]:
+def known_commands() -> dict[str, typer.core.TyperCommand]:
     """Every command by its name."""
-    context = click.Context(cli.app)
-    return {name: cli.app.get_command(context, name) for name in cli.app.list_commands(context)}
+    group = typer.main.get_command(cli.app)
+    context = typer.Context(group)
+    return {name: group.get_command(context, name) for name in group.list_commands(context)}
 
 
 def main(*arguments: object) -> tuple[int, str, str]:

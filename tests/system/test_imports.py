@@ -79,7 +79,11 @@ def test_import_and_help_need_no_tensorflow():
 
 
 def test_merging_plain_weights_needs_no_tensorflow(trained_run, tmp_path):
-    code = "import ckptavg.cli; ckptavg.cli.main()"
+    code = (
+        "import sys, ckptavg.cli\n"
+        "try: ckptavg.cli.main()\n"
+        "finally: assert not {'pydantic', 'rich'} & sys.modules.keys()"
+    )
     for output in ("o.weights.h5", "o.keras"):
         result = run_blocked(code, "merge", str(trained_run), "-o", str(tmp_path / output))
         assert result.returncode == 0, result.stderr
