@@ -83,8 +83,8 @@ def compare_recipes(
         if definition.over != "positions":
             found.append(RecipeCoefficients(name, definition.summary))
             continue
-        own = {p.name: parameters.get(p.name) or p.example for p in definition.parameters}
-        recipe = Recipe(name, **own)
+        own = [(p.name, parameters.get(p.name) or p.example) for p in definition.parameters]
+        recipe = Recipe(name, parameters=own)
         coefficients = recipe.coefficients(positions)
         found.append(RecipeCoefficients(str(recipe), definition.summary, coefficients))
     return RecipeComparison(positions, unit, tuple(found))

@@ -420,4 +420,4 @@ def _with_parameters(recipe: Recipe | str, parameters: Mapping[str, float | None
             f"the recipe {recipe} has its parameters already: omit {known[min(given)].option} (in "
             f"Python {min(given)}=)"
         )
-    return Recipe(recipe, **given)
+    return Recipe(recipe, parameters=given.items())

@@ -112,8 +112,8 @@ def _recipe_of(record: Record) -> Recipe:
     name = record.choice.get("recipe")
     if not isinstance(name, str):
         return Recipe.parse(record.recipe or "")
-    values = {p: record.choice.get(p) for p in all_parameters()}
-    return Recipe(name, **{p: v for p, v in values.items() if isinstance(v, int | float)})
+    given = [(k, v) for k, v in record.choice.items() if isinstance(v, float | int)]
+    return Recipe(name, parameters=[(k, v) for k, v in given if k in all_parameters()])
 
 
 def _options(recipe: Recipe) -> list[str]:

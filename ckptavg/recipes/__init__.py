@@ -16,10 +16,7 @@ Once its module is imported, the commands and their help know it, too. See `reci
 
 from collections.abc import Mapping
 
-# Recipes are listed in the order in which these modules register them.
-from ckptavg.recipes.moving_averages import EMA, POWER_EMA, UNIFORM, ema, power_ema, uniform
-
-# isort: split
+# Recipes are listed in the order in which these modules, and those that they import, register them.
 from ckptavg.recipes.decay_schedules import (
     COSINE,
     LINEAR,
@@ -29,13 +26,10 @@ from ckptavg.recipes.decay_schedules import (
     linear_decay,
     sqrt_decay,
 )
-
-# isort: split
+from ckptavg.recipes.moving_averages import EMA, POWER_EMA, UNIFORM, ema, power_ema, uniform
 from ckptavg.recipes.posthoc_ema import POSTHOC_EMA
-
-# isort: split
-from ckptavg.recipes.coefficients import COEFFICIENTS, check_coefficients, effective_sample_size
 from ckptavg.recipes.registry import RECIPES, Parameter, Recipe, all_parameters, owners, recipe
+from ckptavg.recipes.vectors import COEFFICIENTS, check_coefficients, effective_sample_size
 
 __all__ = [
     "BY_POSITION",

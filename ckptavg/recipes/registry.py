@@ -6,7 +6,7 @@ messages, and the command that a report prints to make an average again.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
@@ -138,10 +138,12 @@ class Recipe:
 
     Args:
         name: of a recipe in the table; `ckptavg recipes` lists them.
-        **parameters: those of the recipe. `decay` of `ema`: from one checkpoint to the next, at
-            their mean distance; between 0 and 1. `sigma_rel` of `power-ema` and `posthoc-ema`:
-            relative standard deviation of their profile. `at_step` of `posthoc-ema`: the step at
-            which the average ends, by default the last one.
+        decay: of `ema`, from one checkpoint to the next, at their mean distance; between 0 and 1.
+        sigma_rel: of `power-ema` and `posthoc-ema`, the relative standard deviation of their
+            profile.
+        at_step: of `posthoc-ema`, the step at which the average ends, by default the last one.
+        parameters: any of these as pairs of name and value.
+        **others: the parameters of recipes that were registered elsewhere.
 
     Raises:
         RecipeError: the name is unknown, or a parameter is missing, impossible, or of another
@@ -155,20 +157,30 @@ class Recipe:
     name: str
     parameters: tuple[tuple[str, float], ...]
 
-    def __init__(self, name: str = "uniform", **parameters: float | None) -> None:
+    def __init__(
+        self,
+        name: str = "uniform",
+        decay: float | None = None,
+        sigma_rel: float | None = None,
+        at_step: int | None = None,
+        *,
+        # `dataclasses.replace` passes those of the former recipe in this way.
+        parameters: Iterable[tuple[str, float | None]] = (),
+        **others: float | None,
+    ) -> None:
         if name not in RECIPES:
             raise RecipeError(f"there is no recipe {name!r:.40}, there are {', '.join(RECIPES)}")
-        known = all_parameters()
-        given = {keyword: value for keyword, value in parameters.items() if value is not None}
-        for keyword in parameters:
-            if keyword not in known:
+        known = {"decay": decay, "sigma_rel": sigma_rel, "at_step": at_step}
+        named = [*parameters, *known.items(), *others.items()]
+        given = {keyword: value for keyword, value in named if value is not None}
+        own = {parameter.name: parameter for parameter in RECIPES[name].parameters}
+        for keyword in [keyword for keyword, _ in named if keyword not in own]:
+            if not (recipes := owners(keyword)):
                 raise TypeError(f"Recipe() got an unexpected keyword argument '{keyword}'")
-        own = RECIPES[name].parameters
-        for keyword in given:
-            if known[keyword] not in own:
-                listed = " and ".join(owners(keyword))
-                raise RecipeError(f"{known[keyword].option} belongs to {listed}, not {name}")
-        for parameter in own:
+            if keyword in given:
+                option = all_parameters()[keyword].option
+                raise RecipeError(f"{option} belongs to {' and '.join(recipes)}, not {name}")
+        for parameter in own.values():
             if parameter.name in given:
                 if parameter.check is not None:
                     parameter.check(given[parameter.name])
@@ -178,12 +190,10 @@ class Recipe:
                 )
         # The dataclass is frozen: this is how its fields are set once.
         object.__setattr__(self, "name", name)
-        object.__setattr__(
-            self, "parameters", tuple((p.name, given[p.name]) for p in own if p.name in given)
-        )
+        object.__setattr__(self, "parameters", tuple((k, given[k]) for k in own if k in given))
 
     def __getattr__(self, name: str) -> float | None:
-        if name in all_parameters():
+        if owners(name):
             return dict(self.parameters).get(name)
         raise AttributeError(f"'Recipe' object has no attribute '{name}'")
 
@@ -216,7 +226,7 @@ class Recipe:
             raise RecipeError(
                 f"cannot read the recipe '{text:.40}': write it like uniform or ema:0.9"
             ) from error
-        return cls(name, **values)
+        return cls(name, parameters=values.items())
 
     def coefficients(self, positions: Sequence[float]) -> tuple[float, ...]:
         """The coefficients of checkpoints at these positions in training, in any order.
@@ -245,12 +255,11 @@ class Recipe:
         return tuple(by_position[position] for position in positions)
 
     def __str__(self) -> str:
-        given, text = dict(self.parameters), self.name
-        for number, parameter in enumerate(self.definition.parameters):
-            if parameter.name in given:
-                value = given[parameter.name]
-                text += f" {parameter.words} " if number else ":"
-                text += f"{value:g}" if isinstance(value, float) else str(value)
+        text, words = self.name, {p.name: f" {p.words} " for p in self.definition.parameters[1:]}
+        for name, value in self.parameters:
+            text += words.get(name, ":") + (
+                f"{value:g}" if isinstance(value, float) else str(value)
+            )
         return text
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """A recipe from outside: one function with one decorator, and everything knows it."""
 
 import copy
+import dataclasses
 import json
 import pickle
 from collections.abc import Iterator
@@ -41,6 +42,16 @@ def test_it_has_a_text_and_coefficients(triangle):
         Recipe("triangle")
     with pytest.raises(RecipeError, match="--slope belongs to triangle, not ema"):
         Recipe("ema", decay=0.9, slope=1.0)
+
+
+def test_it_is_a_dataclass_whose_parameters_may_be_given_in_order(triangle):
+    assert Recipe("ema", 0.9) == Recipe("ema", decay=0.9)
+    assert Recipe("posthoc-ema", None, 0.1, 2048).at_step == 2048
+    longer = dataclasses.replace(Recipe("posthoc-ema", sigma_rel=0.1), at_step=2048)
+    assert (longer.sigma_rel, longer.at_step) == (0.1, 2048)
+    assert dataclasses.replace(Recipe("triangle", slope=1.0), slope=2.0).slope == 2.0
+    with pytest.raises(RecipeError, match="--decay belongs to ema, not uniform"):
+        dataclasses.replace(Recipe("ema", 0.9), name="uniform")
 
 
 def test_merges_and_sweeps_know_it(triangle, trained_run, tmp_path, monkeypatch):

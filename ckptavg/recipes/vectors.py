@@ -1,4 +1,4 @@
-"""Coefficients as they are given: what makes them an average, and what they are worth (pure)."""
+"""Vectors of coefficients: what makes one an average, and what it is worth (pure)."""
 
 import math
 from collections.abc import Sequence
