@@ -1,7 +1,6 @@
 """The digests of a merge: of a span while it is read, of a unit of work, of the whole."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import xxhash
 
@@ -21,14 +20,16 @@ class SpanDigests:
         checksums: CRC-32C of the segments, if they are wanted; else empty.
     """
 
-    def __init__(self, count: int, with_checksums: bool = False) -> None:
-        self._digests: list[bytes] = [b""] * count
+    def __init__(self, segments: Sequence[Segment], with_checksums: bool = False) -> None:
+        self._segments = segments
+        self._digests = [b""] * len(segments)
         self._hashers: dict[int, xxhash.xxh3_128] = {}
-        self.checksums = [0] * count if with_checksums else []
+        self.checksums = [0] * len(segments) if with_checksums else []
 
-    def update(self, index: int, data: memoryview, *, whole: bool) -> None:
-        """Takes in further bytes of a segment, or all of them at once, which needs no state."""
-        if whole:
+    def update(self, index: int, data: memoryview) -> None:
+        """Takes in further bytes of a segment."""
+        # All of them at once, as those of small tensors, need no state of a hasher.
+        if len(data) == self._segments[index].block.nbytes:
             self._digests[index] = digest(data)
         else:
             self._hashers.setdefault(index, xxhash.xxh3_128()).update(data)
@@ -42,34 +43,23 @@ class SpanDigests:
         return self._digests
 
 
-@dataclass(frozen=True, slots=True)
-class UnitDigests:
-    """Digests of a unit of work, packed in the order of its segments.
+UnitDigests = Sequence[bytes]
+"""For each segment of a unit the digest of what was written, and then of what was read, source by
+source, without anything between them."""
 
-    Attributes:
-        written: of the output.
-        read: of the sources that were read for each segment, one after the other.
+
+def by_segment(
+    plan: MergePlan, unit: WorkUnit, found: UnitDigests
+) -> Iterator[tuple[Segment, bytes, list[tuple[int, bytes]]]]:
+    """Each segment with the digest of what was written, and of what was read by source.
+
+    Raises:
+        ValueError: there are not as many digests as the unit needs.
     """
-
-    written: bytes
-    read: bytes
-
-    def by_segment(
-        self, plan: MergePlan, unit: WorkUnit
-    ) -> Iterator[tuple[Segment, bytes, list[tuple[int, bytes]]]]:
-        """Each segment with the digest of what was written, and of what was read by source.
-
-        Raises:
-            ValueError: there are not as many digests as the unit needs.
-        """
-        segments, sources_read = unit.segments, plan.sources_read
-        sources = [sources_read[segment.item.action] for segment in segments]
-        expected = len(segments), sum(map(len, sources))
-        if (len(self.written), len(self.read)) != tuple(n * DIGEST_SIZE for n in expected):
-            raise ValueError("there are more or fewer digests than the unit has segments")
-        written, read = _unpack(self.written), _unpack(self.read)
-        for segment, indexes in zip(segments, sources, strict=True):
-            yield segment, next(written), [(index, next(read)) for index in indexes]
+    sources_read = plan.sources_read
+    for segment, digests in zip(unit.segments, found, strict=True):
+        written, *read = _unpack(digests)
+        yield segment, written, list(zip(sources_read[segment.item.action], read, strict=True))
 
 
 class MergeDigests:
@@ -83,7 +73,7 @@ class MergeDigests:
 
     def add(self, unit: WorkUnit, found: UnitDigests) -> None:
         """Takes in the digests of a finished unit."""
-        for segment, written, read in found.by_segment(self._plan, unit):
+        for segment, written, read in by_segment(self._plan, unit, found):
             here = slice(segment.number * DIGEST_SIZE, (segment.number + 1) * DIGEST_SIZE)
             self._written[here] = written
             for index, value in read:
@@ -111,11 +101,6 @@ class MergeDigests:
             for item in self._plan.items
             if item.action != DROP
         }
-
-
-def pack(segments: Sequence[Sequence[bytes]]) -> bytes:
-    """Digests by segment and source as the bytes of `UnitDigests.read`."""
-    return b"".join(b"".join(digests) for digests in segments)
 
 
 def _unpack(digests: bytes | bytearray) -> Iterator[bytes]:

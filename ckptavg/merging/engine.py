@@ -1,12 +1,12 @@
 """Streams the blocks of checkpoints through their mean, unit by unit, in the plan's threads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 
-from ckptavg.formats import CheckpointReader
 from ckptavg.merging.digests import UnitDigests
 from ckptavg.merging.ordered import run_in_order
 from ckptavg.merging.plan import MergePlan
+from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.work import WorkUnit, divide
 from ckptavg.merging.worker import Advance, Worker, Write
 from ckptavg.runs.proof import Checksums
@@ -20,59 +20,57 @@ _AHEAD = 4
 
 def stream(
     plan: MergePlan,
-    readers: Sequence[CheckpointReader],
-    units: Sequence[WorkUnit],
     write: Write,
     finished: Finished,
     done: Callable[[WorkUnit], UnitDigests | None] = lambda _: None,
     progress: Advance | None = None,
 ) -> None:
-    """Averages every block.
+    """Averages every block. If this returns, no source has changed meanwhile.
 
     Args:
         plan: of the merge; it has decided the number of threads.
-        readers: of its sources.
-        units: its work, as `divide_plan` gives it.
         write: called with the averages.
         finished: called with every unit when its bytes are written.
         done: gives the digests of a unit that an earlier merge finished, so that it is skipped.
         progress: called with the number of bytes that were read, or need not be read.
+
+    Raises:
+        IntegrityError: a source is not what was saved, or has changed.
+        MismatchError: values that have no mean differ between checkpoints.
+        ResourceError: there are more files than a process may open.
     """
     progress = progress or (lambda _: None)
-    checksums = [
-        Checksums(reader) if source.checksummed else None
-        for source, reader in zip(plan.sources, readers, strict=True)
-    ]
-    workers = [Worker(plan, readers, checksums, write, progress) for _ in range(plan.jobs)]
+    units, sources_read = divide_plan(plan), plan.sources_read
+    numbers = {item.tensor.name: number for number, item in enumerate(plan.items)}
+    with open_sources(plan.sources) as readers:
+        checksums = [
+            Checksums(reader, numbers) if source.checksummed else None
+            for source, reader in zip(plan.sources, readers, strict=True)
+        ]
+        workers = [Worker(plan, readers, checksums, write, progress) for _ in range(plan.jobs)]
 
-    def task(unit: WorkUnit) -> Callable[[Worker], UnitDigests]:
-        known = done(unit)
-        if known is not None:
-            progress(_bytes_read(plan, unit))
+        def task(unit: WorkUnit) -> Callable[[Worker], UnitDigests]:
+            known = done(unit)
+            if known is None:
+                return lambda worker: average(worker, unit)
+            progress(sum(s.block.nbytes * len(sources_read[s.item.action]) for s in unit.segments))
             return lambda _: known
-        return lambda worker: average(worker, unit)
 
-    def average(worker: Worker, unit: WorkUnit) -> UnitDigests:
-        # The unit that this thread will probably do next: the disk can bring it meanwhile.
-        if unit.number + plan.jobs < len(units):
-            worker.expect(units[unit.number + plan.jobs])
-        return worker.run(unit)
+        def average(worker: Worker, unit: WorkUnit) -> UnitDigests:
+            # The unit that this thread will probably do next: the disk can bring it meanwhile.
+            if unit.number + plan.jobs < len(units):
+                worker.expect(units[unit.number + plan.jobs])
+            return worker.run(unit)
 
-    with closing(run_in_order(workers, map(task, units), _AHEAD * plan.jobs)) as results:
-        for unit, found in zip(units, results, strict=True):
-            finished(unit, found)
-    sources_read = plan.sources_read
-    for index, expected in enumerate(checksums):
-        if expected is not None:
-            items = (item for item in plan.items if index in sources_read[item.action])
-            expected.finish({item.tensor.name for item in items})
+        with closing(run_in_order(workers, map(task, units), _AHEAD * plan.jobs)) as results:
+            for unit, found in zip(units, results, strict=True):
+                finished(unit, found)
+        for index, expected in enumerate(checksums):
+            if expected is not None:
+                read = (item for item in plan.items if index in sources_read[item.action])
+                expected.finish(item.tensor.name for item in read)
 
 
 def divide_plan(plan: MergePlan) -> list[WorkUnit]:
     """The work of a plan in units, which are independent of each other."""
     return divide(plan.items, [source.structure for source in plan.sources])
-
-
-def _bytes_read(plan: MergePlan, unit: WorkUnit) -> int:
-    sources_read = plan.sources_read
-    return sum(s.block.nbytes * len(sources_read[s.item.action]) for s in unit.segments)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -11,22 +11,23 @@ from ckptavg.runs.digest import digest
 from ckptavg.storage.files import partial
 from ckptavg.storage.lock import open_locked
 
-_FORMAT = "ckptavg-journal 1"
+_FORMAT = "ckptavg-journal 2"
 
 
 class Journal:
     """The journal of a merge into one output, locked as long as it is open.
 
-    Its first line names the plan. Each further line is a finished unit of work: its number, the
-    digests of what was written and of what was read, and a digest of the line itself, because what
-    was read goes into the record. What of it is trusted is decided in `ckptavg.merging.resuming`.
+    Its first line names the plan. Each further line is a finished unit of work: its number, for
+    each segment the digests of what was written and read, and a digest of the line itself, because
+    what was read goes into the record. What of it is trusted is decided in
+    `ckptavg.merging.resuming`.
 
     Attributes:
         entries: finished units of an earlier merge of the very same plan, by number.
         keep: whether to leave the journal for a later merge when this one leaves its `with`.
     """
 
-    entries: Mapping[int, tuple[bytes, bytes]]
+    entries: Mapping[int, Sequence[bytes]]
     keep: bool = False
 
     def __init__(self, output: Path, fingerprint: str, *, resume: bool) -> None:
@@ -52,11 +53,11 @@ class Journal:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, self._header, 0)
 
-    def add(self, unit: int, written: bytes, read: bytes) -> None:
-        """Notes that a unit is finished, with the digests of what was written and read."""
+    def add(self, unit: int, digests: Iterable[bytes]) -> None:
+        """Notes that a unit is finished, with the digests of its segments, see `UnitDigests`."""
         if unit in self.entries:
             return
-        entry = [unit, written.hex(), read.hex()]
+        entry = [unit, *(found.hex() for found in digests)]
         line = json.dumps([*entry, self._seal(entry)]) + "\n"
         os.lseek(self._descriptor, 0, os.SEEK_END)
         os.write(self._descriptor, line.encode())
@@ -69,7 +70,7 @@ class Journal:
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
-    def _read(self) -> dict[int, tuple[bytes, bytes]]:
+    def _read(self) -> dict[int, list[bytes]]:
         """The entries, as far as they are whole, if they are of the same plan."""
         with open(os.dup(self._descriptor), "rb") as file:  # noqa: PTH123
             file.seek(0)
@@ -81,8 +82,8 @@ class Journal:
                     *entry, seal = json.loads(line)
                     if seal != self._seal(entry):
                         break
-                    unit, written, read = entry
-                    entries[unit] = bytes.fromhex(written), bytes.fromhex(read)
+                    unit, *digests = entry
+                    entries[unit] = [bytes.fromhex(found) for found in digests]
                 except (ValueError, TypeError, RecursionError):
                     break  # a kill cut the line off, or what follows is not to be trusted
                 end += len(line)

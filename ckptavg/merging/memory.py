@@ -14,45 +14,35 @@ _TENSOR_MEMORY = 12 * 1024
 """Bytes for one tensor of a structure: its facts, HDF5's own, and its part of the record."""
 
 
-def threads_for(work: int, jobs: int | None = None) -> int:
-    """How many threads to use where memory allows them.
-
-    Args:
-        work: number of blocks that can be worked on at once.
-        jobs: threads as requested; by default one per core, up to 4.
-
-    Raises:
-        ResourceError: `jobs` is not a number of threads.
-    """
-    check_count("jobs", jobs, ResourceError)
-    wanted = jobs or min(_DEFAULT_JOBS, len(os.sched_getaffinity(0)))
-    return max(1, min(wanted, work))
-
-
-def fit_threads(wanted: int, fixed: int, least: int, max_memory: int | None) -> tuple[int, int]:
-    """How many threads fit into the memory, and how much of it each of them may use.
+def fit_threads(
+    work: int, fixed: int, least: int, max_memory: int | None, jobs: int | None = None
+) -> tuple[int, int]:
+    """How many threads to use, and how much memory each of them may use.
 
     Without a limit the usual one holds, or whatever one thread needs.
 
     Args:
-        wanted: number of threads to use if memory allows.
+        work: number of blocks that can be worked on at once.
         fixed: bytes that the work needs whatever the number of threads.
         least: bytes that each thread needs at least.
         max_memory: limit in bytes; None for the usual one.
+        jobs: threads to use if memory allows; by default one per core, up to 4.
 
     Returns:
         The number of threads, and the bytes for each.
 
     Raises:
         MemoryLimitError: the limit is too low for one thread.
-        ResourceError: the limit is not a number of bytes.
+        ResourceError: the limit is not a number of bytes, or `jobs` not a number of threads.
     """
+    check_count("jobs", jobs, ResourceError)
     if isinstance(max_memory, bool) or not isinstance(max_memory, int | None):
         raise ResourceError(f"max_memory is {max_memory!r:.40}, but must be a number of bytes")
     limit = max(_DEFAULT_MAX_MEMORY, fixed + least) if max_memory is None else max_memory
     if fixed + least > limit:
         raise MemoryLimitError(fixed + least, limit)
-    threads = min(wanted, (limit - fixed) // least)
+    wanted = jobs or min(_DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+    threads = max(1, min(wanted, work, (limit - fixed) // least))
     return threads, (limit - fixed) // threads
 
 

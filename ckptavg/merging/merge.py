@@ -2,17 +2,15 @@
 
 import os
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptavg.formats import open_writer
+from ckptavg.formats import CheckpointWriter, open_writer
 from ckptavg.merging.digests import MergeDigests, UnitDigests
-from ckptavg.merging.engine import divide_plan, stream
+from ckptavg.merging.engine import stream
 from ckptavg.merging.journal import Journal
 from ckptavg.merging.plan import MergePlan
-from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.resuming import fingerprint, recall
 from ckptavg.merging.work import WorkUnit
 from ckptavg.merging.worker import Advance
@@ -71,35 +69,18 @@ def run_plan(
         CkptavgError: as for `ckptavg.merge`, which plans and runs.
     """
     started = time.perf_counter()
-    units, digests = divide_plan(plan), MergeDigests(plan)
-    resumed = 0
-    with writing(plan.output), ExitStack() as reading, ExitStack() as stack:
-        readers = reading.enter_context(open_sources(plan.sources))
-        journal = stack.enter_context(Journal(plan.output, fingerprint(plan), resume=resume))
-        writer = stack.enter_context(
-            open_writer(
-                plan.output, plan.structure, plan.model_config, resume=bool(journal.entries)
-            )
-        )
+    digests = MergeDigests(plan)
+    with (
+        writing(plan.output),
+        Journal(plan.output, fingerprint(plan), resume=resume) as journal,
+        open_writer(
+            plan.output, plan.structure, plan.model_config, resume=bool(journal.entries)
+        ) as writer,
+    ):
         if not writer.resumed:
             journal.restart()
-
-        def done(unit: WorkUnit) -> UnitDigests | None:
-            nonlocal resumed
-            found = recall(journal, writer, plan, unit)
-            resumed += found is not None
-            return found
-
-        def finished(unit: WorkUnit, found: UnitDigests) -> None:
-            digests.add(unit, found)
-            for span in unit.spans:
-                if span.nbytes >= _SETTLED:
-                    writer.settle(span.item.tensor.name, span.start, span.nbytes)
-            journal.add(unit.number, found.written, found.read)
-
         try:
-            stream(plan, readers, units, writer.write, finished, done, progress)
-            reading.close()  # nothing is committed if a source has changed meanwhile
+            resumed = _fill(writer, journal, plan, digests, progress)
             record = _record(plan, writer.finish(), digests)
         except (KeyboardInterrupt, SystemExit, OSError):
             # Stopped, or out of disk: with `resume` what is done waits for the next merge.
@@ -110,14 +91,35 @@ def run_plan(
         record = commit_with_record(
             writer.commit, record, digests.tensor_records(), record_path(plan.output)
         )
-    return MergeReport(
-        output=plan.output,
-        record=record,
-        plan=plan,
-        unverified=tuple(source.path for source in plan.sources if not source.proven),
-        resumed=resumed / max(1, len(units)),
-        seconds=time.perf_counter() - started,
-    )
+    unverified = tuple(source.path for source in plan.sources if not source.proven)
+    seconds = time.perf_counter() - started
+    return MergeReport(plan.output, record, plan, unverified, resumed, seconds)
+
+
+def _fill(
+    writer: CheckpointWriter,
+    journal: Journal,
+    plan: MergePlan,
+    digests: MergeDigests,
+    progress: Advance | None,
+) -> float:
+    """Writes all tensors; returns the fraction of the work that an earlier merge had done."""
+    trusted = []
+
+    def done(unit: WorkUnit) -> UnitDigests | None:
+        found = recall(journal, writer, plan, unit)
+        trusted.append(found is not None)
+        return found
+
+    def finished(unit: WorkUnit, found: UnitDigests) -> None:
+        digests.add(unit, found)
+        for span in unit.spans:
+            if span.nbytes >= _SETTLED:
+                writer.settle(span.item.tensor.name, span.start, span.nbytes)
+        journal.add(unit.number, found)
+
+    stream(plan, writer.write, finished, done, progress)
+    return sum(trusted) / max(1, len(trusted))
 
 
 def _facts_of_one(plan: MergePlan) -> dict[str, Any]:

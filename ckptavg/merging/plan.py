@@ -12,7 +12,7 @@ from ckptavg.formats.layers import moving_statistics
 from ckptavg.formats.tensorflow.paths import checkpoint_path, main_file
 from ckptavg.formats.tensors import BLOCK_SIZE
 from ckptavg.merging.exact_mean import PIECE
-from ckptavg.merging.memory import fit_threads, index_memory, threads_for
+from ckptavg.merging.memory import fit_threads, index_memory
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
 from ckptavg.merging.quantized import check_config_not_quantized, check_not_quantized
 from ckptavg.merging.tensor_rules import DROP, EQUAL, PlanItem, decide, sources_read
@@ -38,35 +38,35 @@ class MergePlan:
 
     Attributes:
         output: the file to write.
-        overwrite: whether a file of that name may be replaced.
         sources: in the order in which they were named.
         items: what becomes of every tensor of the checkpoints.
         recipe: how the coefficients came about, such as `uniform` or `ema:0.9`; or `copy` of one.
         jobs: number of threads; see `ckptavg.merging.memory`.
         batch_norm: what the BatchNorm statistics of the output will be worth.
-        model_file: the model's configuration, if there is one.
-        model_config: its content, if the output needs it.
         bytes_read: from all sources.
         bytes_written: of tensors.
-        disk: bytes that the folder of the output must have free.
         memory: projected working memory in bytes, beyond the interpreter and its libraries.
+        overwrite: whether a file of the output's name may be replaced.
+        model_file: the model's configuration, if there is one.
+        model_config: its content, if the output needs it.
+        disk: bytes that the folder of the output must have free.
         left_out: checkpoints that hold NaN or infinity, as their records say.
         choice: what was asked for, as the record will note it.
     """
 
     output: Path
-    overwrite: bool
     sources: tuple[SourcePlan, ...]
     items: tuple[PlanItem, ...]
     recipe: str
     jobs: int
     batch_norm: BatchNormRecord | None
-    model_file: Path | None
-    model_config: ModelConfig | None
     bytes_read: int
     bytes_written: int
-    disk: int
     memory: int
+    overwrite: bool = False
+    model_file: Path | None = None
+    model_config: ModelConfig | None = None
+    disk: int = 0
     left_out: tuple[Checkpoint, ...] = ()
     choice: Mapping[str, Scalar] = field(default_factory=dict)
 
@@ -154,20 +154,20 @@ def plan_merge(
     )
     _check_files(plan, overwrite)
     archive = writer_of(output, plan.structure.naming).needs_model_config
-    twice = archive or live_model  # the weights first, then the file around them
-    plan = replace(
+    # An archive needs the disk twice: the weights are written first, then the file around them.
+    disk = plan.bytes_written * (2 if archive or live_model else 1)
+    _check_disk(output, disk)
+    model_file = Path(model) if model is not None else _model_file(checkpoints)
+    needed = archive and not live_model
+    return replace(
         plan,
         overwrite=overwrite,
+        model_file=model_file,
+        model_config=_model_config(model_file, output, plan.sources[0]) if needed else None,
+        disk=disk,
         left_out=weighted.left_out,
-        disk=plan.bytes_written * (1 + twice),
         choice={**(choice or {}), **weighted.choice},
     )
-    _check_disk(output, plan.disk)
-    model_file = Path(model) if model is not None else _model_file(checkpoints)
-    config = None
-    if archive and not live_model:
-        config = _model_config(model_file, output, plan.sources[0])
-    return replace(plan, model_file=model_file, model_config=config)
 
 
 def plan_average(
@@ -197,27 +197,29 @@ def plan_average(
         CkptavgError: as `merge` does.
     """
     sources = plan_sources(checkpoints, coefficients)
+    last = sources[-1]
     if not copy:
-        _check_not_quantized(sources[-1])
-    items = decide(sources[-1].structure, len(sources), non_float, copy=copy)
+        check_not_quantized(last.path, last.structure)
+        if last.path.name.endswith(".keras"):
+            check_config_not_quantized(last.path, ModelConfig.read(last.path))
+    items = decide(last.structure, len(sources), non_float, copy=copy)
     if all(item.action == DROP for item in items):
         raise FormatError(f"{sources[0].path} holds no weights")
-    threads, memory = _fit_memory(jobs, max_memory, sources, items)
     read = sources_read(coefficients)
+    written = sum(item.tensor.nbytes for item in items if item.action != DROP)
+    digests = total_blocks(items) * DIGEST_SIZE * (len(sources) + 1)
+    index = index_memory(sources) + digests
+    threads, _ = fit_threads(-(-written // BLOCK_SIZE), index, _JOB_MEMORY, max_memory, jobs)
     return MergePlan(
         output=output,
-        overwrite=False,
         sources=sources,
         items=items,
         recipe=recipe,
         jobs=threads,
         batch_norm=_batch_norm(sources),
-        model_file=None,
-        model_config=None,
         bytes_read=sum(item.tensor.nbytes * len(read[item.action]) for item in items),
-        bytes_written=sum(item.tensor.nbytes for item in items if item.action != DROP),
-        disk=0,
-        memory=memory,
+        bytes_written=written,
+        memory=index + threads * _JOB_MEMORY,
     )
 
 
@@ -225,12 +227,6 @@ def plan_mean(checkpoints: Sequence[Checkpoint], output: Path = Path()) -> Merge
     """Plans the plain mean of checkpoints; arguments and errors are those of `plan_average`."""
     coefficients = uniform(len(checkpoints))
     return plan_average(checkpoints, output, recipe=UNIFORM, coefficients=coefficients)
-
-
-def _check_not_quantized(source: SourcePlan) -> None:
-    check_not_quantized(source.path, source.structure)
-    if source.path.name.endswith(".keras"):
-        check_config_not_quantized(source.path, ModelConfig.read(source.path))
 
 
 def _check_files(plan: MergePlan, overwrite: bool) -> None:
@@ -262,31 +258,14 @@ def _check_disk(output: Path, needed: int) -> None:
         )
 
 
-def _fit_memory(
-    jobs: int | None,
-    max_memory: int | None,
-    sources: Sequence[SourcePlan],
-    items: Sequence[PlanItem],
-) -> tuple[int, int]:
-    """The number of threads, and the memory that the merge will use with them."""
-    written = sum(item.tensor.nbytes for item in items if item.action != DROP)
-    index = index_memory(sources) + total_blocks(items) * DIGEST_SIZE * (len(sources) + 1)
-    wanted = threads_for(-(-written // BLOCK_SIZE), jobs)
-    threads, _ = fit_threads(wanted, index, _JOB_MEMORY, max_memory)
-    return threads, index + threads * _JOB_MEMORY
-
-
 def _batch_norm(sources: Sequence[SourcePlan]) -> BatchNormRecord | None:
-    known = sources[-1].record
-    if known is not None:
-        if known.batch_norm is None or len(sources) == 1:
-            return known.batch_norm
-        layers, moving = known.batch_norm.layers, known.batch_norm.moving
-        return BatchNormRecord(layers, "stale", moving=moving)
-    layers = len(moving_statistics(sources[-1].structure))
-    if not layers:
-        return None
-    return BatchNormRecord(layers, "stale" if len(sources) > 1 else "running")
+    known, averaged = sources[-1].record, len(sources) > 1
+    if known is None:
+        layers = len(moving_statistics(sources[-1].structure))
+        return BatchNormRecord(layers, "stale" if averaged else "running") if layers else None
+    if known.batch_norm is None or not averaged:
+        return known.batch_norm
+    return BatchNormRecord(known.batch_norm.layers, "stale", moving=known.batch_norm.moving)
 
 
 def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:

@@ -16,7 +16,7 @@ See docs/decisions/0023-a-merge-can-be-resumed.md.
 import json
 
 from ckptavg.formats import CheckpointWriter
-from ckptavg.merging.digests import UnitDigests
+from ckptavg.merging.digests import UnitDigests, by_segment
 from ckptavg.merging.journal import Journal
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.work import WorkUnit
@@ -45,12 +45,11 @@ def recall(
 
     Otherwise None: the unit is averaged again, and that finds out what is wrong.
     """
-    entry = journal.entries.get(unit.number)
-    if entry is None:
+    found = journal.entries.get(unit.number)
+    if found is None:
         return None
-    found = UnitDigests(*entry)
     try:
-        for segment, written, read in found.by_segment(plan, unit):
+        for segment, written, read in by_segment(plan, unit, found):
             tensor, block = segment.item.tensor, segment.block
             if digest(writer.read(tensor.name, block.start, block.nbytes)) != written:
                 return None

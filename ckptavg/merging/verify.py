@@ -6,9 +6,8 @@ from pathlib import Path
 
 from ckptavg.errors import IntegrityError
 from ckptavg.merging.digests import MergeDigests
-from ckptavg.merging.engine import divide_plan, stream
+from ckptavg.merging.engine import stream
 from ckptavg.merging.plan import plan_average
-from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.tensor_rules import LAST
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import check_intact
@@ -91,8 +90,7 @@ def _recompute(path: Path, record: Record) -> Verification:
         copy=record.recipe == "copy",
     )
     digests = MergeDigests(plan)
-    with open_sources(plan.sources) as readers:
-        stream(plan, readers, divide_plan(plan), lambda *_: None, digests.add)
+    stream(plan, lambda *_: None, digests.add)
     _check_sources(path, record, digests)
     return _compare(path, record, digests)
 

@@ -1,6 +1,6 @@
 """Averages the spans of a unit in one thread, and checks all that it reads against the records."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +9,13 @@ import numpy as np
 from ckptavg.errors import IntegrityError, MismatchError
 from ckptavg.formats import CheckpointReader
 from ckptavg.formats.tensors import TensorInfo, all_finite
-from ckptavg.merging.digests import SpanDigests, UnitDigests, pack
+from ckptavg.merging.digests import SpanDigests, UnitDigests
 from ckptavg.merging.exact_mean import PIECE, Terms, WeightedMean
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.tensor_rules import AVERAGE
 from ckptavg.merging.work import Segment, Span, WorkUnit
-from ckptavg.runs.proof import Checksums, block_digest
+from ckptavg.runs.digest import digest
+from ckptavg.runs.proof import Checksums, read_block
 
 Advance = Callable[[int], None]
 """Called with the work done since the last call: bytes read (from any thread) or candidates
@@ -47,7 +48,6 @@ class Worker:
         self._sources_read = plan.sources_read
         self._buffer = memoryview(bytearray(BUFFER))
         self._mean = WeightedMean()
-        self._numbers: dict[int, dict[str, int]] = {}
 
     def expect(self, unit: WorkUnit) -> None:
         """Lets the system read ahead what will be needed soon."""
@@ -67,105 +67,69 @@ class Worker:
         """
         # What overflows or is invalid is found in the results, and reported by name.
         with np.errstate(all="ignore"):
-            digests = [self._run(span) for span in unit.spans]
-        return UnitDigests(
-            b"".join(found.written for found in digests), b"".join(found.read for found in digests)
-        )
+            return [found for span in unit.spans for found in self._run(span)]
 
-    def _run(self, span: Span) -> UnitDigests:
-        """Writes the segments of a span."""
-        chosen = self._sources_read[span.item.action]
-        count = len(span.segments)
-        read = {index: SpanDigests(count, self._checksums[index] is not None) for index in chosen}
-        written = SpanDigests(count)
-        stored = {index: self._stored(index, span) for index in chosen}
-        itemsize = span.item.tensor.numpy_dtype.itemsize
+    def _run(self, span: Span) -> Iterator[bytes]:
+        """Writes the segments of a span, and gives their digests as `UnitDigests` holds them."""
+        average, dtype = span.item.action == AVERAGE, span.item.tensor.numpy_dtype
+        written = SpanDigests(span.segments)
+        read = {
+            index: SpanDigests(span.segments, self._checksums[index] is not None)
+            for index in self._sources_read[span.item.action]
+        }
         # A piece fits into the buffer of bytes and into those of the sum, whatever the dtype.
-        step = min(PIECE * itemsize, BUFFER // itemsize * itemsize)
+        step = min(PIECE * dtype.itemsize, BUFFER // dtype.itemsize * dtype.itemsize)
         for start in range(0, span.nbytes, step):
             nbytes = min(step, span.nbytes - start)
             parts = list(span.parts(start, nbytes))
-            if span.item.action == AVERAGE:
-                result = self._average(span, stored, start, nbytes, parts, read)
-            else:
-                result = self._copy(span, stored, start, nbytes, read)
+            pieces = self._read(span, start, nbytes, parts, read)
+            result = self._average(pieces, dtype) if average else self._copy(pieces, span)
             for index, first, last in parts:
-                segment = span.segments[index]
+                segment, values = span.segments[index], result[first:last]
                 place = segment.block.start + start + first - span.offsets[index]
-                whole = last - first == segment.block.nbytes
-                written.update(index, result[first:last], whole=whole)
-                self._write(segment.item.tensor.name, place, result[first:last])
-            useful = sum(last - first for _, first, last in parts)
-            self._progress(useful * len(chosen))
+                # Bytes between the tensors are summed along, but they may look like NaN.
+                if average and not all_finite(np.frombuffer(values, dtype)):
+                    self._explain_not_finite(segment, place, last - first, read)
+                written.update(index, values)
+                self._write(segment.item.tensor.name, place, values)
+            self._progress(sum(last - first for _, first, last in parts) * len(read))
         for index, digests in read.items():
             self._check(index, span, digests)
-        by_source = [digests.finish() for digests in read.values()]
-        return UnitDigests(b"".join(written.finish()), pack(list(zip(*by_source, strict=True))))
+        rows = zip(*(digests.finish() for digests in (written, *read.values())), strict=True)
+        return map(b"".join, rows)
 
-    def _check(self, index: int, span: Span, found: SpanDigests) -> None:
-        """Compares what was read of a source with its record, or with its format's checksums."""
-        source, checksums = self._plan.sources[index], self._checksums[index]
-        if source.proof is not None:
-            for segment, digest in zip(span.segments, found.finish(), strict=True):
-                source.proof.check(source.path, segment.item.tensor, segment.block, digest)
-        elif checksums is not None:
-            for segment, crc in zip(span.segments, found.checksums, strict=True):
-                tensor = source.structure.tensors[segment.item.tensor.name]
-                checksums.add(self._number(index, tensor), tensor, segment.block, crc)
-
-    def _number(self, index: int, tensor: TensorInfo) -> int:
-        """The place of a tensor in the structure of a source."""
-        structure = self._plan.sources[index].structure
-        if id(structure) not in self._numbers:
-            names = {name: number for number, name in enumerate(structure.tensors)}
-            self._numbers[id(structure)] = names
-        return self._numbers[id(structure)][tensor.name]
-
-    def _average(
+    def _read(
         self,
         span: Span,
-        stored: Mapping[int, TensorInfo],
         start: int,
         nbytes: int,
         parts: Sequence[tuple[int, int, int]],
         read: Mapping[int, SpanDigests],
-    ) -> memoryview:
-        dtype = span.item.tensor.numpy_dtype
-        begin = span.start + start
+    ) -> Iterator[tuple[int, memoryview]]:
+        """A piece of a span from each source; each is valid until the next one."""
+        data = self._buffer[:nbytes]
         for index, digests in read.items():
-            data = self._read(index, stored[index], begin, nbytes)
+            self._readers[index].read_into(self._stored(index, span), span.start + start, data)
             for part, first, last in parts:
-                whole = last - first == span.segments[part].block.nbytes
-                digests.update(part, data[first:last], whole=whole)
+                digests.update(part, data[first:last])
+            yield index, data
+
+    def _average(self, pieces: Iterable[tuple[int, memoryview]], dtype: np.dtype) -> memoryview:
+        for index, data in pieces:
             self._mean.add(np.frombuffer(data, dtype), self._terms.factors[index])
         result = self._mean.result(self._terms.divisor, keep_equal=self._terms.normalized)
-        size = dtype.itemsize
-        # Bytes between the tensors are summed along, but they may look like NaN.
-        for part, first, last in parts:
-            if not all_finite(result[first // size : last // size]):
-                place = span.segments[part].block.start + start + first - span.offsets[part]
-                self._explain_not_finite(span.segments[part], place, last - first, read)
         return result.view(np.uint8).data
 
-    def _copy(
-        self,
-        span: Span,
-        stored: Mapping[int, TensorInfo],
-        start: int,
-        nbytes: int,
-        read: Mapping[int, SpanDigests],
-    ) -> memoryview:
+    def _copy(self, pieces: Iterable[tuple[int, memoryview]], span: Span) -> memoryview:
         (segment,) = span.segments
-        tensor = segment.item.tensor
         origin, first = -1, b""
-        for index, digests in read.items():
-            data = self._read(index, stored[index], segment.block.start + start, nbytes)
-            digests.update(0, data, whole=nbytes == segment.block.nbytes)
+        for index, data in pieces:
             if origin < 0:
                 origin, first = index, bytes(data)
             elif first != data:
                 self._check_damage(origin, segment)
                 self._check_damage(index, segment)
+                tensor = segment.item.tensor
                 raise MismatchError(
                     f"'{tensor.name}' ({tensor.dtype}) differs between "
                     f"{self._readers[origin].path} and {self._readers[index].path}: values of this "
@@ -174,22 +138,27 @@ class Worker:
                 )
         return memoryview(first)
 
+    def _check(self, index: int, span: Span, found: SpanDigests) -> None:
+        """Compares what was read of a source with its record, or with its format's checksums."""
+        source, checksums = self._plan.sources[index], self._checksums[index]
+        if source.proof is not None:
+            for segment, value in zip(span.segments, found.finish(), strict=True):
+                source.proof.check(source.path, segment.item.tensor, segment.block, value)
+        elif checksums is not None:
+            for segment, crc in zip(span.segments, found.checksums, strict=True):
+                tensor = source.structure.tensors[segment.item.tensor.name]
+                checksums.add(tensor, segment.block, crc)
+
     def _stored(self, index: int, span: Span) -> TensorInfo:
         """What is read from a source for a span: a tensor, or many as if they were one."""
         tensor = self._plan.sources[index].structure.tensors[span.item.tensor.name]
         return tensor if span.extent is None else replace(tensor, extent=span.extent)
 
-    def _read(self, index: int, tensor: TensorInfo, start: int, nbytes: int) -> memoryview:
-        buffer = self._buffer[:nbytes]
-        assert len(buffer) == nbytes
-        self._readers[index].read_into(tensor, start, buffer)
-        return buffer
-
     def _check_damage(self, index: int, segment: Segment) -> None:
         source, name = self._plan.sources[index], segment.item.tensor.name
         if source.proof is not None:
             stored = source.structure.tensors[name]
-            found = block_digest(self._readers[index], stored, segment.block)
+            found = digest(read_block(self._readers[index], stored, segment.block))
             source.proof.check(source.path, stored, segment.block, found)
 
     def _explain_not_finite(

@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ckptavg.errors import RecordError
-from ckptavg.runs.json_values import DAMAGE, number, optional, text, whole
+from ckptavg.runs.json_values import DAMAGE, decode, number
 
 HISTORY_FILE = "history.jsonl"
 
@@ -37,18 +36,6 @@ class EpochLog:
         content["metrics"] = {name: number(value) for name, value in self.metrics.items()}
         return json.dumps(content, allow_nan=False) + "\n"
 
-    @classmethod
-    def from_line(cls, line: str) -> "EpochLog":
-        """Reads a line; a damaged one raises one of the errors that `read_history` catches."""
-        content: Any = json.loads(line)
-        return cls(
-            epoch=whole(content["epoch"]),
-            step=optional(whole, content["step"]),
-            learning_rate=optional(float, content["learning_rate"]),
-            metrics={text(name): float(value) for name, value in content["metrics"].items()},
-            time=text(content["time"]),
-        )
-
 
 def read_history(path: Path) -> tuple[EpochLog, ...]:
     """Reads a history file, without a last line that was cut off.
@@ -65,10 +52,10 @@ def read_history(path: Path) -> tuple[EpochLog, ...]:
         return ()
     except OSError as error:
         raise RecordError(f"cannot read the history {path}: {error}") from error
-    logs = []
+    logs: list[EpochLog] = []
     for place, line in enumerate(lines, 1):
         try:
-            logs.append(EpochLog.from_line(line.decode()))
+            logs.append(decode(EpochLog, json.loads(line.decode())))
         except DAMAGE as error:
             raise RecordError(
                 f"line {place} of the history {path} is damaged: {error!r:.200}. Remove the line "

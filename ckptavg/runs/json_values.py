@@ -2,13 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from ckptavg.runs.digest import DIGEST_SIZE
 
 Scalar = str | int | float | bool | None
-T = TypeVar("T")
 
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 """What reading damaged JSON may raise: here, or where a key is missing or a list is a number."""
@@ -21,23 +23,20 @@ def number(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)
 
 
-def digest_text(value: Any) -> str:
-    """A digest in hexadecimal digits."""
+def _digest(value: Any) -> str:
     if not isinstance(value, str) or _DIGEST.fullmatch(value) is None:
         raise ValueError(f"expected a digest of 32 hexadecimal digits, got {value!r:.40}")
     return value
 
 
-def whole(value: Any) -> int:
-    """An integer >= 0."""
+def _whole(value: Any) -> int:
     # bool is a subclass of int, and no array or file has a size of 2^63 or more.
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ValueError(f"expected an integer >= 0, got {value!r:.40}")
     return value
 
 
-def text(value: Any) -> str:
-    """A text without null characters."""
+def _text(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"expected a text, got {value!r:.40}")
     if not value.isascii():
@@ -45,13 +44,58 @@ def text(value: Any) -> str:
     return value
 
 
-def scalar(value: Any) -> Scalar:
-    """A text, a number, a truth value or null."""
+def _scalar(value: Any) -> Scalar:
     if not isinstance(value, Scalar):
         raise ValueError(f"expected a text or a number, got {value!r:.40}")
-    return text(value) if isinstance(value, str) else value
+    return _text(value) if isinstance(value, str) else value
 
 
-def optional(read: Callable[[Any], T], value: Any) -> T | None:
-    """What `read` makes of a value; None of None."""
-    return None if value is None else read(value)
+Digest = Annotated[str, _digest]
+"""A digest in hexadecimal digits."""
+
+_ADDED = {"non_finite", "ema", "choice", "tensors", "mode", "moving", "digest"}
+"""Fields that records of earlier versions lack; any other one that is missing is damage."""
+
+_READERS: Mapping[Any, Callable[[Any], Any]] = {
+    **{int: _whole, float: float, str: _text, bool: bool},
+    **{Digest: _digest, Scalar: _scalar},
+}
+
+
+def decode(kind: Any, value: Any) -> Any:
+    """Makes a value of a type from JSON, or raises one of `DAMAGE`.
+
+    Args:
+        kind: a number, a text, a `Digest` or `Scalar`; or a dataclass, a tuple, a mapping from
+            texts or an optional one of such types. Fields of a dataclass that do not take part in
+            comparisons are not in the file.
+        value: as JSON gives it.
+    """
+    return _reader_of(kind)(value)
+
+
+# The types are looked at once: a proof holds a digest for every 8 MiB of a model.
+@cache
+def _reader_of(kind: Any) -> Callable[[Any], Any]:
+    if kind in _READERS:
+        return _READERS[kind]
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _reader_of_object(kind)
+    inner = [argument for argument in get_args(kind) if argument not in (..., NoneType)]
+    read = _reader_of(inner[-1])
+    if get_origin(kind) is tuple:
+        return lambda value: tuple(map(read, value))
+    if get_origin(kind) is Mapping:
+        return lambda value: {_text(name): read(content) for name, content in value.items()}
+    return lambda value: None if value is None else read(value)
+
+
+def _reader_of_object(kind: type) -> Callable[[Any], Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    stored = {f.name: _reader_of(hints[f.name]) for f in fields(kind) if f.compare}
+
+    def read(value: Any) -> Any:
+        names = [name for name in stored if name in value or name not in _ADDED]
+        return kind(**{name: stored[name](value[name]) for name in names})
+
+    return read

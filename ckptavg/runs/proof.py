@@ -2,7 +2,7 @@
 
 import threading
 from array import array
-from collections.abc import Container, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,17 +28,17 @@ def tensor_records(path: Path) -> dict[str, TensorRecord]:
             name: TensorRecord(
                 tensor.shape,
                 tensor.dtype,
-                tuple(block_digest(reader, tensor, block).hex() for block in blocks(tensor.nbytes)),
+                tuple(digest(read_block(reader, tensor, b)).hex() for b in blocks(tensor.nbytes)),
             )
             for name, tensor in reader.structure.model_tensors.items()
         }
 
 
-def block_digest(reader: CheckpointReader, tensor: TensorInfo, block: Block) -> bytes:
-    """The digest of a block's bytes, read afresh."""
+def read_block(reader: CheckpointReader, tensor: TensorInfo, block: Block) -> bytearray:
+    """The bytes of a block, read afresh."""
     buffer = bytearray(block.nbytes)
     reader.read_into(tensor, block.start, memoryview(buffer))
-    return digest(buffer)
+    return buffer
 
 
 def check_intact(path: Path) -> bool:
@@ -56,12 +56,13 @@ def check_intact(path: Path) -> bool:
         if record is None:
             if not reader.checksums:
                 return False
-            Checksums(reader).finish(reader.structure.model_tensors)
+            names = reader.structure.model_tensors
+            Checksums(reader, {name: n for n, name in enumerate(names)}).finish(names)
             return True
         proof = Proof.of(record, reader)
         for tensor in reader.structure.model_tensors.values():
             for block in blocks(tensor.nbytes):
-                proof.check(path, tensor, block, block_digest(reader, tensor, block))
+                proof.check(path, tensor, block, digest(read_block(reader, tensor, block)))
     return True
 
 
@@ -77,9 +78,9 @@ def read_proven(path: Path, record: Record) -> dict[str, np.ndarray]:
         proof = Proof.of(record, reader)
         for name, tensor in reader.structure.model_tensors.items():
             buffer = bytearray(tensor.nbytes)
+            reader.read_into(tensor, 0, memoryview(buffer))
             for block in blocks(tensor.nbytes):
                 part = memoryview(buffer)[block.start : block.start + block.nbytes]
-                reader.read_into(tensor, block.start, part)
                 proof.check(path, tensor, block, digest(part))
             found[name] = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
     return found
@@ -91,24 +92,24 @@ class Checksums:
     They are CRC-32C of whole tensors, whereas tensors are read block by block in several threads.
     """
 
-    def __init__(self, reader: CheckpointReader) -> None:
+    def __init__(self, reader: CheckpointReader, numbers: Mapping[str, int]) -> None:
+        """Reads the checksums of a checkpoint.
+
+        Args:
+            reader: of the checkpoint.
+            numbers: of its tensors by stored name, counted from 0.
+        """
         self._reader = reader
+        self._numbers = numbers
         expected = reader.checksums
-        names = list(reader.structure.tensors)
-        # Names are shared with the structure, numbers are packed: there may be many checkpoints.
-        self._expected = array("q", (expected.get(name, -1) for name in names))
-        self._checked = bytearray(len(names))
+        # Names are shared by all checkpoints, of which there may be many; numbers are packed.
+        self._expected = array("q", (expected.get(name, -1) for name in numbers))
+        self._checked = bytearray(len(numbers))
         self._parts: dict[str, dict[int, int]] = {}
         self._lock = threading.Lock()
 
-    def add(self, number: int, tensor: TensorInfo, block: Block, crc: int) -> None:
-        """Takes in the CRC-32C of a block.
-
-        Args:
-            number: of the tensor in the structure.
-            tensor: as it is stored.
-            block: of the tensor.
-            crc: of its bytes.
+    def add(self, tensor: TensorInfo, block: Block, crc: int) -> None:
+        """Takes in the CRC-32C of the bytes of a block.
 
         Raises:
             IntegrityError: it was the last one, and the tensor is not what was saved.
@@ -119,6 +120,7 @@ class Checksums:
             if len(parts) < count_blocks(tensor.nbytes):
                 return
             del self._parts[tensor.name]
+            number = self._numbers[tensor.name]
             self._checked[number] = 1
         found = 0
         for part in blocks(tensor.nbytes):
@@ -129,21 +131,17 @@ class Checksums:
                 "checksum in its index"
             )
 
-    def finish(self, names: Container[str]) -> None:
+    def finish(self, names: Iterable[str]) -> None:
         """Reads the blocks of these tensors that were not added: an earlier merge did them.
 
         Raises:
             IntegrityError: one is not what was saved.
         """
-        for number, tensor in enumerate(self._reader.structure.tensors.values()):
-            if tensor.name not in names or self._checked[number]:
-                continue
-            done = self._parts.get(tensor.name, {})
-            for block in blocks(tensor.nbytes):
-                if block.index not in done:
-                    buffer = bytearray(block.nbytes)
-                    self._reader.read_into(tensor, block.start, memoryview(buffer))
-                    self.add(number, tensor, block, crc32c(buffer))
+        for name in names:
+            if not self._checked[self._numbers[name]]:
+                tensor, done = self._reader.structure.tensors[name], self._parts.get(name, {})
+                for block in [block for block in blocks(tensor.nbytes) if block.index not in done]:
+                    self.add(tensor, block, crc32c(read_block(self._reader, tensor, block)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +171,11 @@ class Proof:
             RecordError: the record's file is gone or damaged.
             IntegrityError: the file has not the size or the tensors that the record says.
         """
-        _check_size(record, reader)
+        if record.size != reader.size:
+            raise IntegrityError(
+                f"{reader.path} has {reader.size:,} bytes but its record says {record.size:,}: "
+                "it was changed or truncated after it was saved"
+            )
         recorded = record.read_tensors()
         stored = reader.structure.model_tensors
         parts: list[str] = []
@@ -216,11 +218,3 @@ class Proof:
                 f"{path} is damaged: block {block.index} of '{tensor.name}' (its bytes from "
                 f"{block.start:,} on) is not what was saved, by the digest in its record"
             )
-
-
-def _check_size(record: Record, reader: CheckpointReader) -> None:
-    if record.size != reader.size:
-        raise IntegrityError(
-            f"{reader.path} has {reader.size:,} bytes but its record says {record.size:,}: "
-            "it was changed or truncated after it was saved"
-        )

@@ -19,16 +19,7 @@ from typing import Any
 
 from ckptavg.errors import RecordError
 from ckptavg.recipes.posthoc_ema import TrackedAverage
-from ckptavg.runs.json_values import (
-    DAMAGE,
-    Scalar,
-    digest_text,
-    number,
-    optional,
-    scalar,
-    text,
-    whole,
-)
+from ckptavg.runs.json_values import DAMAGE, Digest, Scalar, decode, number
 from ckptavg.storage.files import write_text
 from ckptavg.version import __version__
 
@@ -42,7 +33,7 @@ class TensorRecord:
 
     shape: tuple[int, ...]
     dtype: str
-    digests: tuple[str, ...]
+    digests: tuple[Digest, ...]
 
 
 TensorRecords = Mapping[str, TensorRecord]
@@ -68,7 +59,7 @@ class SourceRecord:
     coefficient: float
     epoch: int | None = None
     verified: bool = False
-    digest: str | None = None
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +186,8 @@ class Record:
         with _damage_explained(path):
             if not isinstance(content["tensors"], dict):
                 raise TypeError("'tensors' must be an object")
-            return cls._from_content(content, path)
+            found: Record = decode(cls, content)
+            return replace(found, path=path)
 
     def read_tensors(self) -> TensorRecords:
         """The proof of the checkpoint by stored name of its tensors, without optimizer state.
@@ -206,29 +198,8 @@ class Record:
         assert self.path is not None, "only a record with a file has tensors"
         content = _read_content(self.path)
         with _damage_explained(self.path):
-            return _read_tensors(content)
-
-    @classmethod
-    def _from_content(cls, content: dict[str, Any], path: Path) -> "Record":
-        return cls(
-            file=text(content["file"]),
-            size=whole(content["size"]),
-            time=text(content["time"]),
-            versions={text(name): text(v) for name, v in content["versions"].items()},
-            epoch=optional(whole, content["epoch"]),
-            step=optional(whole, content["step"]),
-            learning_rate=optional(float, content["learning_rate"]),
-            initial_learning_rate=optional(float, content["initial_learning_rate"]),
-            metrics={text(name): float(value) for name, value in content["metrics"].items()},
-            batch_norm=optional(_read_batch_norm, content["batch_norm"]),
-            model=optional(text, content["model"]),
-            recipe=optional(text, content["recipe"]),
-            sources=tuple(map(_read_source, content["sources"])),
-            non_finite=tuple(map(text, content.get("non_finite", ()))),
-            ema=optional(_read_ema, content.get("ema")),
-            choice={text(name): scalar(v) for name, v in content.get("choice", {}).items()},
-            path=path,
-        )
+            tensors: TensorRecords = decode(TensorRecords, content["tensors"])
+            return tensors
 
 
 def now() -> str:
@@ -271,42 +242,3 @@ def _damage_explained(path: Path) -> Iterator[None]:
         yield
     except DAMAGE as error:
         raise RecordError(f"the record {path} is damaged: {error!r:.200}") from error
-
-
-def _read_tensors(content: dict[str, Any]) -> TensorRecords:
-    return {
-        text(name): TensorRecord(
-            tuple(whole(n) for n in tensor["shape"]),
-            text(tensor["dtype"]),
-            tuple(digest_text(digest) for digest in tensor["digests"]),
-        )
-        for name, tensor in content["tensors"].items()
-    }
-
-
-def _read_batch_norm(content: dict[str, Any]) -> BatchNormRecord:
-    return BatchNormRecord(
-        layers=whole(content["layers"]),
-        statistics=text(content["statistics"]),
-        samples=optional(whole, content["samples"]),
-        batches=optional(whole, content["batches"]),
-        data=optional(text, content["data"]),
-        tensors=tuple(map(text, content.get("tensors", ()))),
-        mode=optional(text, content.get("mode")),
-        moving=tuple(map(text, content.get("moving", ()))),
-    )
-
-
-def _read_ema(content: dict[str, Any]) -> TrackedAverage:
-    return TrackedAverage(float(content["sigma_rel"]), whole(content["step"]))
-
-
-def _read_source(content: dict[str, Any]) -> SourceRecord:
-    return SourceRecord(
-        path=text(content["path"]),
-        size=whole(content["size"]),
-        coefficient=float(content["coefficient"]),
-        epoch=optional(whole, content["epoch"]),
-        verified=bool(content["verified"]),
-        digest=optional(digest_text, content.get("digest")),
-    )

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ckptavg.errors import MismatchError
-from ckptavg.merging.engine import divide_plan, stream
+from ckptavg.merging.engine import stream
 from ckptavg.merging.exact_mean import PIECE, WeightedMean, round_once
 from ckptavg.merging.plan import MergePlan
-from ckptavg.merging.planned_sources import open_sources
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
 from ckptavg.merging.worker import Advance, Write
 from ckptavg.search.row_store import RowStore
@@ -223,8 +222,7 @@ def _stream(
         sources=sources,
         items=tuple(replace(item, tensor=tensors[item.tensor.name]) for item in items),
     )
-    with open_sources(chosen.sources) as readers:
-        stream(chosen, readers, divide_plan(chosen), take, lambda *_: None, progress=progress)
+    stream(chosen, take, lambda *_: None, progress=progress)
 
 
 def _size(item: PlanItem) -> int:

@@ -10,6 +10,7 @@ import pytest
 from ckptavg import CheckpointSaver, EpochLog, open_run
 from ckptavg.errors import RecordError, SaverError
 from ckptavg.runs.history import HISTORY_FILE
+from ckptavg.runs.json_values import decode
 from tests.helpers.files import fill, leftovers
 from tests.helpers.models import compiled_model, tiny_data, tiny_model
 
@@ -137,7 +138,7 @@ def test_a_training_that_begins_anew_begins_its_history(tmp_path):
 
 def test_what_is_no_number_survives():
     log = EpochLog(3, None, None, {"loss": math.nan, "val_loss": -math.inf, "x": 0.1 + 0.2}, "t")
-    again = EpochLog.from_line(log.to_line())
+    again = decode(EpochLog, json.loads(log.to_line()))
     assert math.isnan(again.metrics["loss"])
     assert dict(again.metrics) | {"loss": 0} == dict(log.metrics) | {"loss": 0}
     assert (again.epoch, again.step, again.learning_rate, again.time) == (3, None, None, "t")

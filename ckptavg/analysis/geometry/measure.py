@@ -17,7 +17,7 @@ from ckptavg.analysis.statistics_shift import statistics_in
 from ckptavg.errors import FormatError, IntegrityError, SpecError
 from ckptavg.formats.layers import layer_of
 from ckptavg.merging.lockstep import AHEAD, BlockRead, read_side_by_side
-from ckptavg.merging.memory import fit_threads, index_memory, threads_for
+from ckptavg.merging.memory import fit_threads, index_memory
 from ckptavg.merging.plan import MergePlan, plan_mean
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
 from ckptavg.merging.work import total_blocks
@@ -269,8 +269,8 @@ def _fit_memory(
     fixed = index_memory(plan.sources) + layers * (matrix + 8 * count + 8)
     # The sum, a product and a temporary one, and the results that wait for those before them.
     thread = (3 + AHEAD) * matrix + _THREAD
-    wanted = threads_for(total_blocks(items))
-    jobs, room = fit_threads(wanted, fixed, thread + _FEWEST * value, max_memory)
+    work, least = total_blocks(items), thread + _FEWEST * value
+    jobs, room = fit_threads(work, fixed, least, max_memory)
     return min((room - thread) // value, max(_FEWEST, _PIECES // (8 * count))), jobs
 
 
