@@ -119,22 +119,22 @@ def diagnose(
         RunError: there are no checkpoints, or none that can be read.
     """
     checkpoints = resolve(sources)
-    diagnoses = {
-        n: Diagnosis(checkpoint, reasons)
-        for n, (checkpoint, reasons) in enumerate(
-            zip(checkpoints, _unreadable(checkpoints), strict=True)
-        )
-    }
-    readable = [n for n, found in diagnoses.items() if not found.reasons]
+    diagnoses = list(map(Diagnosis, checkpoints, _unreadable(checkpoints)))
+    readable = [d.checkpoint for d in diagnoses if not d.reasons]
     if not readable:
         raise RunError(f"no checkpoint can be read: {diagnoses[0].reasons[0]}")
-    judged = _judge(survey([checkpoints[n] for n in readable], progress))
-    diagnoses.update(zip(readable, judged, strict=True))
-    good = [n for n, found in diagnoses.items() if not found.reasons]
+    judged = _judge(survey(readable, progress))
+    diagnoses = _replaced(diagnoses, judged)
+    good = [d for d in diagnoses if not d.reasons]
     if judge is not None and len(good) > 1:
-        found = _with_barriers([diagnoses[n] for n in good], judge)
-        diagnoses.update(zip(good, found, strict=True))
-    return DoctorReport(tuple(diagnoses.values()), _general(judged))
+        diagnoses = _replaced(diagnoses, _with_barriers(good, judge))
+    return DoctorReport(tuple(diagnoses), _general(judged))
+
+
+def _replaced(diagnoses: Sequence[Diagnosis], better: Sequence[Diagnosis]) -> list[Diagnosis]:
+    """Diagnoses in which those without reasons are replaced, in order, by others."""
+    others = iter(better)
+    return [found if found.reasons else next(others) for found in diagnoses]
 
 
 def outliers(values: Sequence[float] | np.ndarray, floor: float) -> np.ndarray:

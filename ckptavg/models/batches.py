@@ -36,14 +36,22 @@ def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
     Raises:
         DataError: `data` is none of these, has no end, or a part of it cannot be read.
     """
-    for index, batch in enumerate(_limited(_batches(data, steps), steps)):
-        inputs = _unpack(batch, f"batch {index} of the data")[0]
+    for index, (inputs, _, _) in enumerate(read_batches(data, steps=steps)):
         if any(len(np.shape(part)) == 0 for part in keras.tree.flatten(inputs)):
             raise DataError(
                 f"batch {index} of the data holds a single value where a batch of samples was "
                 "expected: the data must yield x, (x, y) or (x, y, sample_weight)"
             )
         yield inputs
+
+
+def read_batches(data: Any, *, steps: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields inputs, targets and sample weights of each batch, None where there are none.
+
+    Arguments and errors are those of `input_batches`.
+    """
+    for index, batch in enumerate(_limited(_batches(data, steps), steps)):
+        yield _unpack(batch, f"batch {index} of the data")
 
 
 @dataclass(frozen=True, slots=True)

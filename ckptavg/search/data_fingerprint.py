@@ -1,6 +1,6 @@
 """Fingerprints of data, sample by sample: are data the same as before, do they share samples?"""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import xxhash
 
 from ckptavg.errors import DataError
+from ckptavg.models.batches import read_batches
 from ckptavg.runs.digest import digest
 
 
@@ -39,7 +40,7 @@ def fingerprint_data(data: Any, *, steps: int | None = None) -> DataFingerprint:
         steps: number of batches to read; all by default.
 
     Raises:
-        DataError: the data can be read only once.
+        DataError: the data can be read only once, have no end, or a part cannot be read.
     """
     if isinstance(data, Iterator):
         raise DataError(
@@ -47,10 +48,7 @@ def fingerprint_data(data: Any, *, steps: int | None = None) -> DataFingerprint:
             "tf.data.Dataset, a PyDataset, arrays or a list of batches"
         )
     samples, inputs = [], []
-    for number, batch in enumerate(_batches(data, steps)):
-        if number == steps:
-            break
-        parts = keras.utils.unpack_x_y_sample_weight(batch)
+    for parts in read_batches(data, steps=steps):
         x, *rest = ([np.asarray(leaf) for leaf in keras.tree.flatten(p)] for p in parts)
         for index in range(len(x[0])):
             hasher = xxhash.xxh3_64()
@@ -64,16 +62,6 @@ def fingerprint_data(data: Any, *, steps: int | None = None) -> DataFingerprint:
     # Sorted, because neither shuffling nor another batch size makes other data.
     whole = np.sort(np.array(samples, np.uint64)).tobytes()
     return DataFingerprint(digest(whole).hex(), np.sort(np.array(inputs, np.uint64)))
-
-
-def _batches(data: Any, steps: int | None) -> Iterable[Any]:
-    if isinstance(data, keras.utils.PyDataset):
-        # Iterating over a PyDataset itself would never end.
-        yield from (data[index] for index in range(data.num_batches or steps or 0))
-    elif isinstance(data, tuple | dict) or hasattr(data, "__array__"):
-        yield data  # arrays: one batch of all samples
-    else:
-        yield from data
 
 
 def _bytes(values: Any) -> bytes:

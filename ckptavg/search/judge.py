@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from ckptavg.batch_norm import BatchNormOptions, BatchNormReport
+from ckptavg.batch_norm.refresh import Refresh
 from ckptavg.errors import DataError, SpecError
 from ckptavg.models.evaluation import measure
 from ckptavg.models.model import batch_norm_layers
@@ -21,40 +21,17 @@ from ckptavg.search.weight_rows import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class EstimatedStatistics:
-    """BatchNorm statistics that a pass estimated, kept to be set again for the same weights."""
-
-    report: BatchNormReport
-    values: tuple[np.ndarray, ...]
-
-    @classmethod
-    def of(cls, model: keras.Model, report: BatchNormReport) -> "EstimatedStatistics":
-        """The statistics that a model has after a pass."""
-        values = (np.array(keras.ops.convert_to_numpy(v)) for v in _statistics(model))
-        return cls(report, tuple(values))
-
-    def restore(self, model: keras.Model) -> BatchNormReport:
-        """Sets the statistics of a model; returns the report of the pass that estimated them."""
-        for variable, value in zip(_statistics(model), self.values, strict=True):
-            variable.assign(value)
-        return self.report
-
-
-def _statistics(model: keras.Model) -> list[Any]:
-    return [v for layer in batch_norm_layers(model) for v in moving_variables(layer)]
-
-
-@dataclass(frozen=True, slots=True)
 class Score:
     """What an evaluation found.
 
     Attributes:
         metrics: on the data used for selection.
-        statistics: of the BatchNorm pass; None if there was no pass.
+        restore: sets the BatchNorm statistics of a model to those that the pass estimated, and
+            returns the report of the pass; None if there was no pass.
     """
 
     metrics: dict[str, float]
-    statistics: EstimatedStatistics | None = None
+    restore: Refresh | None = None
 
 
 class Judge:
@@ -129,22 +106,22 @@ class Judge:
             DataError: the model rejects the data, or gives no such metric.
         """
         report = self._live.take(tensors, refresh=refresh)
-        found = EstimatedStatistics.of(self.model, report) if report and report.layers else None
+        restore = _restoring(self.model, report) if report and report.layers else None
         metrics = measure(self.model, self._eval_data)
         if self.monitor not in metrics:
             raise DataError(
                 f"the model has no metric '{self.monitor}', it has: {', '.join(sorted(metrics))}"
             )
-        return Score(metrics, found)
+        return Score(metrics, restore)
 
-    def show(self, tensors: Iterable[Tensor], statistics: EstimatedStatistics | None) -> None:
+    def show(self, tensors: Iterable[Tensor], restore: Refresh | None) -> None:
         """Gives the model the weights of an average, with the statistics that it was scored with.
 
         If those are not known, another BatchNorm pass estimates them.
         """
-        self._live.take(tensors, refresh=statistics is None)
-        if statistics is not None:
-            statistics.restore(self.model)
+        self._live.take(tensors, refresh=restore is None)
+        if restore is not None:
+            restore(self.model)
 
     @property
     def tests(self) -> bool:
@@ -159,6 +136,22 @@ class Judge:
     def test(self) -> dict[str, float] | None:
         """Metrics of the model as it is, on data not used for selection; None without any."""
         return measure(self.model, self._test_data) if self.tests else None
+
+
+def _restoring(model: keras.Model, report: BatchNormReport) -> Refresh:
+    """A function that sets the statistics which a model has now, and returns their report."""
+    values = [keras.ops.convert_to_numpy(v).copy() for v in _statistics(model)]
+
+    def restore(model: keras.Model) -> BatchNormReport:
+        for variable, value in zip(_statistics(model), values, strict=True):
+            variable.assign(value)
+        return report
+
+    return restore
+
+
+def _statistics(model: keras.Model) -> list[Any]:
+    return [v for layer in batch_norm_layers(model) for v in moving_variables(layer)]
 
 
 def _check_held_out(selection: DataFingerprint, test: DataFingerprint) -> None:

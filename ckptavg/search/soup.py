@@ -1,6 +1,6 @@
 """Soups: averages of the ingredients that help (Wortsman et al., arXiv 2203.05482)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +8,13 @@ from pathlib import Path
 from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.merging.worker import Advance
+from ckptavg.recipes import uniform
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import list_metrics
-from ckptavg.search.judge import EstimatedStatistics, Judge, Score
-from ckptavg.search.weight_rows import Tensor, WeightRows
+from ckptavg.search.judge import Judge, Score
+from ckptavg.search.weight_rows import WeightRows, weighted_mean
 
-GREEDY, UNIFORM = "greedy", "uniform"
+GREEDY = "greedy"
 
 _SHOWN = 10
 """Ingredients that the `repr` of a report shows."""
@@ -88,7 +89,7 @@ def make_soup(
 ) -> SoupReport:
     """Averages the subset of checkpoints that scores best; see `ckptavg.soup`.
 
-    Sums are in a file, so memory does not grow with the number of checkpoints.
+    Memory does not grow with the number of checkpoints.
 
     Args:
         checkpoints: of one model.
@@ -102,99 +103,62 @@ def make_soup(
     Raises:
         CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
     """
-    with closing(_Pot(checkpoints, judge, output.parent, progress or (lambda _: None))) as pot:
-        ingredients = pot.cook_greedily() if method == GREEDY else pot.cook_all()
-    plan = plan_merge(
+    count, folder = len(checkpoints), output.parent
+    plan, progress = plan_mean(checkpoints, folder), progress or (lambda _: None)
+    if method == GREEDY:
+        # In a file, so that soups of large models need no memory for sums.
+        with closing(WeightRows(plan, 3, folder=folder, max_memory=0)) as sums:
+            ingredients, best = _cook_greedily(checkpoints, judge, sums, progress)
+    else:
+        # One checkpoint alone keeps the statistics that it was saved with.
+        best = judge.score(weighted_mean(plan, uniform(count)), refresh=count > 1)
+        progress(1)
+        ingredients = [Ingredient(c, {}, best.metrics, True) for c in checkpoints]
+    merge = plan_merge(
         [ingredient.checkpoint for ingredient in ingredients if ingredient.kept],
         output,
         overwrite=overwrite,
         live_model=True,
     )
     merge_live(
-        plan,
+        merge,
         judge.model,
         None,  # no further pass: the soup keeps the statistics that it was scored with
         judge.options,
         data_name=data_name,
-        refresh=pot.statistics.restore if pot.statistics is not None else None,
+        refresh=best.restore,
     )
     return SoupReport(
-        ingredients=ingredients,
-        metrics=pot.metrics,
+        ingredients=tuple(ingredients),
+        metrics=best.metrics,
         monitor=judge.monitor,
-        tried=pot.tried,
+        tried=2 * count - 1 if method == GREEDY else 1,
         output=output,
         test_metrics=judge.test(),
     )
 
 
-class _Pot:
-    """The sum of what is in the soup, and its score.
-
-    Attributes:
-        metrics: of the soup.
-        statistics: of the soup's BatchNorm pass; None where it is one checkpoint as it was saved.
-        tried: number of evaluations.
-    """
-
-    metrics: dict[str, float]
-    statistics: EstimatedStatistics | None = None
-    tried: int = 0
-
-    def __init__(
-        self, checkpoints: Sequence[Checkpoint], judge: Judge, folder: Path, progress: Advance
-    ) -> None:
-        self._checkpoints = checkpoints
-        self._judge = judge
-        self._progress = progress
-        plan = plan_mean(checkpoints, folder)
-        # In a file, so that soups of large models need no memory for sums.
-        self._sums = WeightRows(plan, 3, folder=folder, max_memory=0)
-
-    def cook_greedily(self) -> tuple[Ingredient, ...]:
-        """Tries all checkpoints, the best first; keeps those that do not make the soup worse."""
-        scores = [self._score_alone(number) for number in range(len(self._checkpoints))]
-        first, *others = sorted(
-            range(len(scores)), key=lambda number: self._judge.rank(scores[number])
-        )
-        soup, more = _SOUP, _MORE
-        self._sums.add({first: 1.0}, into=soup)
-        self.metrics, size = scores[first], 1
-        found = [Ingredient(self._checkpoints[first], scores[first], None, True)]
-        for number in others:
-            self._sums.add({number: 1.0}, to=soup, into=more)
-            score = self._score(self._sums.mean(more, None, size + 1))
-            # Equal scores keep the checkpoint, as in algorithm 1 of the paper.
-            kept = self._judge.rank(score.metrics) <= self._judge.rank(self.metrics)
-            if kept:
-                # The two rows change roles, so nothing is copied.
-                soup, more, size = more, soup, size + 1
-                self.metrics, self.statistics = score.metrics, score.statistics
-            found.append(Ingredient(self._checkpoints[number], scores[number], score.metrics, kept))
-        return tuple(found)
-
-    def cook_all(self) -> tuple[Ingredient, ...]:
-        """Makes the mean of all checkpoints, evaluated once."""
-        soup, more = _SOUP, _MORE
-        self._sums.add({0: 1.0}, into=soup)
-        for number in range(1, len(self._checkpoints)):
-            self._sums.add({number: 1.0}, to=soup, into=more)
-            soup, more = more, soup
-        mean = self._sums.mean(soup, None, len(self._checkpoints))
-        # One checkpoint alone keeps the statistics that it was saved with.
-        score = self._score(mean, refresh=len(self._checkpoints) > 1)
-        self.metrics, self.statistics = score.metrics, score.statistics
-        return tuple(Ingredient(c, {}, self.metrics, True) for c in self._checkpoints)
-
-    def close(self) -> None:
-        self._sums.close()
-
-    def _score_alone(self, number: int) -> dict[str, float]:
-        self._sums.add({number: 1.0}, into=_ALONE)
-        return self._score(self._sums.combine({_ALONE: 1.0}), refresh=False).metrics
-
-    def _score(self, tensors: Iterator[Tensor], *, refresh: bool = True) -> Score:
-        score = self._judge.score(tensors, refresh=refresh)
-        self.tried += 1
-        self._progress(1)
-        return score
+def _cook_greedily(
+    checkpoints: Sequence[Checkpoint], judge: Judge, sums: WeightRows, progress: Advance
+) -> tuple[list[Ingredient], Score]:
+    """Tries all checkpoints, the best first; keeps those that do not make the soup worse."""
+    scores = []
+    for number in range(len(checkpoints)):
+        sums.add({number: 1.0}, into=_ALONE)
+        scores.append(judge.score(sums.combine({_ALONE: 1.0}), refresh=False))
+        progress(1)
+    first, *others = sorted(range(len(scores)), key=lambda n: judge.rank(scores[n].metrics))
+    soup, more, size, best = _SOUP, _MORE, 1, scores[first]
+    sums.add({first: 1.0}, into=soup)
+    found = [Ingredient(checkpoints[first], best.metrics, None, True)]
+    for number in others:
+        sums.add({number: 1.0}, to=soup, into=more)
+        score = judge.score(sums.combine({more: 1.0}, size + 1))
+        progress(1)
+        # Equal scores keep the checkpoint, as in algorithm 1 of the paper.
+        kept = judge.rank(score.metrics) <= judge.rank(best.metrics)
+        if kept:
+            # The two rows change roles, so nothing is copied.
+            soup, more, size, best = more, soup, size + 1, score
+        found.append(Ingredient(checkpoints[number], scores[number].metrics, score.metrics, kept))
+    return found, best

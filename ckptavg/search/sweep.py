@@ -14,7 +14,7 @@ from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs, list_metrics
 from ckptavg.runs.run import Run
 from ckptavg.runs.selection import positions
-from ckptavg.search.judge import EstimatedStatistics, Judge
+from ckptavg.search.judge import Judge, Score
 from ckptavg.search.row_store import DEFAULT_MEMORY
 from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache, contents
 from ckptavg.search.weight_rows import Tensor, WeightRows, weighted_mean
@@ -141,10 +141,10 @@ def search_windows(
     """
     max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
     with closing(_Averages(run, candidates, max_memory)) as averages:
-        found = _evaluate(run, candidates, averages, judge, progress or (lambda _: None))
-        best = found.ranked[0]
+        scores, known = _evaluate(run, candidates, averages, judge, progress or (lambda _: None))
+        best = next(iter(scores))
         if output is None and judge.tests:
-            judge.show(averages.tensors(best), found.statistics)
+            judge.show(averages.tensors(best), scores[best].restore)
     if output is not None:
         plan = plan_merge(
             run.checkpoints[best.start : best.stop],
@@ -161,16 +161,16 @@ def search_windows(
             data_name=data_name,
             # The statistics that the average was scored with: a pass over data that are shuffled or
             # augmented would find others.
-            refresh=found.statistics.restore if found.statistics is not None else None,
+            refresh=scores[best].restore,
         )
     return SweepReport(
         entries=tuple(
-            Entry(run.checkpoints[c.start : c.stop], str(c.recipe), c.coefficients, found.scores[c])
-            for c in found.ranked
+            Entry(run.checkpoints[c.start : c.stop], str(c.recipe), c.coefficients, score.metrics)
+            for c, score in scores.items()
         ),
         monitor=judge.monitor,
         tried=len(candidates),
-        known=found.known,
+        known=known,
         output=output,
         test_metrics=judge.test(),
         sums_on_disk=averages.on_disk,
@@ -223,55 +223,40 @@ def list_candidates(
     return [every[round(n * (len(every) - 1) / (budget - 1))] for n in range(budget)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Evaluation:
-    """What the evaluation of all candidates found.
-
-    Attributes:
-        scores: metrics of each candidate.
-        ranked: candidates, the best first; of equal ones that of more checkpoints.
-        known: how many had been evaluated before.
-        statistics: of the best candidate, unless its score was known.
-    """
-
-    scores: dict[Candidate, dict[str, float]]
-    ranked: list[Candidate]
-    known: int
-    statistics: EstimatedStatistics | None
-
-
 def _evaluate(
     run: Run,
     candidates: Sequence[Candidate],
     averages: "_Averages",
     judge: Judge,
     progress: Advance,
-) -> _Evaluation:
-    """Scores all candidates that have not been scored before."""
-    cache = ScoreCache(
-        run.directory / SEARCH_FOLDER, contents(averages.plan.sources), judge.fingerprint
-    )
-    scores: dict[Candidate, dict[str, float]] = {}
-    known, best, statistics = 0, candidates[0], None
+) -> tuple[dict[Candidate, Score], int]:
+    """Scores of candidates, the best first, and how many of them an earlier sweep had found.
+
+    Only the score of the best one may have statistics, if it was not known.
+    """
+    folder = run.directory / SEARCH_FOLDER
+    cache = ScoreCache(folder, contents(averages.plan.sources), judge.fingerprint)
+    scores: dict[Candidate, Score] = {}
+    known, best = 0, candidates[0]
 
     def order(candidate: Candidate) -> tuple[float, int]:
-        return judge.rank(scores[candidate]), candidate.start - candidate.stop
+        return judge.rank(scores[candidate].metrics), candidate.start - candidate.stop
 
     for candidate in candidates:
-        coefficients, estimated = candidate.of_run(len(run.checkpoints)), None
+        coefficients = candidate.of_run(len(run.checkpoints))
         metrics = cache.get(coefficients)
         if metrics is None:
-            score = judge.score(averages.tensors(candidate))
-            metrics, estimated = score.metrics, score.statistics
-            cache.add(coefficients, metrics)
+            scores[candidate] = judge.score(averages.tensors(candidate))
+            cache.add(coefficients, scores[candidate].metrics)
         else:
+            scores[candidate] = Score(metrics)
             known += 1
-        scores[candidate] = metrics
         # Only the statistics of the best one are kept: those of all would add up.
-        if candidate is best or order(candidate) < order(best):
-            best, statistics = candidate, estimated
+        best, worse = sorted((best, candidate), key=order)
+        if worse is not best:
+            scores[worse] = Score(scores[worse].metrics)
         progress(1)
-    return _Evaluation(scores, sorted(candidates, key=order), known, statistics)
+    return {candidate: scores[candidate] for candidate in sorted(candidates, key=order)}, known
 
 
 class _Averages:
@@ -295,8 +280,8 @@ class _Averages:
             self._sums.add({self._read: 1.0}, to=row - 1 if row else None, into=row)
             self._read += 1
         upper, lower = candidate.stop - self._base - 1, candidate.start - self._base - 1
-        size = candidate.stop - candidate.start
-        return self._sums.mean(upper, lower if lower >= 0 else None, size)
+        below = {lower: -1.0} if lower >= 0 else {}
+        return self._sums.combine({upper: 1.0, **below}, candidate.stop - candidate.start)
 
     def close(self) -> None:
         self._sums.close()

@@ -12,7 +12,7 @@ from ckptavg.merging.engine import stream
 from ckptavg.merging.exact_mean import PIECE, WeightedMean, round_once
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
-from ckptavg.merging.worker import Advance, Write
+from ckptavg.merging.worker import Write
 from ckptavg.search.row_store import RowStore
 
 Tensor = tuple[str, np.ndarray]
@@ -63,14 +63,7 @@ class WeightRows:
         """Stored names of the tensors that have a mean."""
         return tuple(self._places)
 
-    def add(
-        self,
-        coefficients: Mapping[int, float],
-        *,
-        into: int,
-        to: int | None = None,
-        progress: Advance | None = None,
-    ) -> None:
+    def add(self, coefficients: Mapping[int, float], *, into: int, to: int | None = None) -> None:
         """Makes a row the sum of another one and an average, as a merge rounds it.
 
         Every checkpoint of the average is read and verified once.
@@ -79,7 +72,6 @@ class WeightRows:
             coefficients: of the average, by the number of the checkpoint in the plan.
             into: the row that is written.
             to: the row that the average is added to; None for nothing.
-            progress: called with numbers of bytes as they have been read.
 
         Raises:
             IntegrityError: a checkpoint differs from its record, or holds NaN or infinity.
@@ -99,16 +91,11 @@ class WeightRows:
             else:
                 copies[name][start : start + len(data)] = data
 
-        _stream(self.plan, coefficients, take, progress)
+        _stream(self.plan, coefficients, take)
         path = self.plan.sources[next(iter(coefficients))].path
         self._copies[into] = {
             name: self._agreed(name, bytes(d), path) for name, d in copies.items()
         }
-
-    def mean(self, upper: int, lower: int | None, count: int) -> Iterator[Tensor]:
-        """The mean of the `count` checkpoints whose sum is row `upper` minus row `lower`."""
-        below = {} if lower is None else {lower: -1.0}
-        return self.combine({upper: 1.0, **below}, divisor=count)
 
     def combine(self, coefficients: Mapping[int, float], divisor: float = 1.0) -> Iterator[Tensor]:
         """All tensors of a sum of rows, rounded once; numbers beyond their dtype become infinite.
@@ -206,12 +193,7 @@ def weighted_mean(plan: MergePlan, coefficients: Sequence[float]) -> Iterator[Te
         yield name, values.reshape(item.tensor.shape)
 
 
-def _stream(
-    plan: MergePlan,
-    coefficients: Mapping[int, float],
-    take: Write,
-    progress: Advance | None = None,
-) -> None:
+def _stream(plan: MergePlan, coefficients: Mapping[int, float], take: Write) -> None:
     """Streams the average of some of a plan's checkpoints, by their numbers, piece by piece."""
     sources = tuple(replace(plan.sources[n], coefficient=c) for n, c in coefficients.items())
     # Every file has its tensors at places of its own, and items are those of the last source.
@@ -222,7 +204,7 @@ def _stream(
         sources=sources,
         items=tuple(replace(item, tensor=tensors[item.tensor.name]) for item in items),
     )
-    stream(chosen, take, lambda *_: None, progress=progress)
+    stream(chosen, take, lambda *_: None)
 
 
 def _size(item: PlanItem) -> int:

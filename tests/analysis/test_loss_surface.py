@@ -19,6 +19,7 @@ from ckptavg.errors import (
     NonFiniteError,
     RecipeError,
 )
+from ckptavg.search.weight_rows import WeightRows
 from tests.helpers.files import leftovers, read_tensors, write_h5
 from tests.helpers.models import randomize, tiny_data, tiny_model
 
@@ -68,6 +69,14 @@ def surface(surface_of, *corners, **options):
     """Of the model with BatchNorm layers."""
     given = {"model": model_of_batch_norm(), "data": X, "eval_data": EVAL}
     return surface_of(*corners, **{**given, **options})
+
+
+def read_corners(plan, folder, max_memory):
+    """A row for each corner."""
+    rows = WeightRows(plan.mean, len(plan.vectors), folder=folder, max_memory=max_memory)
+    for row, vector in enumerate(plan.vectors):
+        rows.add({n: c for n, c in enumerate(vector) if c != 0.0}, into=row)
+    return rows
 
 
 @pytest.fixture
@@ -289,6 +298,17 @@ def test_files_of_no_run_keep_nothing_unless_asked(checkpoints, counted, tmp_pat
     assert (tmp_path / "new" / "folder" / "scores.jsonl").is_file()
 
 
+def test_a_dictionary_of_x_and_y_is_one_data_set(kernels):
+    paths, _ = kernels
+    pair = {"x": QUADRATIC_X, "y": QUADRATIC_Y}
+    known = quadratic_plane(paths, points=2).metrics
+    assert list(known) == ["eval"]
+    for given, name in ((pair, "eval"), ({"fit": pair}, "fit")):
+        found = quadratic_plane(paths, points=2, eval_data=given).metrics
+        assert list(found) == [name]
+        assert np.array_equal(found[name]["loss"], known["eval"]["loss"])
+
+
 def test_several_data_sets_share_a_pass(trained_run, monkeypatch):
     one, two = ckptavg.open_run(trained_run).checkpoints[:2]
     passes = []
@@ -420,7 +440,7 @@ def test_points_of_tensors_of_any_size_and_type(tmp_path, max_memory):
         }
         paths.append(write_h5(tmp_path / f"c{number}.weights.h5", tensors))
     plan = plan_corners(paths)
-    corners = plan.read(folder=tmp_path, max_memory=max_memory)
+    corners = read_corners(plan, tmp_path, max_memory)
     for shares in ((1, 0, 0), (0, 0, 1), (0.2, 0.5, 0.3), (1.5, -0.75, 0.25)):
         out = tmp_path / "o.weights.h5"
         ckptavg.merge(paths, out, coefficients=shares, overwrite=True)
@@ -454,7 +474,7 @@ def test_integers_of_corners_must_agree(tmp_path):
         for number in range(2)
     ]
     with pytest.raises(MismatchError, match=r"differs between .*c0.* and .*c1"):
-        plan_corners(paths).read(folder=tmp_path, max_memory=10**9)
+        read_corners(plan_corners(paths), tmp_path, 10**9)
 
 
 def test_random_layers_draw_the_same_at_every_point(tmp_path):

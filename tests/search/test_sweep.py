@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -17,6 +18,7 @@ from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record
 from ckptavg.search import judge as judging
+from ckptavg.search import weight_rows
 from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.live_model import LiveWeights
 from ckptavg.search.sweep import list_candidates
@@ -45,6 +47,12 @@ def fill(sums, count) -> None:
         sums.add({number: 1.0}, to=number - 1 if number else None, into=number)
 
 
+def window(sums, start, stop):
+    """The mean of the checkpoints of a window."""
+    below = {start - 1: -1.0} if start else {}
+    return sums.combine({stop - 1: 1.0, **below}, stop - start)
+
+
 @pytest.mark.parametrize("max_memory", [0, 10**9])
 def test_every_window_is_that_of_a_fresh_merge(checkpoints, tmp_path, max_memory):
     found = tuple(map(ckptavg.Checkpoint.open, checkpoints))
@@ -55,7 +63,7 @@ def test_every_window_is_that_of_a_fresh_merge(checkpoints, tmp_path, max_memory
         for stop in range(start + 1, 6):
             out = tmp_path / f"{start}-{stop}.weights.h5"
             ckptavg.merge(checkpoints[start:stop], out)
-            same(sums.mean(stop - 1, start - 1 if start else None, stop - start), out)
+            same(window(sums, start, stop), out)
     sums.close()
     assert not leftovers(tmp_path)
 
@@ -78,18 +86,20 @@ def test_windows_of_every_type_of_number(tmp_path):
     for start, stop in ((0, 7), (2, 5), (3, 4), (6, 7)):
         out = tmp_path / f"{start}-{stop}.weights.h5"
         ckptavg.merge(paths[start:stop], out)
-        same(sums.mean(stop - 1, start - 1 if start else None, stop - start), out)
+        same(window(sums, start, stop), out)
     coefficients = (0.0, 0.3, 0.0, 0.5, 0.2, 0.0, 0.0)
     out = tmp_path / "weighted.weights.h5"
     ckptavg.merge([paths[n] for n in (1, 3, 4)], out, coefficients=[0.3, 0.5, 0.2])
     same(weighted_mean(sums.plan, coefficients), out)
 
 
-def test_a_sum_reads_one_checkpoint_and_proves_it(trained_run, tmp_path):
+def test_a_sum_reads_one_checkpoint_and_proves_it(trained_run, tmp_path, monkeypatch):
     run = ckptavg.open_run(trained_run)
     seen = []
+    told = partial(weight_rows.stream, progress=seen.append)
+    monkeypatch.setattr(weight_rows, "stream", told)
     sums = WeightRows(plan_mean(run.checkpoints), 4, folder=tmp_path, max_memory=10**9)
-    sums.add({0: 1.0}, into=0, progress=seen.append)
+    sums.add({0: 1.0}, into=0)
     assert sum(seen) == sums.plan.bytes_read / 4
     victim = run.checkpoints[1].path
     with open_extent(victim) as offset:
@@ -289,6 +299,18 @@ def test_a_report_shows_its_leaderboard(trained_run, tmp_path):
     assert lines[6].startswith("  the best on test data: ")
 
 
+class EndlessBatches(keras.utils.PyDataset):
+    """The first 20 samples over and over, ten at a time."""
+
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, index):
+        start = 10 * (index % 2)
+        return X[start : start + 10], Y[start : start + 10]
+
+
 def test_fingerprints_of_data():
     import tensorflow as tf
 
@@ -311,6 +333,10 @@ def test_fingerprints_of_data():
     assert fingerprint_data(words).digest == fingerprint_data(words).digest
     with pytest.raises(DataError, match="can be read only once"):
         fingerprint_data(iter([(x, y)]))
+    for endless in (dataset.batch(10).repeat(), EndlessBatches()):
+        with pytest.raises(DataError, match=r"repeats without end: pass steps"):
+            fingerprint_data(endless)
+        assert fingerprint_data(endless, steps=2).count_shared(whole) == 20
 
 
 def test_what_a_sweep_refuses(trained_run, tmp_path):
@@ -379,7 +405,7 @@ def test_statistics_are_given_back_with_those_of_renorm():
         models.append(randomize(keras.Sequential(layers), seed))
     one, two = models
     report = ckptavg.update_batch_norm(one, X)
-    assert judging.EstimatedStatistics.of(one, report).restore(two) == report
+    assert judging._restoring(one, report)(two) == report
     names = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
     for name in names:
         np.testing.assert_array_equal(getattr(one.layers[0], name), getattr(two.layers[0], name))

@@ -17,6 +17,7 @@ from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.digest import digest
 from ckptavg.runs.run import CHECKPOINT_FOLDER
 from ckptavg.runs.sources import Sources, stem
+from ckptavg.search.score_cache import SEARCH_FOLDER
 from ckptavg.search.weight_rows import WeightRows
 
 Corner = Sources | tuple[Sources, Sequence[float] | Recipe]
@@ -33,40 +34,19 @@ class CornerPlan:
     Attributes:
         labels: names of the corners, all different.
         vectors: coefficients of each corner over all checkpoints.
-        plan: the plain mean of the checkpoints.
+        mean: the plan of the plain mean of the checkpoints.
     """
 
     labels: tuple[str, ...]
     vectors: tuple[Vector, ...]
-    plan: MergePlan
+    mean: MergePlan
 
     @property
-    def run_folder(self) -> Path | None:
-        """Folder of the first run that a checkpoint belongs to; None if none does."""
-        folders = (source.path.parent for source in self.plan.sources if source.record)
-        return next((f.parent for f in folders if f.name == CHECKPOINT_FOLDER), None)
-
-    def read(self, *, folder: Path, max_memory: int) -> WeightRows:
-        """Reads all corners, each checkpoint once for every corner that it belongs to.
-
-        Args:
-            folder: where weights go that do not fit into memory, in a file without a name.
-            max_memory: bytes that they may take in memory.
-
-        Returns:
-            A row for each corner.
-
-        Raises:
-            CkptavgError: as `merge` does.
-        """
-        rows = WeightRows(self.plan, len(self.vectors), folder=folder, max_memory=max_memory)
-        try:
-            for row, vector in enumerate(self.vectors):
-                rows.add({n: c for n, c in enumerate(vector) if c != 0.0}, into=row)
-        except BaseException:
-            rows.close()
-            raise
-        return rows
+    def search_folder(self) -> Path | None:
+        """Folder for scores in the first run that a checkpoint belongs to; None if none does."""
+        folders = (source.path.parent for source in self.mean.sources if source.record)
+        runs = (folder.parent for folder in folders if folder.name == CHECKPOINT_FOLDER)
+        return next((run / SEARCH_FOLDER for run in runs), None)
 
 
 def plan_corners(corners: Sequence[Corner], labels: Sequence[str] | None = None) -> CornerPlan:
@@ -129,15 +109,12 @@ def corner_digests(rows: WeightRows, count: int) -> tuple[list[str], str]:
     """
     contents, rest = [], ""
     for row in range(count):
-        digests = {name: _digest(values) for name, values in rows.combine({row: 1.0})}
+        tensors = rows.combine({row: 1.0})
+        digests = {name: digest(values.tobytes()).hex() for name, values in tensors}
         averaged = {name: digests.pop(name) for name in rows.names}
         contents.append(_digest_of_all(averaged))
         rest = rest or _digest_of_all(digests)
     return contents, rest
-
-
-def _digest(values: np.ndarray) -> str:
-    return digest(values.tobytes()).hex()
 
 
 def _digest_of_all(digests: Mapping[str, str]) -> str:

@@ -132,7 +132,9 @@ def loss_plane(
         model: a compiled model, or its SPEC; its weights and statistics are restored at the end.
         data: training inputs for the BatchNorm passes, as in `update_batch_norm`; not needed for a
             model without BatchNorm.
-        eval_data: `(x, y)` to evaluate on, as in `evaluate`; or a dictionary of several by name.
+        eval_data: `(x, y)` to evaluate on, as in `evaluate`; or a dictionary of several by name,
+            whose metrics are then found under these names. A dictionary of `x` and `y` (and
+            `sample_weight`) is one pair, as everywhere: data sets need other names.
         points: number of points along each axis, at least 2.
         margin: width around the three points, as a fraction of the longer side of the smallest
             rectangle that holds them; at least 0.

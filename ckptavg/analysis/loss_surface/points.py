@@ -26,7 +26,7 @@ from ckptavg.runs.outputs import writing
 from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.live_model import LiveModel
 from ckptavg.search.row_store import DEFAULT_MEMORY
-from ckptavg.search.score_cache import SEARCH_FOLDER, ScoreCache
+from ckptavg.search.score_cache import ScoreCache
 from ckptavg.search.weight_rows import WeightRows
 
 _ONLY = "eval"
@@ -138,14 +138,13 @@ def open_points(
     model = as_model(model)
     data = as_inputs(data, model=model)
     eval_data = as_data(eval_data, model=model)
+    # A dictionary of x and y has become (x, y), so what still is one holds several data.
     named = eval_data if isinstance(eval_data, Mapping) else {_ONLY: eval_data}
     eval_data = {name: as_data(entry, model=model) for name, entry in named.items()}
     if not eval_data:
         raise DataError("eval_data is empty: pass (x, y), or several of them in a dictionary")
     plan = plan_corners(corners, labels)
-    folder = None if cache is None else Path(cache)
-    if folder is None and plan.run_folder is not None:
-        folder = plan.run_folder / SEARCH_FOLDER
+    folder = plan.search_folder if cache is None else Path(cache)
     if folder is not None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -156,12 +155,16 @@ def open_points(
         eval_data=next(iter(eval_data.values())),
         options=options,
     )
-    opened = plan.read(
+    rows = WeightRows(
+        plan.mean,
+        len(corners),
         folder=folder or Path(tempfile.gettempdir()),
         max_memory=DEFAULT_MEMORY if max_memory is None else max_memory,
     )
-    with closing(opened), live.weights.kept():
-        yield Points(plan.labels, opened, live, eval_data, folder)
+    with closing(rows), live.weights.kept():
+        for row, vector in enumerate(plan.vectors):
+            rows.add({n: c for n, c in enumerate(vector) if c != 0.0}, into=row)
+        yield Points(plan.labels, rows, live, eval_data, folder)
 
 
 def _arrays(entries: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
