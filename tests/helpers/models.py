@@ -24,29 +24,38 @@ def tiny_model(*, batch_norm: bool = True, width: int = 4) -> keras.Model:
     return model
 
 
+class Reusable:
+    """A model that can train from the beginning again, without being compiled again.
+
+    Compiling takes longer than all else in a test that trains a tiny model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        model.optimizer.build(model.trainable_variables)
+        self._model = model
+        self._variables = [*model.variables, *model.optimizer.variables]
+        self._initial = [np.array(variable) for variable in self._variables]
+
+    def as_new(self) -> keras.Model:
+        """The model with the weights and the optimizer that it had at first."""
+        for variable, value in zip(self._variables, self._initial, strict=True):
+            variable.assign(value)
+        self._model._initial_epoch = None  # which BackupAndRestore sets for good
+        return self._model
+
+
 @functools.cache
-def _compiled_once() -> tuple[keras.Model, list[np.ndarray]]:
-    model = tiny_model()
-    model.optimizer.build(model.trainable_variables)
-    return model, [np.array(variable) for variable in _variables(model)]
-
-
-def _variables(model: keras.Model) -> list[keras.Variable]:
-    return [*model.variables, *model.optimizer.variables]
+def _compiled_once() -> Reusable:
+    return Reusable(tiny_model())
 
 
 def compiled_model() -> keras.Model:
     """The tiny model before its training, whose training step Keras has compiled before.
 
-    Compiling takes longer than everything else in a test that trains. There is but one such model:
-    a test that needs two at once, other optimizers, or variables yet to be built takes
-    `tiny_model`.
+    There is but one such model: a test that needs two at once, another optimizer, or variables yet
+    to be built takes `tiny_model`.
     """
-    model, initial = _compiled_once()
-    for variable, value in zip(_variables(model), initial, strict=True):
-        variable.assign(value)
-    model._initial_epoch = 0  # which BackupAndRestore sets for good
-    return model
+    return _compiled_once().as_new()
 
 
 @functools.cache

@@ -129,7 +129,7 @@ def test_a_training_that_begins_anew_begins_its_history(tmp_path):
     before = facts(directory)
     with pytest.raises(SaverError, match="already"):
         fit(directory, 5)
-    with pytest.raises(SaverError, match="begins anew"):
+    with pytest.raises(SaverError, match="starts over"):
         fit(directory, 5, existing="resume")
     assert facts(directory) == before
     fit(directory, 4, existing="overwrite")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -23,17 +24,23 @@ from ckptavg.saving.options import Options
 from ckptavg.saving.run_lock import RunLock
 from ckptavg.saving.run_writer import RunWriter
 from tests.helpers.files import leftovers
+from tests.helpers.models import Reusable
 
 EPOCHS, BATCHES = 6, 5
 X, Y = np.random.default_rng(3).normal(size=(2, 10, 4)).astype("float32")
 
 
-def build(**compiled):
+@cache
+def built(**compiled):
     keras.utils.set_random_seed(5)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
     model.compile(keras.optimizers.Adam(0.01, **compiled), "mse")
-    model.optimizer.build(model.trainable_variables)
-    return model
+    return Reusable(model)
+
+
+def build(**compiled):
+    """A model before its training; for the same arguments it is the same one."""
+    return built(**compiled).as_new()
 
 
 def fit(model, directory, *, first=0, epochs=EPOCHS, callbacks=(), **arguments):

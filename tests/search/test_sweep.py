@@ -176,7 +176,7 @@ def test_the_candidates(trained_run):
 
 
 def run_sweep(run, output=None, **options):
-    given = {"model": tiny_model(), "data": X, "eval_data": CHOOSE, "monitor": "val_loss"}
+    given = {"model": evaluator(), "data": X, "eval_data": CHOOSE, "monitor": "val_loss"}
     return sweep(run, output, **{**given, **options})
 
 
