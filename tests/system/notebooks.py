@@ -45,7 +45,7 @@ class ThisInterpreter(KernelSpecManager):
 
 
 def execute(
-    path: Path, folder: Path, python: Sequence[str] = (sys.executable,)
+    path: Path, folder: Path, python: Sequence[str] = (sys.executable,), before: str = ""
 ) -> nbformat.NotebookNode:
     """Runs all cells of a notebook.
 
@@ -53,6 +53,7 @@ def execute(
         path: the notebook, which is left as it is.
         folder: that the kernel works in, and that holds whatever Jupyter writes.
         python: what the kernel is started with.
+        before: code that the kernel runs before the first cell.
 
     Returns:
         The notebook with its new outputs.
@@ -61,6 +62,9 @@ def execute(
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     notebook = nbformat.read(path, as_version=4)
+    startup = folder / ".ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "before.py").write_text(before)
     os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / ".jupyter")
     environment = os.environ | {
         "IPYTHONDIR": str(folder / ".ipython"),
