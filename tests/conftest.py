@@ -163,10 +163,10 @@ def trajectory() -> np.ndarray:
     return falling + np.cumsum(rng.normal(size=(STEPS, 32)), axis=0)
 
 
-@pytest.fixture
-def tracked_run(trajectory, tmp_path) -> Path:
-    """A run that tracked two averages, as its saver is to write it."""
-    folder = tmp_path / "run" / "checkpoints"
+@pytest.fixture(scope="session")
+def _tracked_once(trajectory, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("tracked") / "run"
+    folder = run / "checkpoints"
     folder.mkdir(parents=True)
 
     def write(stem: str, values: np.ndarray, **facts) -> None:
@@ -183,7 +183,13 @@ def tracked_run(trajectory, tmp_path) -> Path:
         for step in range(EVERY, STEPS + 1, EVERY):
             name = f"ema-{sigma:.3f}-step-{step:08d}"
             write(name, averages[step - 1], step=step, ema=TrackedAverage(sigma, step))
-    return tmp_path / "run"
+    return run
+
+
+@pytest.fixture
+def tracked_run(_tracked_once: Path, tmp_path: Path) -> Path:
+    """A run that tracked two averages, as its saver is to write it."""
+    return Path(shutil.copytree(_tracked_once, tmp_path / "run"))
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,5 +1,7 @@
 """The BatchNorm pass on the backend that Keras runs on, against numpy and PyTorch."""
 
+from functools import cache
+
 import keras
 import numpy as np
 import pytest
@@ -131,6 +133,7 @@ def test_cumulative_statistics_are_those_of_pytorch():
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
+@cache
 def rich_model() -> keras.Model:
     """Layers whose training-mode forward pass changes variables, and a shared BatchNorm."""
     inputs = keras.Input((6,))

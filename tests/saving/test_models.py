@@ -37,6 +37,7 @@ def check_equal(model, folder, x, y, *, include_optimizer=False, is_fast=True, e
     """Trains, and compares each checkpoint with Keras' own: names, shapes, dtypes and bytes."""
     saver = CheckpointSaver(folder / "run", start_epoch=1, include_optimizer=include_optimizer)
     beside = Beside(folder, include_optimizer)
+    model.run_eagerly = True  # a few steps take less time than a graph of them
     history = model.fit(
         x, y, epochs=epochs, batch_size=16, verbose=0, callbacks=[saver, beside], **fit
     )
@@ -364,7 +365,7 @@ def test_steps_of_a_model_whose_optimizers_keras_does_not_know(tmp_path):
         for first, last in parts:
             model = Adversaries()
             model.build((None, 6))
-            model.compile(optimizer=None)
+            model.compile(optimizer=None, run_eagerly=True)
             saver = CheckpointSaver(tmp_path / name, **arguments)
             model.fit(
                 x, y, initial_epoch=first, epochs=last, batch_size=16, verbose=0, callbacks=[saver]

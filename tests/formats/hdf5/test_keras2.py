@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import h5py
 import keras
@@ -37,6 +38,18 @@ def build(library, seed):
     return model
 
 
+@cache
+def built(library):
+    return build(library, 0)
+
+
+def rebuilt(library, seed):
+    """As `build`, but always the same model."""
+    model, rng = built(library), np.random.default_rng(seed)
+    model.set_weights([np.abs(rng.normal(size=value.shape)) for value in model.get_weights()])
+    return model
+
+
 def arrays(path):
     """What h5py finds in the file, without optimizer state."""
     found = {}
@@ -54,13 +67,13 @@ class WeightsOnly(ReaderContract, WriterContract):
     def make(self, folder, seed, name="ckpt"):
         path = folder / f"{name}{self.suffix}"
         saved = folder / "saved.h5"
-        build(tf_keras, seed).save_weights(saved)
+        rebuilt(tf_keras, seed).save_weights(saved)
         saved.rename(path)
         return path, arrays(path)
 
     def load(self, path):
         renamed = shutil.copy(path, path.with_name("renamed.h5"))
-        model = build(tf_keras, 0)
+        model = rebuilt(tf_keras, 0)
         model.load_weights(renamed)
         model.save_weights(renamed)
         found = arrays(renamed)
@@ -85,7 +98,7 @@ class WholeModel(ReaderContract, WriterContract):
 
     def make(self, folder, seed, name="ckpt"):
         path = folder / f"{name}.h5"
-        build(self.library, seed).save(path)
+        rebuilt(self.library, seed).save(path)
         with h5py.File(path) as file:
             assert "optimizer_weights" in file
         return path, arrays(path)

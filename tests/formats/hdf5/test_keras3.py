@@ -5,7 +5,7 @@ import keras
 from ckptavg.formats import ModelConfig, open_writer
 from tests.formats.contract import ReaderContract, WriterContract
 from tests.helpers.files import arrays
-from tests.helpers.models import randomize, tiny_model
+from tests.helpers.models import evaluator, randomize, tiny_model
 
 
 class TestWeightsH5(ReaderContract, WriterContract):
@@ -13,7 +13,7 @@ class TestWeightsH5(ReaderContract, WriterContract):
 
     def make(self, folder, seed, name="ckpt"):
         path = folder / f"{name}{self.suffix}"
-        randomize(tiny_model(), seed).save_weights(path)
+        randomize(evaluator(), seed).save_weights(path)
         return path, arrays(path)
 
     def load(self, path):
@@ -31,7 +31,7 @@ class TestKerasArchive(ReaderContract, WriterContract):
 
     def make(self, folder, seed, name="ckpt"):
         path = folder / f"{name}{self.suffix}"
-        model = randomize(tiny_model(), seed)
+        model = randomize(evaluator(), seed)
         model.save(path)
         self.config = ModelConfig.read(path)
         return path, self._arrays_of(model, folder)

@@ -15,7 +15,7 @@ from ckptavg.formats.reader import FLAT
 from ckptavg.formats.tensors import TensorInfo
 from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
 from tests.helpers.files import arrays, read_tensors
-from tests.helpers.models import randomize, tiny_model
+from tests.helpers.models import evaluator, randomize, tiny_model
 
 SUFFIX = ".weights.json"
 SHARD = 150 / 1024**3
@@ -31,7 +31,7 @@ def shards(index):
 
 def save(folder, seed, name="ckpt"):
     path = folder / f"{name}{SUFFIX}"
-    model = randomize(tiny_model(), seed)
+    model = randomize(evaluator(), seed)
     keras.saving.save_weights(model, path, max_shard_size=SHARD)
     return path
 
@@ -71,7 +71,7 @@ def test_an_average_is_split_by_size_and_loaded_by_keras(tmp_path, monkeypatch, 
     paths = []
     for seed in range(3):
         paths.append(tmp_path / f"{seed}{source}")
-        model, options = randomize(tiny_model(), seed), {}
+        model, options = randomize(evaluator(), seed), {}
         if source == SUFFIX:
             options = {"max_shard_size": SHARD}
         keras.saving.save_weights(model, paths[-1], **options)
