@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
+# Processes that share the tests; each imports TensorFlow and takes about 2 GB of memory.
+WORKERS ?= 2
 PIP_ARGS ?=
 BENCH_ARGS ?=
 NOTEBOOKS ?=
@@ -20,7 +22,7 @@ notebooks: .venv/installed
 	$(BIN)/python -m tests.system.notebooks $(NOTEBOOKS)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # Keras' other backends, in an environment of their own.
 test-backends: .venv-backends/installed
