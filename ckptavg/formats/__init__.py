@@ -64,7 +64,6 @@ __all__ = [
     "STATE_FILE",
     "CheckpointReader",
     "CheckpointWriter",
-    "FileSkeleton",
     "ModelConfig",
     "Structure",
     "check_keras_output",
@@ -91,17 +90,16 @@ def open_reader(
     """
     # A TensorFlow checkpoint is named by a prefix, which may end like a file of another format.
     is_prefix = has_index(path) and not path.is_file()
-    for suffix, found in _FORMATS.items():
-        if (is_prefix and suffix == INDEX_SUFFIX) or (not is_prefix and path.name.endswith(suffix)):
-            reader: type[CheckpointReader] = _load(f"{found.name}Reader")
-            return reader(path, structure, like)
-    raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_FORMATS)}")
+    suffix = INDEX_SUFFIX if is_prefix else _suffix(path)
+    if suffix not in _FORMATS:
+        raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_FORMATS)}")
+    reader: type[CheckpointReader] = _load(f"{_FORMATS[suffix].name}Reader")
+    return reader(path, structure, like)
 
 
 def named_like(output: Path, checkpoint: Path) -> Path:
     """The output with the suffix of a checkpoint, if its own name has none."""
-    suffix = next((s for s in _FORMATS if checkpoint.name.endswith(s)), "")
-    return output if "." in output.name else output.with_name(output.name + suffix)
+    return output if "." in output.name else output.with_name(output.name + _suffix(checkpoint))
 
 
 def check_keras_output(path: Path) -> None:
@@ -127,18 +125,18 @@ def writer_of(path: Path, naming: str) -> type[CheckpointWriter]:
     Raises:
         FormatError: the suffix is unknown, or its format cannot hold tensors with such names.
     """
-    known = next((s for s in _FORMATS if path.name.endswith(s) and path.name != s), None)
-    if known is None and naming == TENSORFLOW and path.name:
-        known = INDEX_SUFFIX
-    if known is None:
+    suffix = _suffix(path)
+    if suffix in ("", path.name) and naming == TENSORFLOW and path.name:
+        suffix = INDEX_SUFFIX
+    elif suffix in ("", path.name):
         raise FormatError(f"cannot write {path}: name an output that ends in {_listed(_FORMATS)}")
-    if naming not in _FORMATS[known].namings:
-        possible = [suffix for suffix, found in _FORMATS.items() if naming in found.namings]
+    if naming not in _FORMATS[suffix].namings:
+        possible = [other for other, found in _FORMATS.items() if naming in found.namings]
         raise FormatError(
             f"cannot write {path}: tensors named as in {_NAMED_AS_IN[naming]} would not be found "
             f"there. Name an output that ends in {_listed(possible)}"
         )
-    writer: type[CheckpointWriter] = _load(f"{_FORMATS[known].name}Writer")
+    writer: type[CheckpointWriter] = _load(f"{_FORMATS[suffix].name}Writer")
     return writer
 
 
@@ -161,6 +159,11 @@ def open_writer(
         FormatError: the suffix is unknown, or the format cannot hold these tensors.
     """
     return writer_of(path, structure.naming)(path, structure, model_config, resume=resume)
+
+
+def _suffix(path: Path) -> str:
+    """The suffix by which the format of a file is known, or ""."""
+    return next((suffix for suffix in _FORMATS if path.name.endswith(suffix)), "")
 
 
 def _load(name: str) -> Any:

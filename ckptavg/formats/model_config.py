@@ -35,7 +35,12 @@ class ModelConfig:
         Raises:
             FormatError: the file is neither, or damaged.
         """
-        return cls._from_archive(path) if path.name.endswith(".keras") else cls._from_json(path)
+        try:
+            return cls._from_archive(path) if path.name.endswith(".keras") else cls._from_json(path)
+        except FormatError:
+            raise
+        except Exception as error:  # zipfile raises nearly anything on a damaged file
+            raise FormatError(f"cannot read the model configuration {path}: {error!r}") from error
 
     def to_json(self) -> str:
         """The content of a run's `model.json`."""
@@ -50,27 +55,19 @@ class ModelConfig:
 
     @classmethod
     def _from_json(cls, path: Path) -> Self:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != _MODEL_FORMAT or content["version"] != 1:
-                raise FormatError(f"{path} is not a model configuration written by ckptavg")
-            if "class_name" not in content["config"]:
-                raise FormatError(f"{path} does not hold the configuration of a model")
-            config, metadata = json.dumps(content["config"]), json.dumps(content["metadata"])
-            return cls(config, metadata, bool(content["has_assets"]))
-        except FormatError:
-            raise
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise FormatError(f"cannot read the model configuration {path}: {error!r}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _MODEL_FORMAT or content["version"] != 1:
+            raise FormatError(f"{path} is not a model configuration written by ckptavg")
+        if "class_name" not in content["config"]:
+            raise FormatError(f"{path} does not hold the configuration of a model")
+        config, metadata = json.dumps(content["config"]), json.dumps(content["metadata"])
+        return cls(config, metadata, bool(content["has_assets"]))
 
     @classmethod
     def _from_archive(cls, path: Path) -> Self:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-                config, metadata = (_small_member(archive, name) for name in (CONFIG, METADATA))
-        except Exception as error:  # zipfile raises nearly anything on a damaged file
-            raise FormatError(f"{path} is not an intact .keras file: {error}") from error
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            config, metadata = (_small_member(archive, name) for name in (CONFIG, METADATA))
         return cls(config, metadata, any(name.startswith("assets/") for name in members))
 
 

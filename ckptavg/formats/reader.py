@@ -85,11 +85,6 @@ class CheckpointReader(ABC):
         stamps: of the files when they were opened.
     """
 
-    path: Path
-    files: tuple[Path, ...]
-    structure: Structure
-    stamps: tuple[Stamp, ...]
-
     def __init__(
         self, path: Path, structure: Structure | None = None, like: FileSkeleton | None = None
     ) -> None:
@@ -104,7 +99,7 @@ class CheckpointReader(ABC):
             FormatError: a file cannot be opened, or the checkpoint is not intact.
         """
         self.path = path
-        self.files = ()
+        self.files: tuple[Path, ...] = ()
         self._opened: list[OpenFile] = []
         try:
             self._open([self._main_file()])

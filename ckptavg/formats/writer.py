@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -137,6 +138,8 @@ class CheckpointWriter(ABC):
     def commit(self) -> None:
         """Makes the finished files durable and gives them their names; all of them, or none.
 
+        If that fails, what had these names before has them again.
+
         Raises:
             OutputError: something other than a file has the name of one of them.
         """
@@ -145,28 +148,26 @@ class CheckpointWriter(ABC):
                 raise OutputError(
                     f"{target} is in the way: it has the name of a file of the output"
                 )
-        former: dict[Path, Path] = {}
-        moved: list[tuple[Path, Path]] = []
-        try:
+        with ExitStack() as clean_up, ExitStack() as undo:
             # The former index steps aside first: a crash may leave no checkpoint of this name, but
-            # never one of old and new files.
+            # never one of old and new files. A single file is replaced in one step instead.
             # See docs/decisions/0024-outputs-are-replaced-as-a-whole.md.
-            for _, target in reversed(self._moves) if len(self._moves) > 1 else ():
+            for _, target in reversed(self._moves):
                 if target.exists():
-                    former[target] = partial(target.with_name(f"{target.name}.former"))
-                    target.replace(former[target])
+                    former = partial(target.with_name(f"{target.name}.former"))
+                    former.unlink(missing_ok=True)
+                    clean_up.callback(former.unlink, missing_ok=True)
+                    undo.callback(_move_back, former, target)
+                    if len(self._moves) > 1:
+                        target.replace(former)
+                    else:
+                        with suppress(OSError):  # some file systems have no links
+                            former.hardlink_to(target)
             for now, target in self._moves:
-                moved.append((now, target))
+                if not target.exists():
+                    undo.callback(_move_back, target, now)
                 commit(now, target)
-        except BaseException:
-            for now, target in moved:
-                if target.exists():
-                    target.replace(now)
-            for target, kept in reversed(former.items()):
-                kept.replace(target)
-            raise
-        for kept in former.values():
-            kept.unlink()
+            undo.pop_all()
 
     def discard(self) -> None:
         """Removes everything that was not committed."""
@@ -205,11 +206,13 @@ class CheckpointWriter(ABC):
 
     def _outside(self, paths: Sequence[Path]) -> list[tuple[int, bytes]]:
         """Size of each file, and its bytes that belong to no tensor."""
-        files = [OpenFile(path) for path in paths]
-        try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(closing(OpenFile(path))) for path in paths]
             sizes = [file.size for file in files]
             gaps = gaps_by_file(self._extents.values(), sizes)
             return list(zip(sizes, map(OpenFile.read_ranges, files, gaps), strict=True))
-        finally:
-            for file in files:
-                file.close()
+
+
+def _move_back(file: Path, place: Path) -> None:
+    if file.exists():
+        file.replace(place)

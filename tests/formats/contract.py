@@ -1,6 +1,8 @@
 """What every reader and every writer of checkpoints must do: inherit, and say how to make one."""
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +200,38 @@ class WriterContract(FormatCase):
                 writer.commit()
             assert_same(read_tensors(out), expected)
         assert not leftovers(tmp_path)
+
+    def test_a_commit_that_fails_leaves_the_former_output(self, tmp_path, monkeypatch):
+        out = tmp_path / "out" / f"o{self.suffix}"
+        out.parent.mkdir()
+        made = [self.make(tmp_path, seed, f"ckpt-{seed}") for seed in (3, 4)]
+        former, new = (expected for _, expected in made)
+        with self.open_writer(out, output_structure(made[0][0])) as writer:
+            copy_into(writer, made[0][0])
+            writer.finish()
+            writer.commit()
+        fsync, failed = os.fsync, True
+        for failing in range(1, 20):
+            left = [failing]
+
+            def fail(file, left=left):
+                left[0] -= 1
+                if not left[0]:
+                    raise OSError(errno.EIO, "the disk is broken")
+                fsync(file)
+
+            with self.open_writer(out, output_structure(made[1][0])) as writer:
+                copy_into(writer, made[1][0])
+                writer.finish()
+                with monkeypatch.context() as patch, suppress(OSError):
+                    patch.setattr(os, "fsync", fail)
+                    writer.commit()
+                    failed = False
+            assert_same(read_tensors(out), former if failed else new)
+            assert not leftovers(tmp_path)
+            if not failed:
+                break
+        assert not failed
 
     def test_interrupted_writing_goes_on(self, tmp_path):
         path, expected = self.make(tmp_path, 5)

@@ -1,7 +1,7 @@
 """`.safetensors` files, single or as shards that a `.safetensors.index.json` names."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ckptavg.errors import FormatError
@@ -69,7 +69,12 @@ class ShardedSafetensorsReader(CheckpointReader):
         strings: list[dict[str, str]] = []
         for number, file in list(enumerate(self._opened))[1:]:
             found, about = read_header(file, self._sizes[number], number)
-            self._check_listed(file.path, found)
+            for tensor in found:  # each is in the shard that the index names, and so in one only
+                if self._shard_of.get(tensor.name) != file.path.name:
+                    raise FormatError(
+                        f"{self.path} does not place {tensor.name!r:.80} in {file.path.name}: its "
+                        "shards are not those that it was written for"
+                    )
             tensors += found
             strings.append(about)
         if len(tensors) < len(self._shard_of):
@@ -78,15 +83,6 @@ class ShardedSafetensorsReader(CheckpointReader):
                 f"{self.path} names {min(missing)!r:.80}, which none of its shards has"
             )
         return _structure(self.path, tensors, self._joined(strings))
-
-    def _check_listed(self, file: Path, tensors: Iterable[TensorInfo]) -> None:
-        """Makes sure that every tensor is in the shard that the index names, and so in one only."""
-        for tensor in tensors:
-            if self._shard_of.get(tensor.name) != file.name:
-                raise FormatError(
-                    f"{self.path} does not place {tensor.name!r:.80} in {file.name}: its shards "
-                    "are not those that it was written for"
-                )
 
     def _joined(self, strings: Sequence[dict[str, str]]) -> dict[str, str]:
         """The strings about the checkpoint: shared ones, and as JSON what its files differ in."""
@@ -115,15 +111,9 @@ class SafetensorsWriter(CheckpointWriter):
                 )
         if METADATA in self.structure.tensors:
             raise FormatError(f"cannot write {self.path}: the format reserves the name {METADATA}")
-        if self.structure.naming == KERAS:
-            check_tree(self.path, self.structure)
+        self._strings = self._find_strings()
 
-    def _lay_out(
-        self, file: Path, number: int, tensors: Sequence[TensorInfo]
-    ) -> Mapping[str, Extent]:
-        return lay_out(file, number, tensors, self._strings())
-
-    def _strings(self) -> dict[str, str]:
+    def _find_strings(self) -> dict[str, str]:
         """The strings from which `_structure` finds folders and attributes again."""
         strings = dict(self.structure.groups.get("", {}))
         if not is_strings(strings):
@@ -131,15 +121,25 @@ class SafetensorsWriter(CheckpointWriter):
                 f"cannot write {self.path}: the format holds only strings as attributes"
             )
         if self.structure.naming == KERAS:
+            check_tree(self.path, self.structure)
             folders = {n: dict(found) if n else {} for n, found in self.structure.groups.items()}
             strings[_GROUPS_KEY] = json.dumps(_checked_folders(self.path, folders))
             if len(strings[_GROUPS_KEY]) > _GROUPS_LIMIT:
                 raise FormatError(f"cannot write {self.path}: it has too many folders")
         return strings
 
+    def _lay_out(
+        self, file: Path, number: int, tensors: Sequence[TensorInfo]
+    ) -> Mapping[str, Extent]:
+        return lay_out(file, number, tensors, self._strings)
+
 
 class ShardedSafetensorsWriter(SafetensorsWriter):
     """Writes shards named `NAME-00001-of-00002.safetensors`, and then their index."""
+
+    def _check(self) -> None:
+        super()._check()
+        self._about = self._strings.pop(_INDEX_KEY, "{}")  # belongs to the index, not to shards
 
     @classmethod
     def _split(cls, structure: Structure) -> list[list[TensorInfo]]:
@@ -153,12 +153,6 @@ class ShardedSafetensorsWriter(SafetensorsWriter):
             path.with_name(f"{stem}-{number:05}-of-{count:05}{SUFFIX}")
             for number in range(1, count + 1)
         ]
-
-    def _strings(self) -> dict[str, str]:
-        """The strings of each shard; those of the index go there."""
-        strings = super()._strings()
-        self._about = strings.pop(_INDEX_KEY, "{}")
-        return strings
 
     def _index(self) -> bytes:
         index = {

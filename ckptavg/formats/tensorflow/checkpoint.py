@@ -18,19 +18,11 @@ from ckptavg.formats.reader import (
     Structure,
     check_disjoint,
 )
-from ckptavg.formats.tensorflow import strings
+from ckptavg.formats.tensorflow import protobuf, strings
 from ckptavg.formats.tensorflow.object_graph import model_part
 from ckptavg.formats.tensorflow.optimizer import optimizer_variables
 from ckptavg.formats.tensorflow.paths import data_file, index_file
-from ckptavg.formats.tensorflow.protobuf import (
-    BYTES,
-    VARINT,
-    BundleEntry,
-    Refused,
-    last_fields,
-    number,
-    text,
-)
+from ckptavg.formats.tensorflow.protobuf import BYTES, VARINT, BundleEntry, Refused
 from ckptavg.formats.tensorflow.table import mask, read_table, unmask, write_table
 from ckptavg.formats.tensors import STRING, Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
@@ -79,13 +71,9 @@ class TensorFlowReader(CheckpointReader):
     @property
     def checksums(self) -> Mapping[str, int]:
         """CRC-32C of the stored bytes of each tensor, read again from the index each time."""
-        found = {}
+        tensors = self.structure.tensors
         with self._refusals():
-            for name, entry in self._entries():
-                tensor = self.structure.tensors.get(name)
-                if tensor is not None:
-                    found[name] = self._checksum(tensor, entry)
-        return found
+            return {n: self._checksum(tensors[n], e) for n, e in self._entries() if n in tensors}
 
     def _read_structure(self) -> Structure:
         with self._refusals():
@@ -113,13 +101,14 @@ class TensorFlowReader(CheckpointReader):
         table = self._table()
         _shard_count(table)
         for key, value in table:
-            if key.startswith(_SLICE_MARK):
+            entry = BundleEntry.decode(value)
+            if entry.sliced or key.startswith(_SLICE_MARK):
                 raise Refused(
                     "it holds partitioned variables, which are stored in slices: save the "
                     "checkpoint without partitioning"
                 )
             try:
-                yield key.decode(), BundleEntry.decode(value)
+                yield key.decode(), entry
             except UnicodeDecodeError as error:
                 raise Refused(f"the name {key!r} is not valid UTF-8") from error
 
@@ -127,8 +116,6 @@ class TensorFlowReader(CheckpointReader):
         dtype = _DTYPES.get(entry.dtype, f"number {entry.dtype}")
         if dtype not in _NUMBERS:
             raise Refused(f"'{name}' has the type {dtype}, which cannot be averaged")
-        if entry.sliced:
-            raise Refused(f"'{name}' is a partitioned variable, stored in slices")
         if entry.shape is None:
             raise Refused(f"'{name}' has no shape")
         file = entry.shard + 1
@@ -209,7 +196,7 @@ class TensorFlowWriter(CheckpointWriter):
 
     def _index(self) -> bytes:
         entries = ((t.name.encode(), self._entry(t, at).encode()) for t, at in self._placed())
-        header = number(1, 1) + text(3, number(1, _VERSION))  # one shard
+        header = protobuf.number(1, 1) + protobuf.text(3, protobuf.number(1, _VERSION))  # one shard
         return write_table([(_HEADER_KEY, header), *entries])
 
     @property
@@ -257,10 +244,10 @@ def _shard_count(table: Iterator[tuple[bytes, bytes]]) -> int:
     key, value = next(table, (None, b""))
     if key != _HEADER_KEY:
         raise Refused("its index does not begin with a header")
-    header = last_fields(value, {1: VARINT, 2: VARINT, 3: BYTES})
+    header = protobuf.last_fields(value, {1: VARINT, 2: VARINT, 3: BYTES})
     if header[2].integer:
         raise Refused("it was written on a big-endian machine")
-    oldest_reader = last_fields(header[3].content, {2: VARINT})[2].integer
+    oldest_reader = protobuf.last_fields(header[3].content, {2: VARINT})[2].integer
     if oldest_reader > _VERSION:
         raise Refused("its format is newer than this version of ckptavg knows")
     if not 0 < header[1].integer <= _SHARDS_LIMIT:

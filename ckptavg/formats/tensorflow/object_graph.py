@@ -5,17 +5,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from ckptavg.formats.tensorflow import optimizer
-from ckptavg.formats.tensorflow.protobuf import (
-    BYTES,
-    VARINT,
-    Field,
-    Refused,
-    fields,
-    last_fields,
-    repeated,
-    text,
-)
+from ckptavg.formats.tensorflow import optimizer, protobuf
+from ckptavg.formats.tensorflow.protobuf import BYTES, VARINT, Field, Refused
 
 _NODES_LIMIT = 2**20
 _NODE = 1
@@ -53,7 +44,7 @@ def model_part(graph: bytes) -> ModelPart:
     Raises:
         Refused: the graph is damaged, or it holds no model.
     """
-    nodes = [field.content for field in islice(repeated(graph, _NODE), _NODES_LIMIT + 1)]
+    nodes = [field.content for field in islice(protobuf.repeated(graph, _NODE), _NODES_LIMIT + 1)]
     if not nodes:
         raise Refused("its object graph is empty")
     if len(nodes) > _NODES_LIMIT:
@@ -67,10 +58,10 @@ def model_part(graph: bytes) -> ModelPart:
         )
     # Nodes refer to each other by number, so even those that lose everything stay in their place.
     pruned = (
-        text(_NODE, b"".join(_pruned(field.content, reached, kept)))
+        protobuf.text(_NODE, b"".join(_pruned(field.content, reached, kept)))
         if field.number == _NODE
         else field.encoded
-        for field in fields(graph)
+        for field in protobuf.fields(graph)
     )
     return ModelPart(named, kept, b"".join(pruned))
 
@@ -81,7 +72,7 @@ def _reached(nodes: list[bytes]) -> set[int]:
     while waiting:
         number = waiting.pop()
         names = (name for _, name in _children(nodes[number]))
-        if optimizer.is_optimizer(names, has_slots=any(repeated(nodes[number], _SLOTS))):
+        if optimizer.is_optimizer(names, has_slots=any(protobuf.repeated(nodes[number], _SLOTS))):
             continue
         reached.add(number)
         for child, name in _children(nodes[number]):
@@ -94,27 +85,30 @@ def _reached(nodes: list[bytes]) -> set[int]:
 
 
 def _children(node: bytes) -> Iterator[tuple[int, bytes]]:
-    for part in repeated(node, _CHILDREN):
-        reference = last_fields(part.content, _REFERENCE)
+    for part in protobuf.repeated(node, _CHILDREN):
+        reference = protobuf.last_fields(part.content, _REFERENCE)
         yield reference[1].integer, reference[2].content
 
 
 def _keys(node: bytes) -> Iterator[str]:
-    return map(_key, repeated(node, _ATTRIBUTES))
+    return map(_key, protobuf.repeated(node, _ATTRIBUTES))
 
 
 def _key(attribute: Field) -> str:
     try:
-        return last_fields(attribute.content, {3: BYTES})[3].content.decode()
+        return protobuf.last_fields(attribute.content, {3: BYTES})[3].content.decode()
     except UnicodeDecodeError as error:
         raise Refused("its object graph has a key that is not valid UTF-8") from error
 
 
 def _pruned(node: bytes, reached: set[int], kept: frozenset[str]) -> Iterator[bytes]:
     """The fields of a node without keys that are not kept, and without slots of optimizers."""
-    for field in fields(node):
+    for field in protobuf.fields(node):
         if field.number == _ATTRIBUTES and _key(field) not in kept:
             continue
-        if field.number == _SLOTS and last_fields(field.content, _SLOT)[3].integer not in reached:
+        if (
+            field.number == _SLOTS
+            and protobuf.last_fields(field.content, _SLOT)[3].integer not in reached
+        ):
             continue
         yield field.encoded

@@ -59,7 +59,7 @@ def _parse(file: Path) -> tuple[list[str], list[str]]:
                 f"{file} is not a list of checkpoints as TensorFlow writes it: see line {line}"
             )
         if field["name"] in found:
-            found[field["name"]].append(_unescape(value))
+            found[field["name"]].append(os.fsdecode(_ESCAPE.sub(_unescaped, value.encode())))
         position = field.end()
     return found[_LATEST], found[_ALL]
 
@@ -73,10 +73,6 @@ def _read(file: Path) -> str:
         return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"cannot read the list of checkpoints {file}: {error}") from error
-
-
-def _unescape(text: str) -> str:
-    return os.fsdecode(_ESCAPE.sub(_unescaped, text.encode()))
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:

@@ -22,8 +22,6 @@ _KEYS_LIMIT = 64 * 1024 * 1024
 
 _COUNT_LIMIT = 2**18
 
-_Handle = tuple[int, int]
-
 
 def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The keys of a table in order, each with its value.
@@ -34,16 +32,15 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = data[-_FOOTER_SIZE:]
     if len(footer) < _FOOTER_SIZE or not footer.endswith(_MAGIC):
         raise Refused("it is not an index of a TensorFlow checkpoint, or it is truncated")
-    metaindex, position = _read_handle(footer, 0)
-    index, _ = _read_handle(footer, position)
-    _block(data, metaindex)
+    (*metaindex, start, length), _ = _read_varints(footer, 0, 4)
+    _block(data, *metaindex)
     previous, count, size, end = None, 0, 0, 0
-    for _, value in _entries(_block(data, index)):
-        handle, _ = _read_handle(value, 0)
-        if handle[0] < end:  # otherwise a few bytes could declare any number of blocks
+    for _, handle in _entries(_block(data, start, length)):
+        (start, length), _ = _read_varints(handle, 0, 2)
+        if start < end:  # otherwise a few bytes could declare any number of blocks
             raise Refused("its blocks overlap")
-        end = sum(handle) + _TRAILER_SIZE
-        for key, stored in _entries(_block(data, handle)):
+        end = start + length + _TRAILER_SIZE
+        for key, stored in _entries(_block(data, start, length)):
             if previous is not None and key <= previous:
                 raise Refused("its keys are not in order")
             previous, count, size = key, count + 1, size + len(key)
@@ -61,18 +58,16 @@ def write_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
     Args:
         entries: keys, in rising order, with their values.
     """
-    table = bytearray()
-    handles = []
-    block: list[tuple[bytes, bytes]] = []
-    size = 0
+    blocks: list[list[tuple[bytes, bytes]]] = []
+    size = _BLOCK_SIZE  # so that the first entry begins a block
     for key, value in entries:
-        block.append((key, value))
-        size += len(key) + len(value)
         if size >= _BLOCK_SIZE:
-            handles.append((key, _append_block(table, block)))
-            block, size = [], 0
-    if block:
-        handles.append((block[-1][0], _append_block(table, block)))
+            blocks.append([])
+            size = 0
+        blocks[-1].append((key, value))
+        size += len(key) + len(value)
+    table = bytearray()
+    handles = [(block[-1][0], _append_block(table, block)) for block in blocks]
     metaindex = _append_block(table, [])
     index = _append_block(table, handles)
     table += (metaindex + index).ljust(_HANDLES_SIZE, b"\0") + _MAGIC
@@ -90,15 +85,16 @@ def unmask(stored: int) -> int:
     return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
 
 
-def _read_handle(data: bytes, position: int) -> tuple[_Handle, int]:
-    """Offset and size of a block, and the position after them."""
-    offset, position = read_varint(data, position)
-    size, position = read_varint(data, position)
-    return (offset, size), position
+def _read_varints(data: bytes, position: int, count: int) -> tuple[list[int], int]:
+    """Integers that follow each other, and the position after them."""
+    found = []
+    for _ in range(count):
+        value, position = read_varint(data, position)
+        found.append(value)
+    return found, position
 
 
-def _block(data: bytes, handle: _Handle) -> bytes:
-    offset, size = handle
+def _block(data: bytes, offset: int, size: int) -> bytes:
     if offset + size + _TRAILER_SIZE > len(data) - _FOOTER_SIZE:
         raise Refused("a block of its index reaches beyond the end of the file")
     stored = data[offset : offset + size + _TRAILER_SIZE]
@@ -121,9 +117,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise Refused("a block of its index lacks its list of restarts")
     position, key = 0, b""
     while position < end:
-        shared, position = read_varint(block, position)
-        added, position = read_varint(block, position)
-        length, position = read_varint(block, position)
+        (shared, added, length), position = _read_varints(block, position, 3)
         if shared > len(key) or position + added + length > end or shared + added > _KEY_LIMIT:
             raise Refused("a key of its index is damaged or too long")
         key = key[:shared] + block[position : position + added]

@@ -131,7 +131,7 @@ def test_hostile_headers_are_refused(tmp_path, header, reason):
         ([(b"y", GOOD.encode()), (b"x", GOOD.encode())], "not in order"),
         ([(b"\xff", GOOD.encode())], "is not valid UTF-8"),
         ([(b"\0x", GOOD.encode())], "partitioned variables"),
-        ([(b"x", GOOD.encode() + text(7, b""))], "'x' is a partitioned variable"),
+        ([(b"x", GOOD.encode() + text(7, b""))], "partitioned variables"),
         ([(b"x", GOOD.encode()[:-1])], "truncated or damaged"),
         ([(b"x", number(1, 1) + text(2, number(3, 1)))], "'x' has no shape"),
         ([(b"x" * 5000, GOOD.encode())], "damaged or too long"),
