@@ -9,7 +9,7 @@ import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.options import SELECTION, Option
-from ckptavg.cli.printing import new_table, pick, print_json, print_table
+from ckptavg.cli.printing import NUMBER, TEXT, WORD, pick, print_json, print_table
 from ckptavg.cli.session import session
 from ckptavg.commands.doctor import doctor as examine
 from ckptavg.runs.describe import list_epochs
@@ -60,15 +60,15 @@ def doctor(*, sources: tuple[str, ...], json: bool, **options: Any) -> None:
 def _print(report: "DoctorReport") -> None:
     evaluated = any(diagnosis.loss is not None for diagnosis in report.diagnoses)
     columns = _VALUES | (_EVALUATED if evaluated else {})
-    table = new_table()
-    table.add_column("checkpoint", overflow="fold")
-    for title in columns:
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for diagnosis in report.diagnoses:
-        values = (_number(getattr(diagnosis, name)) for name in columns.values())
-        table.add_row(diagnosis.checkpoint.path.name, *values, diagnosis.verdict)
-    print_table(table)
+    rows = [
+        (
+            diagnosis.checkpoint.path.name,
+            *(_number(getattr(diagnosis, name)) for name in columns.values()),
+            diagnosis.verdict,
+        )
+        for diagnosis in report.diagnoses
+    ]
+    print_table(rows, (TEXT, ["checkpoint"]), (NUMBER, [*columns]), (WORD, ["verdict"]))
     for diagnosis in report.diagnoses:
         for reason in diagnosis.reasons:
             typer.echo(f"\nleave out {diagnosis.checkpoint.path.name}: {reason}")

@@ -6,9 +6,10 @@ from typing import Any
 import typer
 
 from ckptavg.cli.command import command
-from ckptavg.cli.printing import as_json, new_table, pick, print_json, print_table
+from ckptavg.cli.printing import NUMBER, NUMBERS, TEXT, as_json, pick, print_json, print_table
 from ckptavg.commands.inspect import CheckpointContent, Inspection
 from ckptavg.commands.inspect import inspect as read
+from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import (
     describe_epochs,
     describe_tracked,
@@ -55,38 +56,34 @@ def _print_run(run: Run) -> None:
         typer.echo(f"  not saved whole (no record): {names}")
     typer.echo()
     metrics = list(dict.fromkeys(name for record in records for name in record.metrics))
-    table = new_table()
-    for title in ("epoch", "step", "rate", "size", *metrics):
-        table.add_column(title, justify="right")
-    for checkpoint, record in zip(run.checkpoints, records, strict=True):
-        table.add_row(
+    rows = [
+        (
             str(record.epoch),
             human_number(record.step),
             human_number(record.learning_rate),
             human_size(record.size) if checkpoint.path.is_file() else "no file",
             *(human_number(record.metrics.get(name)) for name in metrics),
         )
-    print_table(table)
+        for checkpoint, record in zip(run.checkpoints, records, strict=True)
+    ]
+    print_table(rows, (NUMBERS, ["epoch", "step", "rate", "size", *metrics]))
 
 
 def _print_several(source: str, found: Inspection) -> None:
     size = human_size(sum(content.size for content in found.contents))
     typer.echo(f"{source}: {describe_epochs(found.checkpoints)}, {size}")
     typer.echo()
-    table = new_table()
-    table.add_column("checkpoint", overflow="fold")
-    for title in ("epoch", "tensors", "size", "record"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for content in found.contents:
-        checkpoint = content.checkpoint
-        table.add_row(
-            checkpoint.path.name,
-            human_number(checkpoint.epoch),
+    rows = [
+        (
+            content.checkpoint.path.name,
+            human_number(content.checkpoint.epoch),
             str(len(content.model_tensors)),
             human_size(content.size),
-            "none" if checkpoint.record is None else "yes",
+            "none" if content.checkpoint.record is None else "yes",
         )
-    print_table(table)
+        for content in found.contents
+    ]
+    print_table(rows, (TEXT, ["checkpoint"]), (NUMBER, ["epoch", "tensors", "size", "record"]))
 
 
 def _print_checkpoint(content: CheckpointContent) -> None:
@@ -100,13 +97,8 @@ def _print_checkpoint(content: CheckpointContent) -> None:
     if dropped:
         typer.echo(f"  optimizer   {dropped} tensors, which a merge drops")
     typer.echo()
-    table = new_table()
-    table.add_column("tensor", overflow="fold")
-    for title in ("shape", "dtype", "size"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for tensor in content.model_tensors:
-        table.add_row(tensor.name, str(tensor.shape), tensor.dtype, human_size(tensor.nbytes))
-    print_table(table)
+    rows = ((t.name, str(t.shape), t.dtype, human_size(t.nbytes)) for t in content.model_tensors)
+    print_table(rows, (TEXT, ["tensor"]), (NUMBER, ["shape", "dtype", "size"]))
 
 
 def _print_record(record: Record) -> None:
@@ -131,31 +123,31 @@ def _print_record(record: Record) -> None:
 def _content(found: Inspection, single: bool) -> dict[str, Any]:
     run = found.run
     if run is not None:
-        recorded = {"checkpoints": run.checkpoints, "averages": run.averages}
         return {
             "run": run.directory,
             "model": run.model_file,
             "uncommitted": run.uncommitted,
-            **{
-                kind: [{"path": c.path, **_facts(c.record)} for c in checkpoints]
-                for kind, checkpoints in recorded.items()
-            },
+            "checkpoints": [_recorded(checkpoint) for checkpoint in run.checkpoints],
+            "averages": [_recorded(average) for average in run.averages],
         }
-    contents = [_checkpoint_content(content) for content in found.contents]
+    contents = [
+        {
+            **pick(content.checkpoint, "path", "epoch"),
+            "record": _facts(content.checkpoint.record),
+            "tensors": [pick(t, "name", "shape", "dtype", "nbytes") for t in content.tensors],
+        }
+        for content in found.contents
+    ]
     return contents[0] if single else {"checkpoints": contents}
 
 
-def _checkpoint_content(content: CheckpointContent) -> dict[str, Any]:
-    checkpoint = content.checkpoint
-    return {
-        "path": checkpoint.path,
-        "epoch": checkpoint.epoch,
-        "record": None if checkpoint.record is None else _facts(checkpoint.record),
-        "tensors": [pick(t, "name", "shape", "dtype", "nbytes") for t in content.tensors],
-    }
+def _recorded(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"path": checkpoint.path, **(_facts(checkpoint.record) or {})}
 
 
-def _facts(record: Record | None) -> dict[str, Any]:
+def _facts(record: Record | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
     facts: dict[str, Any] = as_json(record)
     del facts["path"]
     if not facts["choice"]:

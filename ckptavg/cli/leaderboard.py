@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ckptavg.cli.printing import new_table, print_table
+from ckptavg.cli.printing import NUMBER, NUMBERS, print_table
 from ckptavg.errors import OutputError
 from ckptavg.runs.outputs import writing
 from ckptavg.storage.files import write_text
@@ -28,17 +28,17 @@ class Line:
 
 def print_lines(lines: Sequence[Line], monitor: str, limit: int = 20) -> None:
     """Prints the first lines of a leaderboard, the metric that chose before the others."""
-    table = new_table()
-    table.add_column("", justify="right", no_wrap=True)
     metrics = _metrics(lines, monitor)
-    for title in lines[0].facts:
-        table.add_column(title.replace("_", " "), justify="right", overflow="fold")
-    for title in metrics:
-        table.add_column(title, justify="right", no_wrap=True)
-    for number, line in enumerate(lines[:limit], 1):
-        values = (f"{line.metrics[name]:.5g}" for name in metrics)
-        table.add_row(str(number), *map(_text, line.facts.values()), *values)
-    print_table(table)
+    rows = [
+        (
+            str(number),
+            *map(_text, line.facts.values()),
+            *(f"{line.metrics[name]:.5g}" for name in metrics),
+        )
+        for number, line in enumerate(lines[:limit], 1)
+    ]
+    facts = [title.replace("_", " ") for title in lines[0].facts]
+    print_table(rows, (NUMBER, [""]), (NUMBERS, facts), (NUMBER, metrics))
     if len(lines) > limit:
         typer.echo(f"and {len(lines) - limit} more")
 

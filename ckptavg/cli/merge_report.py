@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from ckptavg.cli.printing import new_table, pick, plural, print_table, resident
+from ckptavg.cli.printing import NUMBER, NUMBERS, TEXT, WORD, pick, plural, print_table, resident
 from ckptavg.commands.merge import MergeResult
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.reproduce import refreshing
@@ -89,30 +89,27 @@ def print_plan(plan: MergePlan) -> None:
 
 
 def _print_sources(plan: MergePlan) -> None:
-    table = new_table()
-    table.add_column("checkpoint", overflow="fold")
-    for title in ("epoch", "coefficient", "size", "proof"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for source in plan.sources:
-        epoch = "" if source.epoch is None else str(source.epoch)
-        proof = "record" if source.proof else "checksums" if source.checksummed else "none"
-        coefficient = f"{source.coefficient:.6g}"
-        table.add_row(str(source.path), epoch, coefficient, human_size(source.size), proof)
-    print_table(table)
+    rows = [
+        (
+            str(source.path),
+            "" if source.epoch is None else str(source.epoch),
+            f"{source.coefficient:.6g}",
+            human_size(source.size),
+            "record" if source.proof else "checksums" if source.checksummed else "none",
+        )
+        for source in plan.sources
+    ]
+    print_table(rows, (TEXT, ["checkpoint"]), (NUMBER, ["epoch", "coefficient", "size", "proof"]))
 
 
 def _print_tensors(plan: MergePlan) -> None:
-    table = new_table()
-    table.add_column("tensor", overflow="fold")
-    table.add_column("shape", justify="right", overflow="fold")
-    for title in ("dtype", "action"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for item in plan.items:
-        tensor = item.tensor
-        row = (tensor.name, str(tensor.shape), tensor.dtype, _ACTIONS[item.action], item.reason)
-        table.add_row(*row)
-    print_table(table)
+    rows = (
+        (t.name, str(t.shape), t.dtype, _ACTIONS[item.action], item.reason)
+        for item in plan.items
+        for t in [item.tensor]
+    )
+    looks = (TEXT, ["tensor"]), (NUMBERS, ["shape"]), (WORD, ["dtype", "action"]), (TEXT, ["why"])
+    print_table(rows, *looks)
 
 
 def _print_left_out(plan: MergePlan) -> None:

@@ -2,16 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def print_json(content: Mapping[str, object]) -> None:
@@ -40,17 +37,24 @@ def pick(value: object, *names: str) -> dict[str, Any]:
     return {name.rpartition(".")[2]: reduce(getattr, name.split("."), value) for name in names}
 
 
-def new_table() -> "Table":
-    """An empty table as all commands print them; rich is imported only where there is one."""
+TEXT, NUMBERS = {"overflow": "fold"}, {"overflow": "fold", "justify": "right"}
+WORD, NUMBER = {"no_wrap": True}, {"no_wrap": True, "justify": "right"}
+"""Columns of tables: those of the first line are folded in a narrow terminal."""
+
+
+def print_table(
+    rows: Iterable[Sequence[str]], *columns: tuple[Mapping[str, Any], Sequence[str]]
+) -> None:
+    """Prints a table to fit the terminal; columns are titles by how they stand."""
+    from rich.console import Console  # only where there is a table
     from rich.table import Table
 
-    return Table(box=None, pad_edge=False, header_style="bold")
-
-
-def print_table(table: "Table") -> None:
-    """Prints a table to fit the terminal."""
-    from rich.console import Console
-
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for look, titles in columns:
+        for title in titles:
+            table.add_column(title, **look)
+    for row in rows:
+        table.add_row(*row)
     Console(markup=False, highlight=False).print(table)
 
 

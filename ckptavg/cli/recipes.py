@@ -9,7 +9,7 @@ import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.options import Argument
-from ckptavg.cli.printing import new_table, pick, print_json, print_table
+from ckptavg.cli.printing import NUMBER, TEXT, WORD, pick, print_json, print_table
 from ckptavg.commands.compare_recipes import RecipeComparison, compare_recipes
 from ckptavg.errors import OutputError, SpecError
 
@@ -41,16 +41,17 @@ def recipes(*, sources: tuple[str, ...], plot: Path | None, json: bool, **option
         weighted = [pick(r, *names) for r in found.recipes if r.coefficients is not None]
         print_json({"positions": found.positions, "recipes": weighted})
         return
-    table = new_table()
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("coefficients, oldest first", no_wrap=True)
-    table.add_column("effective", justify="right", no_wrap=True)
-    table.add_column("what it does", overflow="fold")
+    rows = []
     for recipe in found.recipes:
         bars = "" if recipe.coefficients is None else draw_bars(recipe.coefficients)
         size = recipe.effective_sample_size
-        table.add_row(recipe.recipe, bars, "" if size is None else f"{size:.3g}", recipe.summary)
-    print_table(table)
+        rows.append((recipe.recipe, bars, "" if size is None else f"{size:.3g}", recipe.summary))
+    print_table(
+        rows,
+        (WORD, ["recipe", "coefficients, oldest first"]),
+        (NUMBER, ["effective"]),
+        (TEXT, ["what it does"]),
+    )
     if plot is not None:
         typer.echo(f"\nwrote {plot}")
 

@@ -1,14 +1,12 @@
 """`merge`: which checkpoints, which average, and what happens to the result in a live model."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.display import bar, import_keras
-from ckptavg.commands.selection import Selection, as_swad
 from ckptavg.errors import RecipeError, ResourceError, SpecError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.merge import MergeReport, run_plan
@@ -18,8 +16,12 @@ from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Advance
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, all_parameters
 from ckptavg.recipes.swad import Swad
-from ckptavg.runs.describe import list_metrics
-from ckptavg.runs.sources import Sources
+from ckptavg.runs.describe import list_epochs, list_metrics
+from ckptavg.runs.json_values import Scalar
+from ckptavg.runs.selection import select
+from ckptavg.runs.sources import Sources, resolve
+
+_SWAD = "swad"
 
 if TYPE_CHECKING:
     import keras
@@ -50,10 +52,21 @@ class MergeResult(MergeReport):
         return "\n".join(lines)
 
     @classmethod
-    def of(cls, report: MergeReport, **more: Any) -> Self:
-        """The result of a merge with what was done besides, or in place of what it says."""
-        known = {field.name: getattr(report, field.name) for field in fields(MergeReport)}
-        return cls(**(known | more))
+    def of(cls, report: MergeReport) -> Self:
+        """The result of a merge of files."""
+        return cls(**{field.name: getattr(report, field.name) for field in fields(MergeReport)})
+
+    @classmethod
+    def of_model(cls, plan: MergePlan, done: "RefreshReport") -> Self:
+        """The result of a merge through a live model, which saved the output of the plan."""
+        assert done.merged is not None, "a merge into a model reports its merge"
+        return replace(
+            cls.of(done.merged),
+            output=done.output,
+            record=done.record,
+            plan=plan,
+            batch_norm=done.batch_norm,
+        )
 
 
 def merge(
@@ -205,17 +218,41 @@ def merge(
     progress = progress or bar("merging", plan.bytes_read)
     if not live and eval_data is None:
         return MergeResult.of(run_plan(plan, progress, resume=resume))
-    return _merge_with_model(
-        plan,
-        options,
-        model=model,
-        data=data,
-        eval_data=eval_data,
-        data_name=data_name,
-        live=live,
-        resume=resume,
-        progress=progress,
-    )
+    model = plan.model_file if model is None else model
+    if model is None:
+        raise SpecError(
+            "the checkpoints come with no model configuration: pass --model SPEC (in Python model=)"
+        )
+    import_keras()
+    from ckptavg.batch_norm.refresh import merge_live
+    from ckptavg.models.batches import count_batches
+    from ckptavg.models.evaluation import evaluate
+    from ckptavg.models.specs import as_data, spec_name
+
+    with options.opened(model, data) as (network, inputs):
+        # Held-out data that lead nowhere are found before hours of merging, not after.
+        held_out = None if eval_data is None else as_data(eval_data, model=network)
+        if live:
+            done = merge_live(
+                plan,
+                network,
+                inputs,
+                options,
+                data_name=spec_name(data) if data_name is None else data_name,
+                resume=resume,
+                bytes_progress=progress,
+                batch_progress=bar(
+                    "BatchNorm pass", None if data is None else options.count_batches(inputs)
+                ),
+            )
+            result = MergeResult.of_model(plan, done)
+        else:
+            result = MergeResult.of(run_plan(plan, progress, resume=resume))
+        if held_out is None:
+            return result
+        advance = bar("evaluating", count_batches(held_out, None))
+        metrics = evaluate(result.output, model=network, data=held_out, progress=advance)
+    return replace(result, metrics=metrics)
 
 
 def plan_merge(
@@ -258,21 +295,28 @@ def plan_merge(
     if coefficients is not None and recipe == UNIFORM:
         recipe = COEFFICIENTS
     chosen_recipe = _with_parameters(recipe, parameters)
-    selection = Selection(
-        epochs=None if epochs is None else tuple(epochs),
-        last=last,
-        best=best,
-        monitor=monitor,
-        mode=mode,
-        window=as_swad(window, n_converge, n_tolerance, tolerance_ratio),
-    )
-    if selection and chosen_recipe.definition.over == "tracked averages":
-        raise RecipeError(
-            f"{chosen_recipe.name} takes all averages that a run has tracked: omit --epochs, "
-            "--last, --best and --window"
+    if isinstance(window, str):
+        if window != _SWAD:
+            raise RecipeError(f"window is {window!r:.40}, but must be '{_SWAD}' (--window)")
+        window = Swad(n_converge, n_tolerance, tolerance_ratio)
+    epochs = None if epochs is None else tuple(epochs)
+    if any(condition is not None for condition in (epochs, last, best, window)):
+        if chosen_recipe.definition.over == "tracked averages":
+            raise RecipeError(
+                f"{chosen_recipe.name} takes all averages that a run has tracked: omit --epochs, "
+                "--last, --best and --window"
+            )
+        sources = select(
+            resolve(sources),
+            epochs=epochs,
+            last=last,
+            best=best,
+            monitor=monitor,
+            mode=mode,
+            window=window,
         )
     return plan_weighted(
-        selection.choose(sources),
+        sources,
         output,
         recipe=chosen_recipe,
         coefficients=coefficients,
@@ -284,8 +328,24 @@ def plan_merge(
         overwrite=overwrite,
         live_model=live_model,
         copy=copy,
-        choice=selection.noted(),
+        choice=_noted(epochs, last, best, window, {"monitor": monitor, "mode": mode}),
     )
+
+
+def _noted(
+    epochs: tuple[int, ...] | None,
+    last: int | None,
+    best: int | None,
+    window: Swad | None,
+    metric: Mapping[str, Scalar],
+) -> Mapping[str, Scalar]:
+    """How the checkpoints were chosen, for the record, each condition under its keyword."""
+    listed = None if epochs is None else list_epochs(epochs).replace(" ", "")
+    conditions = {"epochs": listed, "last": last, "best": best}
+    noted: dict[str, Scalar] = {name: c for name, c in conditions.items() if c is not None}
+    if best is not None or window is not None:
+        noted |= metric
+    return noted if window is None else {**noted, "window": _SWAD, **asdict(window)}
 
 
 def plan_with_model(
@@ -315,95 +375,20 @@ def plan_with_model(
                 "--eval-data: Keras needs what it needs"
             )
         check_keras_output(Path(output))
-    live = data is not None or _needs_live_model(model, Path(output))
+    # The configuration of a model can be read from a file, but a callable must be called.
+    spec = model if isinstance(model, str | Path) else None
+    file = spec if str(spec).endswith((".keras", ".json")) else None
+    called = model is not None and file is None
+    live = data is not None or (called and (spec is None or Path(output).suffix == ".keras"))
     plan = plan_merge(
         sources,
         output,
-        model=_configuration(model),
+        model=file,
         max_memory=max_memory,
         live_model=live,
         **planning,
     )
     return plan, live
-
-
-def _merge_with_model(
-    plan: MergePlan,
-    options: BatchNormOptions,
-    *,
-    model: "keras.Model | str | Path | None",
-    data: Any,
-    eval_data: Any,
-    data_name: str | None,
-    live: bool,
-    resume: bool,
-    progress: Advance,
-) -> MergeResult:
-    """The part of `merge` that needs Keras: the BatchNorm pass, the evaluation, or both."""
-    chosen = plan.model_file if model is None else model
-    if chosen is None:
-        raise SpecError(
-            "the checkpoints come with no model configuration: pass --model SPEC (in Python model=)"
-        )
-    import_keras()
-    from ckptavg.batch_norm.refresh import merge_live
-    from ckptavg.models.batches import count_batches
-    from ckptavg.models.evaluation import evaluate
-    from ckptavg.models.specs import as_data, spec_name
-
-    with options.opened(chosen, data) as (network, inputs):
-        # Held-out data that lead nowhere are found before hours of merging, not after.
-        held_out = None if eval_data is None else as_data(eval_data, model=network)
-        if live:
-            total = None if data is None else options.count_batches(inputs)
-            done = merge_live(
-                plan,
-                network,
-                inputs,
-                options,
-                data_name=spec_name(data) if data_name is None else data_name,
-                resume=resume,
-                bytes_progress=progress,
-                batch_progress=bar("BatchNorm pass", total),
-            )
-            result = _of_model(plan, done)
-        else:
-            result = MergeResult.of(run_plan(plan, progress, resume=resume))
-        if held_out is None:
-            return result
-        advance = bar("evaluating", count_batches(held_out, None))
-        metrics = evaluate(result.output, model=network, data=held_out, progress=advance)
-    return MergeResult.of(result, batch_norm=result.batch_norm, metrics=metrics)
-
-
-def _of_model(plan: MergePlan, done: "RefreshReport") -> MergeResult:
-    """The result of a merge through a live model: its plan names the output that was asked for."""
-    if done.merged is None:
-        raise AssertionError("a merge into a model reports its merge")
-    return MergeResult.of(
-        done.merged,
-        output=done.output,
-        record=done.record,
-        plan=plan,
-        batch_norm=done.batch_norm,
-    )
-
-
-def _needs_live_model(model: "keras.Model | str | Path | None", output: Path) -> bool:
-    """Whether the output must be saved by a live model, although no pass is run.
-
-    The configuration of a model can be read from a file, but a callable must be called.
-    """
-    if model is None or _configuration(model) is not None:
-        return False
-    return not isinstance(model, str | os.PathLike) or output.suffix == ".keras"
-
-
-def _configuration(model: "keras.Model | str | Path | None") -> str | Path | None:
-    """The file that a model's configuration can be read from, if the model is given as one."""
-    if isinstance(model, str | Path) and str(model).endswith((".keras", ".json")):
-        return model
-    return None
 
 
 def _with_parameters(recipe: Recipe | str, parameters: Mapping[str, float | None]) -> Recipe:
