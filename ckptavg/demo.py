@@ -123,9 +123,8 @@ def run_demo(
     """
     directory = Path(directory)
     _prepare(directory, seed)
-    run, mean, refreshed = (
-        directory / name for name in ("run", "swa.weights.h5", "swa-bn.weights.h5")
-    )
+    run, mean = directory / "run", directory / "swa.weights.h5"
+    refreshed = directory / "swa-bn.weights.h5"
     say(f"training {EPOCHS} epochs on {len(bn_data()):,} images of digits")
     model = train(run, seed=seed, say=say)
     say("merging")
@@ -239,16 +238,12 @@ def _draw_all(
         labels=("first saved", "last", "average"),
     )
     trajectory = measure_geometry(run, averages={"average": mean}).trajectory()
-    drawn: dict[str, tuple[Callable[[Axes], Axes], tuple[float, float]]] = {
-        "curves": (partial(_draw_curves, run, scores["accuracy"]), (7.0, 4.0)),
-        "trajectory": (lambda ax: trajectory_plane(trajectory, ax=ax), (5.0, 4.0)),
-        "loss plane": (lambda ax: loss_contours(plane, ax=ax), (5.0, 3.2)),
-    }
-    files = {}
-    for name, (draw, size) in drawn.items():
-        files[name] = directory / f"{name.replace(' ', '_')}.png"
-        save_figure(draw, files[name], size=size)
-    return files
+    names = ("curves", "trajectory", "loss plane")
+    curves, path, surface = files = [directory / f"{n.replace(' ', '_')}.png" for n in names]
+    save_figure(partial(_draw_curves, run, scores["accuracy"]), curves)
+    save_figure(lambda ax: trajectory_plane(trajectory, ax=ax), path, size=(5, 4))
+    save_figure(lambda ax: loss_contours(plane, ax=ax), surface, size=(5, 3.2))
+    return dict(zip(names, files, strict=True))
 
 
 def _draw_curves(run: Run, average: float, ax: "Axes") -> "Axes":

@@ -204,8 +204,10 @@ def _judge(found: Survey) -> list[Diagnosis]:
     cosines = _to_mean(geometry, None, mean)
     by_layer = np.array([_to_mean(geometry, layer, mean) for layer in geometry.layers])
     norms, steps = geometry.norms().values, geometry.step_sizes().values
-    by_norm = _among(sound, norms, _NORM_FLOOR)
-    by_distance = _among(sound, distances, _DISTANCE_FLOOR)
+    by_norm, by_distance = np.zeros(len(sound)), np.zeros(len(sound))
+    # Those that are not sound have a reason already, and would hide other outliers.
+    by_norm[sound] = outliers(norms[sound], _NORM_FLOOR)
+    by_distance[sound] = outliers(distances[sound], _DISTANCE_FLOOR)
     first: dict[bytes, Path] = {}
     judged = []
     for n, checkpoint in enumerate(geometry.checkpoints):
@@ -251,16 +253,9 @@ def _to_mean(
     return np.where(np.isnan(found), 1.0, found)
 
 
-def _among(sound: np.ndarray, values: np.ndarray, floor: float) -> np.ndarray:
-    """Outliers among sound checkpoints; the others count as usual."""
-    result = np.zeros(len(values))
-    result[sound] = outliers(values[sound], floor)
-    return result
-
-
 def _general(judged: Sequence[Diagnosis]) -> tuple[str, ...]:
     """Warnings that concern all checkpoints."""
-    cosine = float(np.median([d.cosine for d in judged if d.cosine is not None]))
+    cosine = np.median([d.cosine for d in judged if d.cosine is not None])
     if len(judged) < 2 or cosine >= _UNRELATED:
         return ()
     return (

@@ -157,6 +157,6 @@ def _shown(
         lines.append([name, *(f"{value:.4g}" for value in row[:_SHOWN]), *["..."] * more])
     if len(rows) > _SHOWN:
         lines.append(["..."] * len(lines[0]))
-    layer = getattr(table, "layer", None)
-    place = f" of {layer}" if layer is not None else ""
+    layer = None if isinstance(table, LayerTable) else table.layer
+    place = "" if layer is None else f" of {layer}"
     return f"{type(table).__name__}: {table.quantity}{unit}{place}, {size}\n{text_table(lines)}"

@@ -6,17 +6,8 @@ from functools import partial
 
 from matplotlib.axes import Axes
 
+from ckptavg.analysis import plots
 from ckptavg.analysis.geometry.geometry import Geometry
-from ckptavg.analysis.plots import (
-    cosine_map,
-    distance_map,
-    figure_svg,
-    layer_drift,
-    learning_curve,
-    recipe_curves,
-    series_plot,
-    trajectory_plane,
-)
 from ckptavg.analysis.plots.training import metric_groups
 from ckptavg.analysis.report.average import Average
 from ckptavg.analysis.report.html import Content, figure, tag
@@ -27,6 +18,9 @@ from ckptavg.runs.selection import positions_in
 
 _MOST_METRICS = 6
 """The most metrics that are drawn, each with its validation twin; the table has all."""
+_PLANE = "The checkpoints in the plane of their first two principal components."
+_COSINES = "Cosines between checkpoints; 1 means the same direction."
+_DRIFT = "How far each layer moved from the first checkpoint, as a fraction of its norm there."
 
 
 def training_figures(logs: Sequence[EpochLog | Record], saved: Collection[int]) -> Content:
@@ -37,7 +31,7 @@ def training_figures(logs: Sequence[EpochLog | Record], saved: Collection[int]) 
     drawn = groups[:_MOST_METRICS] or [[]]  # without metrics the learning rate alone
     figures = [
         _figure(
-            partial(learning_curve, logs, metrics=names, saved_epochs=saved),
+            partial(plots.learning_curve, logs, metrics=names, saved_epochs=saved),
             f"{' and '.join(names) or 'The learning rate'} by epoch.",
         )
         for names in drawn
@@ -58,22 +52,16 @@ def geometry_figures(geometry: Geometry) -> Content:
     )
     if count < 2:
         return about, tag("p", "A single checkpoint has no distances to others.")
-    trajectory, drift = geometry.trajectory(), geometry.drift()
-    distances, cosines = geometry.distances(averages={}), geometry.cosines(averages={})
-    steps, to_mean = geometry.step_sizes(), geometry.to_mean()
-    drawn: dict[str, Callable[..., Axes]] = {
-        "The checkpoints in the plane of their first two principal components.": partial(
-            trajectory_plane, trajectory
-        ),
-        "Distances between checkpoints.": partial(distance_map, distances),
-        "Cosines between checkpoints; 1 means the same direction.": partial(cosine_map, cosines),
-        "The norm of the weights.": partial(series_plot, geometry.norms()),
-        "Distance of each checkpoint to the previous one.": partial(series_plot, steps),
-        "Distance of each checkpoint to the mean of all.": partial(series_plot, to_mean),
-        "How far each layer has moved from the first checkpoint, as a fraction of its norm "
-        "there.": partial(layer_drift, drift),
-    }
-    return about, _grid(_figure(draw, caption) for caption, draw in drawn.items())
+    drawn: tuple[tuple[Callable[..., Axes], object, str], ...] = (
+        (plots.trajectory_plane, geometry.trajectory(), _PLANE),
+        (plots.distance_map, geometry.distances(averages={}), "Distances between checkpoints."),
+        (plots.cosine_map, geometry.cosines(averages={}), _COSINES),
+        (plots.series_plot, geometry.norms(), "The norm of the weights."),
+        (plots.series_plot, geometry.step_sizes(), "Distance of each checkpoint to the previous."),
+        (plots.series_plot, geometry.to_mean(), "Distance of each checkpoint to the mean of all."),
+        (plots.layer_drift, geometry.drift(), _DRIFT),
+    )
+    return about, _grid(_figure(partial(plot, found), text) for plot, found, text in drawn)
 
 
 def coefficient_figure(average: Average, sources: Sequence[Checkpoint]) -> Content:
@@ -88,13 +76,13 @@ def coefficient_figure(average: Average, sources: Sequence[Checkpoint]) -> Conte
         if isinstance(source, TrackedCheckpoint):
             name = f"sigma_rel {source.ema.sigma_rel:g}"
         shares.setdefault(name, [math.nan] * len(sources))[number] = coefficient
-    draw = partial(recipe_curves, places, shares, unit=unit)
+    draw = partial(plots.recipe_curves, places, shares, unit=unit)
     return _grid([_figure(draw, "The coefficients of the checkpoints in the average.")])
 
 
 def _grid(figures: Iterable[Content]) -> Content:
-    return tag("div", list(figures), class_="figures")
+    return tag("div", figures, class_="figures")
 
 
 def _figure(draw: Callable[..., Axes], caption: str) -> Content:
-    return figure(figure_svg(lambda ax: draw(ax=ax)), caption)
+    return figure(plots.figure_svg(lambda ax: draw(ax=ax)), caption)

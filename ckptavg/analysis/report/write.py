@@ -7,16 +7,9 @@ from pathlib import Path
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.geometry.measure import measure_geometry
 from ckptavg.analysis.geometry.points import coefficients_of, labels_of
+from ckptavg.analysis.report import sections
 from ckptavg.analysis.report.average import Average
 from ckptavg.analysis.report.html import page
-from ckptavg.analysis.report.sections import (
-    about_average,
-    about_checkpoints,
-    about_commands,
-    about_run,
-    header,
-    section,
-)
 from ckptavg.errors import CkptavgError, MemoryLimitError, OutputError, SpecError
 from ckptavg.merging.reproduce import averaging, reproduction
 from ckptavg.merging.worker import Advance
@@ -27,8 +20,6 @@ from ckptavg.runs.outputs import check_place, writing
 from ckptavg.runs.record import Record
 from ckptavg.runs.run import Run, open_run
 from ckptavg.storage.files import write_text
-
-_SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +76,13 @@ def write_report(
         >>> ckptavg.analysis.write_report("run", "report.html", merged="swa.keras")
     """
     try:
-        from ckptavg.analysis.report.figures import (
-            coefficient_figure,
-            geometry_figures,
-            training_figures,
-        )
+        from ckptavg.analysis.report import figures
     except ImportError as error:
         raise SpecError("a report needs matplotlib: pip install 'ckptavg[plots]'") from error
     output = Path(output)
-    _check_output(output, overwrite)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"cannot write a report to {output}: name an .html file")
+    check_place(output, overwrite)
     run = run if isinstance(run, Run) else open_run(run)
     average = None if merged is None else Average.find(merged)
     notes = list(_notes(run))
@@ -103,27 +92,27 @@ def write_report(
     made_of = None
     if average is not None:
         sources = average.sources_in(run)
-        made_of = about_average(average, sources, coefficient_figure(average, sources))
+        made_of = sections.about_average(
+            average, sources, figures.coefficient_figure(average, sources)
+        )
     text = page(
         f"Run {run.directory.resolve().name}",
-        header(run, average),
-        about_run(run, logs, geometry, notes),
-        section("Training", training_figures(logs, {c.epoch for c in run.checkpoints})),
-        section("Checkpoints", about_checkpoints(run, average)),
-        section("Geometry of the checkpoints", geometry_figures(geometry)) if geometry else None,
+        sections.header(run, average),
+        sections.about_run(run, logs, geometry, notes),
+        sections.section(
+            "Training", figures.training_figures(logs, {c.epoch for c in run.checkpoints})
+        ),
+        sections.section("Checkpoints", sections.about_checkpoints(run, average)),
+        sections.section("Geometry of the checkpoints", figures.geometry_figures(geometry))
+        if geometry
+        else None,
         made_of,
-        section("Commands", about_commands(commands, average)),
+        sections.section("Commands", sections.about_commands(commands, average)),
     )
     with writing(output):
-        _check_output(output, overwrite)  # again, because reading takes a while
+        check_place(output, overwrite)  # again, because reading takes a while
         write_text(output, text)
     return RunReport(output, output.stat().st_size, tuple(notes), commands)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.suffix.lower() not in _SUFFIXES:
-        raise OutputError(f"cannot write a report to {output}: name an .html file")
-    check_place(output, overwrite)
 
 
 def _notes(run: Run) -> Iterator[str]:
