@@ -83,6 +83,7 @@ def soup_frame(report: "SoupReport") -> "pd.DataFrame":
     rows = [
         {"checkpoint": str(each.checkpoint.path), "kept": each.kept}
         | each.metrics
+        # The same metrics of another network, so under another name.
         | {f"soup {name}": value for name, value in (each.with_soup or {}).items()}
         for each in report.ingredients
     ]
@@ -118,6 +119,7 @@ def doctor_frame(report: "DoctorReport") -> "pd.DataFrame":
 
 def _ranked(rows: Sequence[Mapping[str, Any]], attrs: Mapping[str, Any]) -> "pd.DataFrame":
     table = frame(rows, attrs)
+    # Ranks count from 1, as the leaderboards that commands print do.
     table.index = table.index + 1
     table.index.name = "rank"
     return table

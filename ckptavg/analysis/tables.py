@@ -153,6 +153,7 @@ def _shown(
     size = f"{len(rows)} x {len(columns)}" if rows else f"{len(columns)} checkpoints"
     more = len(columns) > _SHOWN
     lines = [["", *columns[:_SHOWN], *["..."] * more]]
+    # A series has one row, without a name of its own.
     for name, row in zip(rows or [table.quantity], values[:_SHOWN], strict=False):
         lines.append([name, *(f"{value:.4g}" for value in row[:_SHOWN]), *["..."] * more])
     if len(rows) > _SHOWN:

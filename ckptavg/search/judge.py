@@ -106,6 +106,7 @@ class Judge:
             DataError: the model rejects the data, or gives no such metric.
         """
         report = self._live.take(tensors, refresh=refresh)
+        # Kept now, because the next score changes the statistics of the model.
         restore = _restoring(self.model, report) if report and report.layers else None
         metrics = measure(self.model, self._eval_data)
         if self.monitor not in metrics:
@@ -131,6 +132,7 @@ class Judge:
     def rank(self, metrics: dict[str, float]) -> float:
         """A number that is smaller for better metrics; NaN is the worst."""
         value = metrics[self.monitor]
+        # NaN compares as false with everything, so sorting would leave it anywhere.
         return math.inf if math.isnan(value) else self._sign * value
 
     def test(self) -> dict[str, float] | None:

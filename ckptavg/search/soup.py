@@ -114,6 +114,7 @@ def make_soup(
         best = judge.score(weighted_mean(plan, uniform(count)), refresh=count > 1)
         progress(1)
         ingredients = [Ingredient(c, {}, best.metrics, True) for c in checkpoints]
+    # The file is made of the checkpoints, so that it has proofs and a record like any merge.
     merge = plan_merge(
         [ingredient.checkpoint for ingredient in ingredients if ingredient.kept],
         output,

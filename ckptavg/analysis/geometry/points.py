@@ -42,7 +42,7 @@ def coefficients_of(average: Average, checkpoints: Sequence[Checkpoint]) -> tupl
     coefficients = [0.0] * len(checkpoints)
     for source in record.sources:
         if source.coefficient == 0.0:
-            continue
+            continue  # it does not move the average, so it may be missing
         path = average.path.parent / source.path
         if _place(path) not in places:
             raise RunError(
@@ -61,6 +61,7 @@ def labels_of(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
         for name, checkpoint in zip(stems, checkpoints, strict=True)
     ]
     names = [checkpoint.path.name for checkpoint in checkpoints]
+    # Labels are keys of results: two of them must not be equal.
     unique = (each for each in (epochs, stems, names) if len(set(each)) == len(each))
     return tuple(next(unique, [str(checkpoint.path) for checkpoint in checkpoints]))
 

@@ -93,6 +93,7 @@ class LossPlane:
 def _ranges(metrics: Metrics) -> Iterator[str]:
     """A line for each metric: its smallest and largest value, and how many are not finite."""
     for name, values in _columns(metrics).items():
+        # Points that overflowed are NaN, and would hide the range of all others.
         known = values[np.isfinite(values)]
         found = f"{known.min():.4g} to {known.max():.4g}" if known.size else "nowhere finite"
         missing = len(values) - len(known) if known.size else 0

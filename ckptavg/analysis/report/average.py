@@ -43,6 +43,7 @@ class Average(Checkpoint):
 
     def sources_in(self, run: Run) -> tuple[Checkpoint, ...]:
         """The sources, with the records of those that belong to a run."""
+        # A link leads to the same checkpoint, and records are read once, with the run.
         known = {found.path.resolve(): found for found in (*run.checkpoints, *run.averages)}
         return tuple(
             known.get(path.resolve(), Checkpoint(path, named_epoch=source.epoch))

@@ -71,7 +71,7 @@ def coefficient_figure(average: Average, sources: Sequence[Checkpoint]) -> Conte
     places, unit = positions_in(sources)
     shares: dict[str, list[float]] = {}
     for number, (source, coefficient) in enumerate(zip(sources, average.coefficients, strict=True)):
-        # Tracked averages of different widths are lines of their own.
+        # Tracked averages of different widths are lines of their own, with NaN at the others.
         name = average.record.recipe or ""
         if isinstance(source, TrackedCheckpoint):
             name = f"sigma_rel {source.ema.sigma_rel:g}"

@@ -78,6 +78,7 @@ def about_checkpoints(run: Run, average: Average | None) -> Content:
     """The records of all checkpoints, with their coefficients in an average."""
     metrics = list(dict.fromkeys(name for record in run.records for name in record.metrics))
     shares = {}
+    # By real paths, because a record names sources from where the average lies.
     if average is not None:
         places = map(os.path.realpath, average.source_paths)
         shares = dict(zip(places, average.coefficients, strict=True))
@@ -186,6 +187,7 @@ def _described(sources: Sequence[Checkpoint]) -> str:
 
 
 def _time(text: str) -> str:
+    # Records hold ISO 8601, which is harder to read.
     return text.replace("T", " ").replace("+00:00", " UTC")
 
 
@@ -214,6 +216,7 @@ def _origin(state: BatchNormRecord) -> str:
 
 
 def _verified(sources: Sequence[SourceRecord]) -> str:
+    # A source without a share is not read, and so proves nothing.
     counted = [source for source in sources if source.coefficient != 0.0]
     verified = sum(source.verified for source in counted)
     if verified == len(counted):

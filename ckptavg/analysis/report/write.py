@@ -89,23 +89,21 @@ def write_report(
     logs = _logs(run, notes)
     geometry = _measure(run, average, notes, max_memory, progress)
     commands = averaging(run) if average is None else reproduction(average)
-    made_of = None
+    training = figures.training_figures(logs, {c.epoch for c in run.checkpoints})
+    mapped = made_of = None
+    if geometry is not None:
+        mapped = sections.section("Geometry of the checkpoints", figures.geometry_figures(geometry))
     if average is not None:
         sources = average.sources_in(run)
-        made_of = sections.about_average(
-            average, sources, figures.coefficient_figure(average, sources)
-        )
+        picture = figures.coefficient_figure(average, sources)
+        made_of = sections.about_average(average, sources, picture)
     text = page(
         f"Run {run.directory.resolve().name}",
         sections.header(run, average),
         sections.about_run(run, logs, geometry, notes),
-        sections.section(
-            "Training", figures.training_figures(logs, {c.epoch for c in run.checkpoints})
-        ),
+        sections.section("Training", training),
         sections.section("Checkpoints", sections.about_checkpoints(run, average)),
-        sections.section("Geometry of the checkpoints", figures.geometry_figures(geometry))
-        if geometry
-        else None,
+        mapped,
         made_of,
         sections.section("Commands", sections.about_commands(commands, average)),
     )
