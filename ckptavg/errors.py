@@ -81,12 +81,14 @@ class CkptavgWarning(UserWarning):
     """Category of every warning of ckptavg: the result may not be what was intended."""
 
 
-def check_count(name: str, value: object, error: type[CkptavgError]) -> None:
-    """Raises `error` unless an argument is an integer >= 1, or None."""
+def check_count(
+    name: str, value: object, error: type[CkptavgError], least: int = 1, *, optional: bool = True
+) -> None:
+    """Raises `error` unless an argument is an integer >= `least`, or None where it is optional."""
     # True is an integer to Python, but never meant as a number.
-    whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-    if value is not None and not whole:
-        raise error(f"{name} is {value!r:.80}, but must be an integer >= 1")
+    whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    if not whole and not (optional and value is None):
+        raise error(f"{name} is {value!r:.80}, but must be an integer >= {least}")
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ import tf_keras
 from ckptavg.batch_norm.keras2 import BatchNormPass2
 from ckptavg.errors import DataError
 from ckptavg.models.batches import input_batches
-from ckptavg.models.keras2 import batch_norm_layers
 from ckptavg.saving.callback import SavingCallback
 from ckptavg.saving.epoch_pass import EpochPass
 from ckptavg.saving.keras2 import Keras2, KerasCallback
@@ -34,29 +33,6 @@ class CheckpointSaver(SavingCallback, KerasCallback):
     framework = Keras2()
 
 
-class SWA(AveragingCallback, KerasCallback):
-    """Stochastic weight averaging within `fit` of a tf_keras model; see `ckptavg.SWA`.
-
-    Example:
-        >>> swa = ckptavg.tf_keras.SWA(start_epoch=75, lr_schedule="constant", swa_lr=0.01)
-        >>> model.fit(x, y, epochs=100, callbacks=[swa])
-    """
-
-    framework = Keras2()
-
-    def _has_statistics(self) -> bool:
-        return any(layer.trainable for layer in batch_norm_layers(self.model))
-
-    def _new_pass(self) -> EpochPass:
-        return _KerasPass(self.model)
-
-    def _update_batch_norm(self, data: Any) -> None:
-        found = BatchNormPass2(self.model)
-        for inputs in input_batches(data):
-            found.add(inputs)
-        found.finish()
-
-
 class _KerasPass(EpochPass):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -66,7 +42,7 @@ class _KerasPass(EpochPass):
         if self._pass is None:  # the weights are those of the average by now
             self._pass = BatchNormPass2(self._model)
         logs = {}
-        for _ in range(SWA.framework.steps_per_execution(self._model)):
+        for _ in range(CheckpointSaver.framework.steps_per_execution(self._model)):
             x, y, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(next(iterator))
             outputs = self._pass.add(x)
             logs = _logs(self._model, x, y, sample_weight, outputs)
@@ -76,6 +52,24 @@ class _KerasPass(EpochPass):
         if self._pass is None:
             raise DataError("the last epoch had no batches: BatchNorm statistics need at least one")
         self._pass.finish()
+
+
+class SWA(AveragingCallback, KerasCallback):
+    """Stochastic weight averaging within `fit` of a tf_keras model; see `ckptavg.SWA`.
+
+    Example:
+        >>> swa = ckptavg.tf_keras.SWA(start_epoch=75, lr_schedule="constant", swa_lr=0.01)
+        >>> model.fit(x, y, epochs=100, callbacks=[swa])
+    """
+
+    framework = Keras2()
+    epoch_pass = _KerasPass
+
+    def _update_batch_norm(self, data: Any) -> None:
+        found = BatchNormPass2(self.model)
+        for inputs in input_batches(data):
+            found.add(inputs)
+        found.finish()
 
 
 def _logs(model: Any, x: Any, y: Any, sample_weight: Any, outputs: Any) -> dict[str, Any]:

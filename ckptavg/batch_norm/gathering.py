@@ -98,17 +98,14 @@ class Gathering:
             except Exception as error:  # devices compute ahead, and report their errors only here
                 raise self._explained(error, self.batches - 1) from error
             of_inputs = columns[0] == INPUTS
-            self._check_inputs(columns[:, of_inputs])
+            # See docs/decisions/0051-inputs-must-be-finite.md.
+            if not np.isfinite(columns[:, of_inputs]).all():
+                raise DataError(
+                    f"batch {self.batches - 1} of the data holds NaN or infinity: {UNCHANGED}. "
+                    "Correct the data or the code that prepares them"
+                )
             self._check(columns[:, ~of_inputs])
             self._pool.add(columns[:, ~of_inputs])
-
-    def _check_inputs(self, columns: np.ndarray) -> None:
-        # See docs/decisions/0051-inputs-must-be-finite.md.
-        if not np.isfinite(columns).all():
-            raise DataError(
-                f"batch {self.batches - 1} of the data holds NaN or infinity: {UNCHANGED}. Correct "
-                "the data or the code that prepares them"
-            )
 
     def _check(self, columns: np.ndarray) -> None:
         numbers, count = columns[0], columns[1]

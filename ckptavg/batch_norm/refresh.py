@@ -25,6 +25,9 @@ from ckptavg.runs.record import BatchNormRecord, Record, TensorRecords, now, ver
 from ckptavg.runs.record_files import commit_with_record, find_record, record_path
 from ckptavg.storage.files import commit, partial, temporary_sibling
 
+_KEPT = ("epoch", "model", "recipe", "choice", "sources")
+"""What a record says of a checkpoint that no pass changes."""
+
 Refresh = Callable[[keras.Model], BatchNormReport]
 """Sets the BatchNorm statistics of a model, and reports how they were found."""
 
@@ -250,11 +253,8 @@ def _save(
             size=temporary.stat().st_size,
             time=now(),
             versions=versions(("numpy", "h5py", "keras", keras.backend.backend())),
-            epoch=former.epoch if former else None,
             batch_norm=batch_norm,
-            model=former.model if former else None,
-            recipe=former.recipe if former else None,
-            sources=former.sources if former else (),
+            **{name: getattr(former, name) for name in _KEPT if former is not None},
         )
         check_output(output, overwrite)  # once more: the pass may have taken hours
         return commit_with_record(

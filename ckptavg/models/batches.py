@@ -20,7 +20,6 @@ Progress = Callable[[int, int], None]
 _EXPECTED = (
     "but must be a tf.data.Dataset, a PyDataset, arrays x or (x, y), or an iterable of batches"
 )
-_ENDLESS = "repeats without end: pass steps (--steps), the number of batches to use"
 
 
 def input_batches(data: Any, *, steps: int | None = None) -> Iterator[Any]:
@@ -50,7 +49,7 @@ def read_batches(data: Any, *, steps: int | None = None) -> Iterator[tuple[Any, 
 
     Arguments and errors are those of `input_batches`.
     """
-    for index, batch in enumerate(_limited(_batches(data, steps), steps)):
+    for index, batch in enumerate(_limited(data, steps)):
         yield _unpack(batch, f"batch {index} of the data")
 
 
@@ -78,12 +77,10 @@ class PreparedInputs:
             )
 
     def __iter__(self) -> Iterator[Any]:
-        data = self.data
-        if _is_arrays(data):
-            data = _slices(data, self.batch_size or BATCH_SIZE)
-        elif self.batch_size:
-            data = data.rebatch(self.batch_size)
-        for index, batch in enumerate(_read_ahead(data)):
+        data, size = self.data, self.batch_size
+        if size is not None and not _is_arrays(data):
+            data = data.rebatch(size)
+        for index, batch in enumerate(_batches(data, size or BATCH_SIZE)):
             inputs = _unpack(batch, f"batch {index} of the data")[0]
             # As a tuple of one, because several inputs in a tuple look like inputs and targets.
             yield (inputs if self.preprocess is None else self.preprocess(inputs),)
@@ -98,8 +95,8 @@ class PreparedInputs:
         return known
 
     def cardinality(self) -> int:
-        """That of the data; -2, as in `tf.data`, if it is unknown."""
-        return int(self.data.cardinality()) if hasattr(self.data, "cardinality") else -2
+        """As in `tf.data`: -1 if the data have no end, -2 if their number of batches is unknown."""
+        return -1 if _has_no_end(self.data) else -2
 
 
 def fit_arguments(data: Any) -> dict[str, Any]:
@@ -158,18 +155,22 @@ def _unpack(batch: Any, what: str) -> tuple[Any, Any, Any]:
     return x, y, sample_weight
 
 
-def _batches(data: Any, steps: int | None) -> Iterable[Any]:
+def _batches(data: Any, size: int = BATCH_SIZE) -> Iterator[Any]:
+    """The batches of data, of which arrays are cut into batches of `size` samples."""
     if _is_arrays(data):
-        return _slices(data)
-    if isinstance(data, keras.utils.PyDataset):
-        known: int | None = steps if data.num_batches is None else data.num_batches
-        if known is None:
-            raise DataError(f"the PyDataset {_ENDLESS}")
-        return (data[index] for index in range(known))
-    if _has_no_end(data) and steps is None:
-        raise DataError(f"the data set {_ENDLESS}")
-    _check_iterable(data)
-    return _read_ahead(data)
+        for start in range(0, _length(data), size):
+            cut = slice(start, start + size)
+            yield keras.tree.map_structure(
+                lambda part, cut=cut: None if part is None else part[cut], data
+            )
+    elif isinstance(data, keras.utils.PyDataset):
+        # Iterating over a PyDataset itself never ended in former versions of Keras.
+        known = data.num_batches
+        yield from (data[index] for index in (itertools.count() if known is None else range(known)))
+    else:
+        _check_iterable(data)
+        # A tf.data.Dataset loads the next batches while one is used.
+        yield from data.prefetch(2) if hasattr(data, "prefetch") else data
 
 
 def _check_iterable(data: Any) -> None:
@@ -177,20 +178,6 @@ def _check_iterable(data: Any) -> None:
     iterable = isinstance(data, Iterable | keras.utils.PyDataset)
     if not iterable or isinstance(data, str | bytes):
         raise DataError(f"data are of type {type(data).__name__}, {_EXPECTED}")
-
-
-def _read_ahead(data: Any) -> Iterable[Any]:
-    """The data; a `tf.data.Dataset` loads the next batches while one is used."""
-    ahead: Iterable[Any] = data.prefetch(2) if hasattr(data, "prefetch") else data
-    return ahead
-
-
-def _slices(data: Any, size: int = BATCH_SIZE) -> Iterator[Any]:
-    length = _length(data)
-    for start in range(0, length, size):
-        yield keras.tree.map_structure(
-            lambda part, start=start: None if part is None else part[start : start + size], data
-        )
 
 
 def _length(data: Any) -> int:
@@ -213,23 +200,30 @@ def _is_array(value: Any) -> bool:
 
 
 def _has_no_end(data: Any) -> bool:
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches is None
     cardinality = getattr(data, "cardinality", None)
     return cardinality is not None and int(cardinality()) == -1  # tf.data.INFINITE_CARDINALITY
 
 
-def _limited(batches: Iterable[Any], steps: int | None) -> Iterator[Any]:
-    """At most `steps` batches. The next one is not even asked for: reading it may be expensive."""
+def _limited(data: Any, steps: int | None) -> Iterator[Any]:
+    """The batches of data as they are, at most `steps` of them."""
     check_count("steps", steps, DataError)
-    iterator = iter(batches)
-    index = 0
-    while steps is None or index < steps:
+    if steps is None and _has_no_end(data):
+        raise DataError(
+            "the data set repeats without end: pass steps (--steps), the number of batches to use"
+        )
+    batches = _batches(data)
+    # Not one batch more than `steps` is asked for: reading it may be expensive.
+    for index in itertools.count() if steps is None else range(steps):
         try:
-            batch = next(iterator)
+            batch = next(batches)
         except StopIteration:
             return
+        except DataError:
+            raise
         except Exception as error:  # the user's own code may raise anything
             raise DataError(
                 f"batch {index} of the data cannot be read: {type(error).__name__}: {error}"
             ) from error
         yield batch
-        index += 1

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ckptavg.errors import SaverError
 from ckptavg.saving.framework import Framework, Training
-from ckptavg.saving.options import KeepBestArgument, Options
+from ckptavg.saving.options import KeepBest, KeepBestArgument, Options, sigmas_of
 from ckptavg.saving.prepared_training import PreparedTraining
 from ckptavg.saving.schedule import RateFunction, Schedule
 from ckptavg.saving.session import TrainingSession
@@ -58,19 +58,19 @@ class SavingCallback:
     ) -> None:
         super().__init__()
         self.directory = Path(directory)
-        self.schedule = Schedule.of(
+        self.schedule = Schedule(
             lr_schedule, start_epoch, swa_freq, swa_lr, swa_lr2, save_freq, start_step
         )
-        self.options = Options.of(
+        self.options = Options(
             existing=existing,
             max_to_keep=max_to_keep,
-            keep_best=keep_best,
+            keep_best=None if keep_best is None else KeepBest.of(keep_best),
             include_optimizer=include_optimizer,
             save_dtype=save_dtype,
             max_shard_size=max_shard_size,
             on_error=on_error,
             in_flight=in_flight,
-            tracked_sigmas=tracked_sigmas,
+            tracked_sigmas=() if tracked_sigmas is None else sigmas_of(tracked_sigmas),
             track_freq=track_freq,
         )
         self.framework.check(self.options)

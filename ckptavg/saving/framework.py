@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ckptavg.errors import SaverError
+from ckptavg.models.model import tracked_optimizers
 from ckptavg.models.placement import Placement
 from ckptavg.saving.options import Options
 
@@ -77,14 +78,15 @@ class Framework(ABC):
             ModelError: the checkpoint does not fit the model.
         """
 
-    @abstractmethod
     def is_built(self, model: Any, include_optimizer: bool) -> bool:
         """Whether all variables that are to be saved exist."""
+        optimizers = tracked_optimizers(model) if include_optimizer else []
+        return bool(model.built) and all(optimizer.built for optimizer in optimizers)
 
     def variables(self, model: Any, include_optimizer: bool) -> list[Any]:
         """The variables that files hold, in a fixed order; others need another placement."""
-        optimizer = getattr(model, "optimizer", None) if include_optimizer else None
-        return [*model.variables, *(() if optimizer is None else optimizer.variables)]
+        optimizers = tracked_optimizers(model) if include_optimizer else []
+        return [*model.variables, *(v for o in optimizers for v in o.variables)]
 
     @abstractmethod
     def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:

@@ -92,9 +92,6 @@ class Keras2(Framework):
                 f"{path} does not fit the model '{model.name}': {first_line(error)}"
             ) from error
 
-    def is_built(self, model: Any, include_optimizer: bool) -> bool:
-        return bool(model.built)
-
     def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:
         return TensorFlowAverages(variables, count)
 

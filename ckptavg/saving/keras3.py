@@ -14,7 +14,6 @@ from ckptavg.models.model import (
     load_weights,
     model_config,
     save_weights,
-    tracked_optimizers,
 )
 from ckptavg.models.placement import Placement
 from ckptavg.saving.framework import DeviceAverages, Framework
@@ -41,14 +40,6 @@ class Keras3(Framework):
 
     def load(self, model: Any, path: Path) -> None:
         load_weights(model, path)
-
-    def is_built(self, model: Any, include_optimizer: bool) -> bool:
-        optimizers = tracked_optimizers(model) if include_optimizer else []
-        return bool(model.built) and all(optimizer.built for optimizer in optimizers)
-
-    def variables(self, model: Any, include_optimizer: bool) -> list[Any]:
-        optimizers = tracked_optimizers(model) if include_optimizer else []
-        return [*model.variables, *(v for o in optimizers for v in o.variables)]
 
     def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:
         backend = keras.backend.backend()

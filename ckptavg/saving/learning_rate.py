@@ -12,7 +12,7 @@ def initial_rate(training: Training, schedule: Schedule) -> float | None:
         SaverError: the schedule sets rates, but the model has no optimizer, or one with a schedule
             of its own.
     """
-    if not schedule.sets_rate:
+    if schedule.kind == "manual":
         return None
     name = getattr(schedule.kind, "__name__", schedule.kind)
     if training.optimizer is None:
@@ -40,28 +40,30 @@ class LearningRates:
         """
         self._training = training
         self._rates = None if initial is None else schedule.rates(initial)
-        self._batches = training.batches
-        self._seen = 0
         self.initial = initial
 
     def begin_epoch(self, epoch: int) -> float | None:
         """Sets the rate of a 0-based epoch; returns the present one, or None without optimizer."""
-        self._seen = 0
         if self._rates is not None:
             # In a cycle each batch sets its rate; logs of the epoch begin with the highest.
             in_cycle = self._rates.cycles(epoch)
             self._set(self._rates.high if in_cycle else self._rates.of_epoch(epoch))
         return self.current()
 
-    def begin_batch(self, epoch: int, batch: int) -> None:
+    def begin_batch(self, epoch: int, batch: int, length: int | None) -> None:
         """Sets the rate of a 0-based batch within a cycle.
+
+        Args:
+            epoch: 0-based.
+            batch: 0-based index in the epoch.
+            length: batches in an epoch, where it is known.
 
         Raises:
             SaverError: nobody knows how many batches an epoch has.
         """
         if self._rates is None or not self._rates.cycles(epoch):
             return
-        if not self._batches:
+        if length is None:
             raise SaverError(
                 "the 'cyclic' schedule needs the number of batches in an epoch, but the data do "
                 "not say it and no epoch has been seen yet: pass steps_per_epoch to fit"
@@ -69,16 +71,8 @@ class LearningRates:
         # Keras announces one batch too many when it finds the end of the data by reaching it.
         # One call may cover several batches: the rate is that of the last of them.
         framework, model = self._training.framework, self._training.model
-        last = min(batch + framework.steps_per_execution(model), self._batches) - 1
-        self._set(self._rates.of_batch(epoch, last, self._batches))
-
-    def end_batch(self, batch: int) -> None:
-        """Notes that a 0-based batch is over."""
-        self._seen = batch + 1
-
-    def end_epoch(self) -> None:
-        """Learns the number of batches in an epoch where the data did not say."""
-        self._batches = self._batches or self._seen or None
+        last = min(batch + framework.steps_per_execution(model), length) - 1
+        self._set(self._rates.of_batch(epoch, last, length))
 
     def current(self) -> float | None:
         """The present learning rate; None without an optimizer."""

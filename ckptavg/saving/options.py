@@ -1,15 +1,14 @@
 """What CheckpointSaver is asked to write and to keep, checked before training begins."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
-from ckptavg.errors import RecipeError, RunError, SaverError
+from ckptavg.errors import RecipeError, RunError, SaverError, check_count
 from ckptavg.recipes.power_profiles import gamma_of
 from ckptavg.runs.selection import metric_sign
 
 EXISTING = ("error", "resume", "overwrite")
+ON_ERROR = ("raise", "warn")
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
 KeepBestArgument = tuple[str, int] | tuple[str, int, str]
@@ -42,78 +41,57 @@ class KeepBest:
                 "('val_accuracy', 5), or (monitor, count, 'min' or 'max')"
             )
         monitor, count, mode = (*value, "auto")[:3]
+        check_count("keep_best", count, SaverError, optional=False)
         try:
-            sign = metric_sign(str(monitor), mode)
+            return cls(str(monitor), count, metric_sign(str(monitor), mode))
         except RunError as error:
             raise SaverError(f"keep_best: {error}") from error
-        return cls(str(monitor), integer("keep_best", count), sign)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Options of saving: the arguments of `CheckpointSaver` of the same names.
 
-    Attributes:
-        max_shard_size: in bytes.
+    Raises:
+        SaverError: an argument cannot work.
     """
 
-    existing: str
-    max_to_keep: int | None
-    keep_best: KeepBest | None
-    include_optimizer: bool
-    save_dtype: str | None
-    max_shard_size: int | None
-    on_error: str
-    in_flight: int
-    tracked_sigmas: tuple[float, ...]
-    track_freq: int | None
+    existing: str = "error"
+    max_to_keep: int | None = None
+    keep_best: KeepBest | None = None
+    include_optimizer: bool = False
+    save_dtype: str | None = None
+    max_shard_size: float | None = None
+    on_error: str = "raise"
+    in_flight: int = 1
+    tracked_sigmas: tuple[float, ...] = ()
+    track_freq: int | None = None
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        existing: str = "error",
-        max_to_keep: int | None = None,
-        keep_best: KeepBestArgument | None = None,
-        include_optimizer: bool = False,
-        save_dtype: str | None = None,
-        max_shard_size: float | None = None,
-        on_error: str = "raise",
-        in_flight: int = 1,
-        tracked_sigmas: Sequence[float] | None = None,
-        track_freq: int | None = None,
-    ) -> "Options":
-        """Checks arguments.
+    @property
+    def shard_bytes(self) -> int | None:
+        """Bytes in a shard; None for a single file."""
+        return None if self.max_shard_size is None else int(self.max_shard_size * 1024**3)
 
-        Raises:
-            SaverError: an argument cannot work.
-        """
-        if save_dtype is not None:
-            one_of("save_dtype", save_dtype, SAVE_DTYPES)
-        if track_freq is not None and not tracked_sigmas:
+    def __post_init__(self) -> None:
+        _check_one_of("existing", self.existing, EXISTING)
+        _check_one_of("on_error", self.on_error, ON_ERROR)
+        if self.save_dtype is not None:
+            _check_one_of("save_dtype", self.save_dtype, SAVE_DTYPES)
+        check_count("max_to_keep", self.max_to_keep, SaverError)
+        check_count("in_flight", self.in_flight, SaverError, optional=False)
+        check_count("track_freq", self.track_freq, SaverError)
+        size = self.max_shard_size
+        if size is not None and not (isinstance(size, int | float) and size > 0):
+            raise SaverError(f"max_shard_size is {size!r}, but must be a size in GB")
+        if self.track_freq is not None and not self.tracked_sigmas:
             raise SaverError(
                 "track_freq says how often the averages of tracked_sigmas are saved: pass "
                 "tracked_sigmas too"
             )
-        size = max_shard_size
-        if size is not None and not (isinstance(size, int | float) and size > 0):
-            raise SaverError(f"max_shard_size is {size!r}, but must be a size in GB")
-        return cls(
-            existing=one_of("existing", existing, EXISTING),
-            max_to_keep=None if max_to_keep is None else integer("max_to_keep", max_to_keep),
-            keep_best=None if keep_best is None else KeepBest.of(keep_best),
-            include_optimizer=include_optimizer,
-            save_dtype=save_dtype,
-            max_shard_size=None if size is None else int(size * 1024**3),
-            on_error=one_of("on_error", on_error, ("raise", "warn")),
-            in_flight=integer("in_flight", in_flight),
-            tracked_sigmas=() if tracked_sigmas is None else _sigmas(tracked_sigmas),
-            track_freq=None if track_freq is None else integer("track_freq", track_freq),
-        )
 
 
-def _sigmas(value: Any) -> tuple[float, ...]:
-    """Widths of averages to track.
+def sigmas_of(value: Any) -> tuple[float, ...]:
+    """Reads the widths of averages to track.
 
     Raises:
         SaverError: a value is not a width, or two of them would share a file name.
@@ -136,23 +114,6 @@ def _sigmas(value: Any) -> tuple[float, ...]:
     return tuple(map(float, value))
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """Returns an argument that must be one of some words.
-
-    Raises:
-        SaverError: the argument is something else.
-    """
+def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise SaverError(f"{name} is {value!r:.80}, but must be one of {', '.join(allowed)}")
-    return value
-
-
-def integer(name: str, value: Any, least: int = 1) -> int:
-    """Returns an argument that must be an integer and at least `least`.
-
-    Raises:
-        SaverError: the argument is something else.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise SaverError(f"{name} is {value!r:.80}, but must be an integer >= {least}")
-    return int(value)

@@ -38,11 +38,11 @@ class RunLock:
         self._thread = threading.get_ident()
         self._is_released = False
         path = directory / LOCK_FILE
-        former = _holder(path, self._held)
-        if former is not None:
+        if path.exists() and (former := self._held.get(_identity(path))) is not None:
             # No hook says that an exception has ended a training. One of this very thread must be
             # over, though, and so must one whose thread is.
-            if former._thread != self._thread and former._thread in _living_threads():
+            living = {thread.ident for thread in threading.enumerate()} - {self._thread}
+            if former._thread in living:
                 raise self._taken()
             former._finish()
             former.release()
@@ -93,14 +93,7 @@ class RunLock:
         )
 
 
-def _holder(path: Path, held: dict[tuple[int, int], RunLock]) -> RunLock | None:
-    """The lock that this process holds on a file, by whatever name."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return held.get((status.st_dev, status.st_ino))
-
-
-def _living_threads() -> set[int | None]:
-    return {thread.ident for thread in threading.enumerate()}
+def _identity(path: Path) -> tuple[int, int]:
+    """Device and inode of a file, which are the same by whatever name it is found."""
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -6,13 +6,13 @@ SWA paper does (Izmailov et al., arXiv 1803.05407), not at the end of the cycle'
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
 
-from ckptavg.errors import SaverError
-from ckptavg.saving.options import integer
+from ckptavg.errors import SaverError, check_count
 
 SCHEDULES = ("manual", "constant", "cyclic")
 
@@ -20,7 +20,6 @@ RateFunction = Callable[[int, float], float]
 """Returns the learning rate of a 0-based epoch, given the epoch and the initial rate."""
 
 
-@dataclass(frozen=True, slots=True)
 class Schedule:
     """When to save, and at which learning rate to train.
 
@@ -39,17 +38,8 @@ class Schedule:
         start_step: the first step to save at; 0 is the first that `save_freq` divides.
     """
 
-    kind: str | RateFunction
-    start_epoch: int
-    swa_freq: int
-    swa_lr: float | None
-    swa_lr2: float | None
-    save_freq: int | None
-    start_step: int
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         kind: str | RateFunction,
         start_epoch: int | None,
         swa_freq: int = 1,
@@ -57,7 +47,7 @@ class Schedule:
         swa_lr2: float | str = "auto",
         save_freq: int | None = None,
         start_step: int = 0,
-    ) -> "Schedule":
+    ) -> None:
         """Checks the arguments of `CheckpointSaver`; `kind` is its `lr_schedule`.
 
         Raises:
@@ -75,23 +65,24 @@ class Schedule:
             )
         if save_freq is None and start_step:
             raise SaverError("start_step needs save_freq: pass it too, or start_epoch instead")
-        found = cls(
-            kind=kind,
-            start_epoch=1 if start_epoch is None else integer("start_epoch", start_epoch),
-            swa_freq=integer("swa_freq", swa_freq),
-            swa_lr=_given_rate("swa_lr", swa_lr),
-            swa_lr2=_given_rate("swa_lr2", swa_lr2),
-            save_freq=None if save_freq is None else integer("save_freq", save_freq),
-            start_step=integer("start_step", start_step, 0),
-        )
-        if kind in ("constant", "cyclic") and found.start_epoch < 2:
+        check_count("start_epoch", start_epoch, SaverError)
+        check_count("swa_freq", swa_freq, SaverError, optional=False)
+        check_count("save_freq", save_freq, SaverError)
+        check_count("start_step", start_step, SaverError, 0, optional=False)
+        self.kind = kind
+        self.start_epoch = 1 if start_epoch is None else start_epoch
+        self.swa_freq = swa_freq
+        self.swa_lr = _given_rate("swa_lr", swa_lr)
+        self.swa_lr2 = _given_rate("swa_lr2", swa_lr2)
+        self.save_freq = save_freq
+        self.start_step = start_step
+        if kind in ("constant", "cyclic") and self.start_epoch < 2:
             raise SaverError(
                 f"start_epoch is {start_epoch}, but the '{kind}' schedule lowers the rate over the "
                 "epochs before it: start_epoch must be 2 or more"
             )
         if kind == "cyclic":
-            found._check_cycle()
-        return found
+            self._check_cycle()
 
     def _check_cycle(self) -> None:
         if self.swa_freq < 2:
@@ -108,10 +99,6 @@ class Schedule:
                 f"swa_lr is {self.swa_lr} but swa_lr2 is {self.swa_lr2}: "
                 "a cycle falls from swa_lr2 to swa_lr, so swa_lr must not be the larger"
             )
-
-    @property
-    def sets_rate(self) -> bool:
-        return self.kind != "manual"
 
     def saves(self, epoch: int) -> bool:
         """Whether a checkpoint is due at the end of a 0-based epoch."""
@@ -188,7 +175,14 @@ class ScheduledRates:
             SaverError: the function did not return a rate.
         """
         if callable(self.schedule.kind):
-            return _checked_rate(self.schedule.kind(epoch, self.initial), epoch)
+            rate = self.schedule.kind(epoch, self.initial)
+            with suppress(TypeError, ValueError):
+                if 0 <= float(rate) < float("inf"):
+                    return float(rate)
+            raise SaverError(
+                f"lr_schedule returned {rate!r:.80} for epoch {epoch + 1}, but must return a "
+                "number >= 0"
+            )
         ratio = self.low / self.initial if self.initial else 1.0
         progress = epoch / (self.schedule.start_epoch - 1)
         if progress <= 0.5:
@@ -223,16 +217,3 @@ def _given_rate(name: str, value: float | str) -> float | None:
     if not is_number or not 0 <= float(value) < float("inf"):
         raise SaverError(f"{name} is {value!r}, but must be 'auto' or a number >= 0")
     return float(value)
-
-
-def _checked_rate(rate: float, epoch: int) -> float:
-    try:
-        found = float(rate)
-    except (TypeError, ValueError):
-        found = float("nan")
-    if not 0 <= found < float("inf"):
-        raise SaverError(
-            f"lr_schedule returned {rate!r:.80} for epoch {epoch + 1}, but must return a number "
-            ">= 0"
-        )
-    return found

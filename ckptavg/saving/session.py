@@ -82,19 +82,23 @@ class TrainingSession:
 
     def begin_batch(self, batch: int) -> None:
         """Begins a 0-based batch of the epoch."""
-        self._rates.begin_batch(self._epoch, batch)
+        self._rates.begin_batch(self._epoch, batch, self._steps.length)
 
     def end_batch(self, batch: int, logs: Mapping[str, Any]) -> None:
         """Ends a batch; saves if its step is one to save at."""
-        self._rates.end_batch(batch)
-        former, step = self._steps.end_batch(batch), self._steps.taken
-        note = None if self._tracked is None else self._tracked.end_batch(batch, step - former)
+        former, seen = self._steps.taken, self._steps.seen
+        self._steps.end_batch(batch)
+        step = self._steps.taken
+        note = None
+        if self._tracked is not None:
+            batches = seen, self._steps.seen
+            note = self._tracked.end_batch(step - former, batches, self._steps.length)
         is_due = self._schedule.saves_step(step, former, self._epoch)
         self._save(f"step-{step:08d}" if is_due else None, logs, note)
 
     def end_epoch(self, logs: dict[str, Any], is_due: bool) -> None:
         """Ends the epoch, whose checkpoint may be due; puts its learning rate among the logs."""
-        self._rates.end_epoch()
+        self._steps.end_epoch()
         rate = self._rates.current()
         if rate is not None:
             logs.setdefault("learning_rate", rate)

@@ -11,20 +11,24 @@ class StepCounter:
     infinite gradients of mixed precision) and those of earlier trainings count as it says. Where it
     counts nothing, because a custom training step has other optimizers, or because its state was
     not loaded, earlier epochs count as many batches as this one has.
+
+    Attributes:
+        seen: batches of the epoch so far.
+        length: batches in an epoch; None until the data or the end of an epoch say it.
     """
 
     def __init__(self, training: Training, epoch: int) -> None:
         """Starts to count at the beginning of a 0-based epoch, the first of the training."""
         self._framework = training.framework
         self._optimizer = training.optimizer
-        self._per_epoch = training.batches
+        self._per_epoch = self.length = training.batches
         self._accumulation = 1
         if self._optimizer is not None:
             self._accumulation = self._framework.accumulation(self._optimizer)
         self._known = self._asked()
         self._earlier = 0 if self._known else epoch * (self._per_epoch or 0)
         self._batches = self._earlier + self._known
-        self._seen = 0
+        self.seen = 0
 
     @property
     def taken(self) -> int:
@@ -39,8 +43,8 @@ class StepCounter:
         return self._earlier // self._accumulation + counted if counted else None
 
     def begin_epoch(self) -> None:
-        """Notes that an epoch begins."""
-        self._seen = 0
+        """Begins an epoch."""
+        self.seen = 0
         self.ask()
 
     def ask(self) -> None:
@@ -49,14 +53,16 @@ class StepCounter:
         if asked != self._known:
             self._known, self._batches = asked, self._earlier + asked
 
-    def end_batch(self, batch: int) -> int:
-        """Notes that a 0-based batch of the epoch is over; returns the steps taken before."""
-        former = self.taken
+    def end_batch(self, batch: int) -> None:
+        """Ends a 0-based batch of the epoch."""
         # One call may cover several batches, and more than the epoch has.
         seen = min(batch + 1, self._per_epoch or batch + 1)
-        self._batches += seen - self._seen
-        self._seen = seen
-        return former
+        self._batches += seen - self.seen
+        self.seen = seen
+
+    def end_epoch(self) -> None:
+        """Learns the number of batches in an epoch where the data did not say."""
+        self.length = self.length or self.seen or None
 
     def _asked(self) -> int:
         return 0 if self._optimizer is None else self._framework.batches(self._optimizer)

@@ -6,62 +6,13 @@ from typing import Any
 import keras
 
 from ckptavg.batch_norm import BatchNormPass, update_batch_norm
-from ckptavg.models.model import batch_norm_layers
 from ckptavg.saving.epoch_pass import EpochPass
 from ckptavg.saving.keras3 import Keras3
 from ckptavg.saving.swa_callback import AveragingCallback
 
-
-class SWA(AveragingCallback, keras.callbacks.Callback):
-    """Stochastic weight averaging within `fit`, with the arguments of keras-swa.
-
-    The epochs to be averaged are saved to a directory, their mean is computed as `ckptavg merge`
-    does it, exactly and in fixed memory, and `fit` leaves the mean in the model. Where the model
-    has trainable BatchNorm layers, the last epoch trains nothing: its batches go through the
-    averaged network in training mode, and their pooled statistics become those of the layers, as
-    `ckptavg.update_batch_norm` sets them. No other variable changes.
-
-    A training that stops early (`EarlyStopping`) leaves the mean of what was saved, and warns that
-    the BatchNorm statistics are not those of the mean, unless `bn_data` is given. After an
-    exception the model keeps the weights that it had, and the checkpoints stay. Put callbacks that
-    set weights at the end of training, such as `EarlyStopping(restore_best_weights=True)`, before
-    this one.
-
-    Args:
-        start_epoch: first epoch of averaging, 1-based, 2 or more.
-        lr_schedule: `manual`, `constant` or `cyclic`, see `CheckpointSaver`.
-        swa_lr: learning rate of averaging, or the lowest of a cycle; `auto` is a tenth of the
-            optimizer's initial rate.
-        swa_lr2: highest rate of a cycle; `auto` is a quarter of the way from `swa_lr` to the
-            initial rate.
-        swa_freq: epochs from one checkpoint to the next; the length of a cycle.
-        batch_size: accepted for compatibility with keras-swa; the batches are those of `fit`.
-        verbose: 1 prints what happens.
-        directory: folder of the run, which stays; by default a temporary one, removed at the end.
-        bn_data: data to estimate BatchNorm statistics from after the last epoch, which then trains
-            and is averaged like the others; anything that `update_batch_norm` accepts.
-        existing: what to do with checkpoints in `directory`, see `CheckpointSaver`.
-
-    Raises:
-        SaverError: an argument cannot work (raised here or when training begins), or a checkpoint
-            cannot be saved.
-        DataError: a batch of the last epoch brought NaN or infinity to a BatchNorm layer.
-
-    Example:
-        >>> swa = ckptavg.SWA(start_epoch=75, lr_schedule="constant", swa_lr=0.01, verbose=1)
-        >>> model.fit(x, y, epochs=100, callbacks=[swa])
-    """
-
-    framework = Keras3()
-
-    def _has_statistics(self) -> bool:
-        return any(layer.trainable for layer in batch_norm_layers(self.model))
-
-    def _new_pass(self) -> EpochPass:
-        return _KerasPass(self.model)
-
-    def _update_batch_norm(self, data: Any) -> None:
-        update_batch_norm(self.model, data)
+_JAX_STATE = tuple(
+    f"{kind}_variables" for kind in ("trainable", "non_trainable", "optimizer", "metrics")
+)
 
 
 class _KerasPass(EpochPass):
@@ -114,12 +65,51 @@ class _KerasPass(EpochPass):
         return _logs(self._model, x, y, sample_weight, outputs)
 
 
-_JAX_STATE = (
-    "trainable_variables",
-    "non_trainable_variables",
-    "optimizer_variables",
-    "metrics_variables",
-)
+class SWA(AveragingCallback, keras.callbacks.Callback):
+    """Stochastic weight averaging within `fit`, with the arguments of keras-swa.
+
+    The epochs to be averaged are saved to a directory, their mean is computed as `ckptavg merge`
+    does it, exactly and in fixed memory, and `fit` leaves the mean in the model. Where the model
+    has trainable BatchNorm layers, the last epoch trains nothing: its batches go through the
+    averaged network in training mode, and their pooled statistics become those of the layers, as
+    `ckptavg.update_batch_norm` sets them. No other variable changes.
+
+    A training that stops early (`EarlyStopping`) leaves the mean of what was saved, and warns that
+    the BatchNorm statistics are not those of the mean, unless `bn_data` is given. After an
+    exception the model keeps the weights that it had, and the checkpoints stay. Put callbacks that
+    set weights at the end of training, such as `EarlyStopping(restore_best_weights=True)`, before
+    this one.
+
+    Args:
+        start_epoch: first epoch of averaging, 1-based, 2 or more.
+        lr_schedule: `manual`, `constant` or `cyclic`, see `CheckpointSaver`.
+        swa_lr: learning rate of averaging, or the lowest of a cycle; `auto` is a tenth of the
+            optimizer's initial rate.
+        swa_lr2: highest rate of a cycle; `auto` is a quarter of the way from `swa_lr` to the
+            initial rate.
+        swa_freq: epochs from one checkpoint to the next; the length of a cycle.
+        batch_size: accepted for compatibility with keras-swa; the batches are those of `fit`.
+        verbose: 1 prints what happens.
+        directory: folder of the run, which stays; by default a temporary one, removed at the end.
+        bn_data: data to estimate BatchNorm statistics from after the last epoch, which then trains
+            and is averaged like the others; anything that `update_batch_norm` accepts.
+        existing: what to do with checkpoints in `directory`, see `CheckpointSaver`.
+
+    Raises:
+        SaverError: an argument cannot work (raised here or when training begins), or a checkpoint
+            cannot be saved.
+        DataError: a batch of the last epoch brought NaN or infinity to a BatchNorm layer.
+
+    Example:
+        >>> swa = ckptavg.SWA(start_epoch=75, lr_schedule="constant", swa_lr=0.01, verbose=1)
+        >>> model.fit(x, y, epochs=100, callbacks=[swa])
+    """
+
+    framework = Keras3()
+    epoch_pass = _KerasPass
+
+    def _update_batch_norm(self, data: Any) -> None:
+        update_batch_norm(self.model, data)
 
 
 def _logs(model: keras.Model, x: Any, y: Any, sample_weight: Any, outputs: Any) -> dict[str, Any]:

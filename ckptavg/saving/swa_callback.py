@@ -5,17 +5,16 @@ import tempfile
 import warnings
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.errors import CkptavgWarning, SaverError, check_count
 from ckptavg.merging.merge import run_plan
 from ckptavg.merging.plan import plan_merge
 from ckptavg.runs.run import open_run
 from ckptavg.saving.callback import SavingCallback
 from ckptavg.saving.epoch_pass import EpochPass
-from ckptavg.saving.options import integer
 
 
 class AveragingCallback(SavingCallback):
@@ -27,7 +26,10 @@ class AveragingCallback(SavingCallback):
     Attributes:
         batch_size: accepted for compatibility with keras-swa, and not used.
         bn_data: data for BatchNorm statistics, used after the last epoch.
+        epoch_pass: the forward pass of the framework.
     """
+
+    epoch_pass: ClassVar[type[EpochPass]]
 
     def __init__(
         self,
@@ -43,9 +45,10 @@ class AveragingCallback(SavingCallback):
         *,
         existing: str = "error",
     ) -> None:
+        check_count("start_epoch", start_epoch, SaverError, 2, optional=False)
         super().__init__(
             directory or "",
-            start_epoch=integer("start_epoch", start_epoch, 2),
+            start_epoch=start_epoch,
             swa_freq=swa_freq,
             lr_schedule=lr_schedule,
             swa_lr=swa_lr,
@@ -63,16 +66,12 @@ class AveragingCallback(SavingCallback):
         self.on_train_batch_begin = self._begin_batch
 
     @abstractmethod
-    def _has_statistics(self) -> bool:
-        """Whether the model has BatchNorm statistics that a pass would set."""
-
-    @abstractmethod
-    def _new_pass(self) -> EpochPass:
-        """A forward pass for the epoch that begins; it remembers the present weights."""
-
-    @abstractmethod
     def _update_batch_norm(self, data: Any) -> None:
         """Re-estimates statistics from data."""
+
+    def _has_statistics(self) -> bool:
+        """Whether the model has BatchNorm statistics that a pass would set."""
+        return any(layer.trainable for layer in self.framework.batch_norm_layers(self.model))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._pass, self._final, self._last_epoch = None, None, 0
@@ -96,7 +95,7 @@ class AveragingCallback(SavingCallback):
         if epoch + 1 == self.schedule.start_epoch:
             self._tell("starting stochastic weight averaging")
         if self._is_pass(epoch):
-            epoch_pass = self._new_pass()
+            epoch_pass = self.epoch_pass(self.model)
             with epoch_pass.undone_by_errors():
                 self._set_average()
             self._tell("reinitializing batch normalization layers")

@@ -165,31 +165,34 @@ class TrackedAverages:
         self._sigmas = options.tracked_sigmas
         self._gammas = [gamma_of(sigma) for sigma in self._sigmas]
         self._schedule = NoteSchedule(options.track_freq, training.epochs)
-        self._length = training.batches
         plain = replace(options, include_optimizer=False, save_dtype="float32")
         self.placements = PlacementFinder(training, plain)
         self._resumed = _resumed(notes, self._sigmas, step) if notes else _Resumed()
         self._device: _OnDevice | None = None
-        self._batches = 0
         self._is_due = False
         self.step = self._resumed.step
         self._averaged = self._noted = self._resumed.averaged
 
-    def end_batch(self, batch: int, steps: int) -> NoteKind | None:
+    def end_batch(
+        self, steps: int, batches: tuple[int, int], length: int | None
+    ) -> NoteKind | None:
         """Takes in the weights if optimizer steps were taken; returns which note is due, if any.
+
+        Args:
+            steps: optimizer steps taken since the last call.
+            batches: batches of the epoch that had been trained before, and have been now.
+            length: batches in an epoch, where it is known.
 
         Raises:
             SaverError: the averages of this model cannot be tracked.
         """
-        former = self.step, self._batches
+        former = self.step
         self.step += steps
-        seen = min(batch + 1, self._length or batch + 1)
-        self._batches = 0 if seen == self._length else seen
         if steps:
             self._update()
-        due = self._schedule.within((former[0], self.step), (former[1], seen), self._length)
+        due = self._schedule.within((former, self.step), batches, length)
         self._is_due = self._is_due or due
-        if not self._is_due or not self._has_news or seen == self._length:
+        if not self._is_due or not self._has_news or batches[1] == length:
             return None  # at the end of an epoch, a note is written with the checkpoint
         self._is_due = False
         return NoteKind.KEPT
@@ -201,7 +204,6 @@ class TrackedAverages:
             epoch: 0-based.
             saves: whether its checkpoint is saved.
         """
-        self._length, self._batches = self._length or self._batches or None, 0
         due, self._is_due = self._is_due or self._schedule.at_end(epoch), False
         if not self._has_news:
             return None

@@ -51,7 +51,7 @@ class PlacementFinder:
         layers = self._training.framework.batch_norm_layers(self._training.model)
         moving = () if placement is None else moving_statistics(layers, placement)
         if placement is not None:
-            structure = stored_as(placement.structure, options.save_dtype, options.max_shard_size)
+            structure = stored_as(placement.structure, options.save_dtype, options.shard_bytes)
             placement = replace(placement, structure=structure)
         batch_norm = BatchNormRecord(len(layers), "running", moving=moving) if layers else None
         return WeightPlacement(placement, batch_norm)

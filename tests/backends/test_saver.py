@@ -124,7 +124,7 @@ def test_cyclic_rates_are_those_that_the_optimizer_takes(tmp_path):
     )
     ones = np.ones((10, 1), "float32")
     model.fit(ones, ones, batch_size=2, epochs=6, verbose=0, callbacks=[saver, keep])
-    scheduled = Schedule.of("cyclic", 3, 2, 0.001, 0.003).rates(0.01)
+    scheduled = Schedule("cyclic", 3, 2, 0.001, 0.003).rates(0.01)
     expected = [scheduled.of_epoch(epoch) for epoch in range(2) for _ in range(5)]
     expected += [scheduled.of_batch(e, b, 5) for e in range(2, 6) for b in range(5)]
     taken = -np.diff([0.0, *(kernel.item() for kernel, *_ in keep.steps)])

@@ -63,6 +63,13 @@ def test_the_record_notes_what_was_asked_for(folder):
     assert ckptavg.merge("run", "c.weights.h5").record.choice == {}
 
 
+def test_a_batch_norm_pass_keeps_what_was_asked_for(folder):
+    options = {"last": 3, "recipe": "ema", "decay": 0.123456789}
+    record = ckptavg.merge("run", "a.weights.h5", model=tiny_model(), data=X, **options).record
+    assert record.choice == Record.read(record_path(Path("a.weights.h5"))).choice == options
+    assert ckptavg.update_bn("a.weights.h5", "b.weights.h5", data=X).record.choice == options
+
+
 def test_parameters_of_recipes_are_keywords(folder):
     one = ckptavg.merge("run", "a.weights.h5", recipe="ema", decay=0.6)
     two = ckptavg.merge("run", "b.weights.h5", recipe="ema:0.6")

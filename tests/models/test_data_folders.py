@@ -124,3 +124,19 @@ def test_a_batch_size_for_what_comes_in_batches_is_refused():
         PreparedInputs([np.ones((2, 3))], 4)
     with pytest.raises(DataError, match="batch_size is 0, but must be an integer >= 1"):
         PreparedInputs(np.ones((2, 3)), 0)
+
+
+def test_a_py_dataset_is_preprocessed_to_its_end():
+    x = np.random.default_rng(0).normal(3, 1, (50, 6)).astype("float32")
+
+    class Rows(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            assert index < 5, "no such batch"
+            return x[10 * index : 10 * index + 10]
+
+    model = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization()])
+    assert update_batch_norm(model, Rows(), preprocess=lambda rows: 2 * rows).batches == 5
+    np.testing.assert_allclose(model.layers[0].moving_mean, 2 * x.mean(0), rtol=1e-5)

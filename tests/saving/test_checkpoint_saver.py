@@ -62,7 +62,7 @@ def test_constant_rates_reach_the_optimizer(tmp_path):
     history = fit(
         compiled_model(), tmp_path / "run", 10, start_epoch=8, lr_schedule="constant", swa_lr=0.002
     )
-    scheduled = Schedule.of("constant", 8, swa_lr=0.002).rates(float(np.float32(0.01)))
+    scheduled = Schedule("constant", 8, swa_lr=0.002).rates(float(np.float32(0.01)))
     expected = [np.float32(scheduled.of_epoch(epoch)) for epoch in range(10)]
     assert np.array_equal(np.float32(history["learning_rate"]), expected)
 
@@ -93,7 +93,7 @@ def test_cyclic_rates_reach_the_optimizer_in_every_batch(tmp_path, known):
             output_signature=(tf.TensorSpec((8, 6), tf.float32), tf.TensorSpec((8,), tf.int64)),
         )
         model.fit(data, epochs=6, callbacks=[saver, watch], verbose=0)
-    scheduled = Schedule.of("cyclic", 3, 2, 0.001, 0.003).rates(float(np.float32(0.01)))
+    scheduled = Schedule("cyclic", 3, 2, 0.001, 0.003).rates(float(np.float32(0.01)))
     expected = [scheduled.of_epoch(0)] * 5 + [scheduled.of_epoch(1)] * 5
     expected += [scheduled.of_batch(e, b, 5) for e in range(2, 6) for b in range(5)]
     assert np.array_equal(np.float32(rates), np.float32(expected))

@@ -198,7 +198,7 @@ def test_constant_rates_reach_every_kind_of_optimizer(tmp_path, kind):
         lr_schedule="constant",
         swa_lr=0.002,
     )
-    scheduled = Schedule.of("constant", 8, swa_lr=0.002).rates(float(np.float32(0.01)))
+    scheduled = Schedule("constant", 8, swa_lr=0.002).rates(float(np.float32(0.01)))
     expected = [np.float32(scheduled.of_epoch(epoch)) for epoch in range(10)]
     assert np.array_equal(np.float32(history["learning_rate"]), expected)
     records = open_run(tmp_path / "run").records
@@ -225,7 +225,7 @@ def test_cyclic_rates_batch_by_batch(tmp_path, steps):
         swa_lr=0.001,
         swa_lr2=0.003,
     )
-    scheduled = Schedule.of("cyclic", 3, 2, 0.001, 0.003).rates(float(np.float32(0.01)))
+    scheduled = Schedule("cyclic", 3, 2, 0.001, 0.003).rates(float(np.float32(0.01)))
     lasts = [0, 1, 2, 3, 4] if steps == 1 else [1, 3, 4]
     expected = [scheduled.of_epoch(e) for e in range(2) for _ in lasts]
     expected += [scheduled.of_batch(e, b, 5) for e in range(2, 6) for b in lasts]

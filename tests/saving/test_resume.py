@@ -20,7 +20,7 @@ from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.runs.record import Record
-from ckptavg.saving.options import Options
+from ckptavg.saving.options import KeepBest, Options
 from ckptavg.saving.run_lock import RunLock
 from ckptavg.saving.run_writer import RunWriter
 from tests.helpers.files import leftovers
@@ -280,8 +280,8 @@ def test_what_is_kept_is_what_a_naive_model_keeps(tmp_path_factory, values, newe
     NaN is worse than any number; without a metric a checkpoint is none of the best, and before
     one has it, only `newest` counts.
     """
-    keep_best = None if best is None else ("score", best, mode)
-    options = Options.of(max_to_keep=newest, keep_best=keep_best)
+    keep_best = None if best is None else KeepBest.of(("score", best, mode))
+    options = Options(max_to_keep=newest, keep_best=keep_best)
     directory = tmp_path_factory.mktemp("run")
     (directory / "checkpoints").mkdir()
     writer = RunWriter(directory, options, lambda: None)

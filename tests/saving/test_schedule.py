@@ -17,14 +17,14 @@ from ckptavg.saving.schedule import Schedule
     ],
 )
 def test_saved_epochs(kind, start, freq, expected):
-    schedule = Schedule.of(kind, start, freq)
+    schedule = Schedule(kind, start, freq)
     assert [epoch + 1 for epoch in range(10) if schedule.saves(epoch)] == expected
     assert schedule.first_save == expected[0]
 
 
 def test_constant_rates_follow_the_formula_to_the_bit():
     initial, low, start = 0.1, 0.01, 75
-    schedule = Schedule.of("constant", start, swa_lr=low)
+    schedule = Schedule("constant", start, swa_lr=low)
     for epoch in range(100):
         t = epoch / (start - 1)
         if t <= 0.5:
@@ -37,7 +37,7 @@ def test_constant_rates_follow_the_formula_to_the_bit():
 
 
 def test_cyclic_rates_fall_within_each_cycle_to_the_bit():
-    rates = Schedule.of("cyclic", 5, 3, swa_lr=0.001, swa_lr2=0.003).rates(0.01)
+    rates = Schedule("cyclic", 5, 3, swa_lr=0.001, swa_lr2=0.003).rates(0.01)
     steps = 7
     for epoch in range(4, 16):
         for batch in range(steps):
@@ -49,7 +49,7 @@ def test_cyclic_rates_fall_within_each_cycle_to_the_bit():
 
 
 def test_auto_rates():
-    rates = Schedule.of("cyclic", 5, 3).rates(0.1)
+    rates = Schedule("cyclic", 5, 3).rates(0.1)
     assert rates.low == 0.1 * 0.1
     assert rates.high == rates.low + 0.25 * (0.1 - rates.low)
 
@@ -75,10 +75,10 @@ def test_auto_rates():
 )
 def test_refused(arguments, message):
     with pytest.raises(SaverError, match=message):
-        Schedule.of(**arguments)
+        Schedule(**arguments)
 
 
 def test_swa_rate_above_the_initial_one_is_refused():
     with pytest.raises(SaverError, match="must not be above"):
-        Schedule.of("constant", 5, swa_lr=0.5).rates(0.1)
-    Schedule.of("manual", 5, swa_lr=0.5).rates(0.1)  # manual leaves rates alone
+        Schedule("constant", 5, swa_lr=0.5).rates(0.1)
+    Schedule("manual", 5, swa_lr=0.5).rates(0.1)  # manual leaves rates alone
