@@ -177,31 +177,28 @@ def _call(spec: str, what: str, forms: str) -> Any:
 
 
 def _import(spec: str, place: str) -> ModuleType:
+    """Imports a file or a module, with its own folder first on the path, as Python would run it."""
+    file = Path(place).resolve() if place.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise SpecError(f"in the SPEC '{spec}': there is no file {place}")
+    folder = str(Path.cwd() if file is None else file.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        return _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    except FileNotFoundError as error:
-        if error.filename == place:
-            raise SpecError(f"in the SPEC '{spec}': there is no file {place}") from error
-        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
-    except ModuleNotFoundError as error:
-        if place == error.name or place.startswith(f"{error.name}."):
-            raise SpecError(f"in the SPEC '{spec}': there is no module {error.name}") from error
-        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
+        return importlib.import_module(place) if file is None else _import_file(file)
     except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if file is None and missing is not None and f"{place}.".startswith(f"{missing}."):
+            raise SpecError(f"in the SPEC '{spec}': there is no module {missing}") from error
         raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Imports a file once, with its own folder first on the path, as Python would run it."""
-    resolved = path.resolve()
-    if not resolved.is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
-    name = f"_ckptavg_spec_{resolved.stem}_{abs(hash(str(resolved))):x}"
+    """Imports a file once."""
+    name = f"_ckptavg_spec_{path.stem}_{abs(hash(str(path))):x}"
     if name in sys.modules:
         return sys.modules[name]
-    if str(resolved.parent) not in sys.path:
-        sys.path.insert(0, str(resolved.parent))
-    spec = importlib.util.spec_from_file_location(name, resolved)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # the suffix is .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -212,13 +209,6 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def _import_module(name: str) -> ModuleType:
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module(name)
 
 
 def _find(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:

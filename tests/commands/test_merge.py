@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 
@@ -193,6 +194,7 @@ def test_warnings_of_libraries_are_logged_not_shown(folder, caplog, monkeypatch)
         "    return x\n"
     )
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "train", raising=False)  # that of another test
     with caplog.at_level(logging.INFO, logger="ckptavg"), warnings.catch_warnings():
         warnings.simplefilter("always")
         status, _, err = main("merge", "run", "-o", "o.keras", "--data", "noisy.py:data")
