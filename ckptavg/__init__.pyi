@@ -5,7 +5,6 @@ from .batch_norm import BatchNormReport as BatchNormReport
 from .batch_norm import update_batch_norm as update_batch_norm
 from .batch_norm.refresh import RefreshReport as RefreshReport
 from .batch_norm.refresh import merge_into_model as merge_into_model
-from .batch_norm.refresh import refresh_batch_norm as refresh_batch_norm
 from .commands.compare_recipes import RecipeComparison as RecipeComparison
 from .commands.compare_recipes import compare_recipes as compare_recipes
 from .commands.doctor import doctor as doctor
@@ -18,6 +17,7 @@ from .commands.merge import plan_merge as plan_merge
 from .commands.report import report as report
 from .commands.soup import soup as soup
 from .commands.sweep import sweep as sweep
+from .commands.update_bn import refresh_batch_norm as refresh_batch_norm
 from .commands.update_bn import update_bn as update_bn
 from .errors import CkptavgError as CkptavgError
 from .errors import CkptavgWarning as CkptavgWarning

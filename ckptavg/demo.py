@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from ckptavg.batch_norm.refresh import refresh_batch_norm
 from ckptavg.commands.merge import merge
+from ckptavg.commands.update_bn import refresh_batch_norm
 from ckptavg.errors import OutputError
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record_files import record_path

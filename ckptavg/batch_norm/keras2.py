@@ -10,8 +10,9 @@ import tensorflow as tf
 from ckptavg.batch_norm.gathering import Gathering, MeasuredLayer
 from ckptavg.batch_norm.observer import Call, replaced_calls
 from ckptavg.batch_norm.statistics import INPUTS
+from ckptavg.batch_norm.step import Step
 from ckptavg.errors import DataError
-from ckptavg.models.batches import count_samples
+from ckptavg.models.batches import count_samples, input_batches
 from ckptavg.models.keras2 import batch_norm_layers
 
 
@@ -25,7 +26,7 @@ class BatchNormPass2:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._layers = [layer for layer in batch_norm_layers(model) if layer.trainable]
-        self._kept: list[np.ndarray] = model.get_weights()
+        self._kept: list[np.ndarray] = []
         self._gathering = Gathering(
             _Step(model, self._layers),
             [MeasuredLayer(layer.name, layer.moving_mean.shape[0]) for layer in self._layers],
@@ -33,7 +34,15 @@ class BatchNormPass2:
 
     def add(self, inputs: Any) -> Any:
         """Runs the model forward in training mode; returns its outputs, per replica."""
+        if not self._gathering.batches:
+            self._kept = self._model.get_weights()
         return self._gathering.add(inputs)
+
+    def run(self, data: Any) -> None:
+        """Adds all batches of live data, and finishes."""
+        for inputs in input_batches(data):
+            self.add(inputs)
+        self.finish()
 
     def finish(self) -> None:
         """Sets the statistics of all layers that were called, and nothing else.
@@ -50,8 +59,8 @@ class BatchNormPass2:
             self._layers[number].moving_variance.assign(found.variance)
 
 
-class _Step:
-    """A compiled forward pass over the replicas of the model's strategy; see `step.Step`.
+class _Step(Step):
+    """A compiled forward pass over the replicas of the model's strategy.
 
     Its moments are TensorFlow's own operations, because Keras 3 may run on another backend here.
     """

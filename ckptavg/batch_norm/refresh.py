@@ -11,7 +11,6 @@ import keras
 from ckptavg.batch_norm.options import BATCH, BatchNormOptions
 from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batch_norm.update import ConfiguredPass
-from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.merge import MergeReport, run_plan
 from ckptavg.merging.plan import MergePlan
@@ -21,7 +20,7 @@ from ckptavg.models.model import build, load_weights, save_model
 from ckptavg.models.specs import spec_name
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.proof import tensor_records
-from ckptavg.runs.record import BatchNormRecord, Record, TensorRecords, now, versions
+from ckptavg.runs.record import BatchNormRecord, Record, now, versions
 from ckptavg.runs.record_files import commit_with_record, find_record, record_path
 from ckptavg.storage.files import commit, partial, temporary_sibling
 
@@ -53,50 +52,6 @@ class RefreshReport:
         return f"RefreshReport: wrote {self.output}, {done}"
 
 
-def refresh_batch_norm(
-    checkpoint: str | Path,
-    output: str | Path,
-    *,
-    model: keras.Model | str | Path,
-    data: Any,
-    data_name: str | None = None,
-    steps: int | None = None,
-    bn_mode: str = BATCH,
-    mixed_precision: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    mode: str | None = None,
-) -> RefreshReport:
-    """Loads a checkpoint into a model, re-estimates its BatchNorm statistics, saves it.
-
-    This is `update_bn` for a model that is named; see there for arguments, result and errors.
-
-    Args:
-        mode: former name of `bn_mode`; takes precedence if given.
-
-    Example:
-        >>> ckptavg.refresh_batch_norm(
-        ...     "swa.weights.h5", "swa-bn.weights.h5", model="train.py:build", data="train.py:data"
-        ... )
-    """
-    options = BatchNormOptions(
-        steps=steps,
-        bn_mode=bn_mode if mode is None else mode,
-        mixed_precision=mixed_precision,
-    )
-    with options.opened(model, data) as (live, inputs):
-        return refresh_live(
-            Path(checkpoint),
-            Path(output),
-            live,
-            inputs,
-            options,
-            data_name=spec_name(data) if data_name is None else data_name,
-            overwrite=overwrite,
-            progress=progress,
-        )
-
-
 def refresh_live(
     checkpoint: Path,
     output: Path,
@@ -109,17 +64,13 @@ def refresh_live(
     progress: Progress | None = None,
 ) -> RefreshReport:
     """`update_bn` for what `options.opened` gave: a live model and prepared inputs."""
-    check_keras_output(output)
-    check_output(output, overwrite)
-    if not checkpoint.is_file():
-        raise FormatError(f"there is no checkpoint {checkpoint}")
     former = find_record(checkpoint)
+    if former is not None:
+        former = _moved(former, checkpoint.parent, output.parent)
     inputs = build(model, inputs)
     load_weights(model, checkpoint)
     report = ConfiguredPass(model, options).run(inputs, progress)
-    former = _moved(former, checkpoint.parent, output.parent) if former else None
-    state = _state(report, data_name, former.batch_norm if former else None)
-    record = _save(model, output, former, state, tensor_records(checkpoint), overwrite)
+    record = _save(model, checkpoint, output, former, report, data_name, overwrite)
     return RefreshReport(output, record, report)
 
 
@@ -164,9 +115,7 @@ def merge_into_model(
         CkptavgError: as `merge` and `update_bn` do.
     """
     options = BatchNormOptions(
-        steps=steps,
-        bn_mode=bn_mode if mode is None else mode,
-        mixed_precision=mixed_precision,
+        steps=steps, bn_mode=bn_mode if mode is None else mode, mixed_precision=mixed_precision
     )
     options.check_data(data)
     with options.opened(model, data) as (live, inputs):
@@ -207,15 +156,13 @@ def merge_live(
             resume=resume,
         )
         load_weights(model, mean)
-        report, state = None, merged.record.batch_norm
+        report = None
         if refresh is not None:
             report = refresh(model)
         elif inputs is not None:
             report = ConfiguredPass(model, options).run(inputs, batch_progress)
-        if report is not None:
-            state = _state(report, data_name, state)
-        before = tensor_records(mean)
-        record = _save(model, plan.output, merged.record, state, before, plan.overwrite)
+        former = merged.record
+        record = _save(model, mean, plan.output, former, report, data_name, plan.overwrite)
     finally:
         mean.unlink(missing_ok=True)
         record_path(mean).unlink(missing_ok=True)
@@ -224,28 +171,34 @@ def merge_live(
 
 def _save(
     model: keras.Model,
+    checkpoint: Path,
     output: Path,
     former: Record | None,
-    batch_norm: BatchNormRecord | None,
-    before: TensorRecords,
+    report: BatchNormReport | None,
+    data_name: str | None,
     overwrite: bool,
 ) -> Record:
     """Writes a model as a checkpoint whose record carries on what a former record says.
 
     Args:
         model: the model to write.
+        checkpoint: the file that was loaded into it.
         output: the file to write.
         former: the record of the file that was loaded, if it has one.
-        batch_norm: the state of the statistics.
-        before: the tensors of the file that was loaded.
+        report: what a pass did with the model since then, if there was one.
+        data_name: what the record calls the data of the pass.
         overwrite: whether to replace an existing output.
     """
     temporary = temporary_sibling(output)
     try:
         save_model(model, temporary)
         tensors = tensor_records(temporary)
+        batch_norm = former.batch_norm if former is not None else None
+        if report is not None:
+            batch_norm = _state(report, data_name, batch_norm)
         if batch_norm is not None and batch_norm.samples is not None:
             # The pass sets nothing but statistics, so whatever differs is one of them.
+            before = tensor_records(checkpoint)
             changed = (name for name in tensors if before.get(name) != tensors[name])
             batch_norm = replace(batch_norm, tensors=tuple(changed))
         record = Record(

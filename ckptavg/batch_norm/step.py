@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 
@@ -16,24 +16,24 @@ Given = Sequence[tuple[Any, Any]]
 """Variables with the values that replace their own in a forward pass."""
 
 
-class Step(Protocol):
+class Step(ABC):
     """A forward pass of one batch that measures what its BatchNorm layers meet."""
 
+    @abstractmethod
     def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
         """Returns the outputs of the model, and columns for `Gathering` from every replica.
 
         Raises:
             HiddenCallError: a layer is called where it cannot be measured.
         """
-        ...
 
     def count(self, inputs: Any) -> int:
         """Number of samples in a batch."""
-        ...
+        return count_samples(inputs)
 
+    @abstractmethod
     def is_exhausted(self, error: Exception) -> bool:
         """Whether the error says that memory ran out."""
-        ...
 
 
 class HiddenCallError(Exception):
@@ -48,7 +48,7 @@ class HiddenCallError(Exception):
         self.number = number
 
 
-class StatelessStep(ABC):
+class StatelessStep(Step):
     """A `Step` that changes no variable of the model.
 
     See docs/decisions/0010-the-batch-norm-pass-runs-in-a-stateless-scope.md.
@@ -71,17 +71,6 @@ class StatelessStep(ABC):
         self._seeds = [v for v in model.non_trainable_variables if v.name == _SEED_NAME]
         self._states: list[Any] = []
         self.restart()
-
-    @abstractmethod
-    def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
-        """See `Step`."""
-
-    @abstractmethod
-    def is_exhausted(self, error: Exception) -> bool:
-        """See `Step`."""
-
-    def count(self, inputs: Any) -> int:
-        return count_samples(inputs)
 
     def restart(self) -> None:
         """Lets random generators start from the seeds of the model, as for a first batch."""
@@ -108,5 +97,5 @@ class StatelessStep(ABC):
         tensors: list[Any] = keras.tree.flatten(inputs)
         return tensors
 
-    def _check_visible(self, number: int, mean: Any) -> None:  # noqa: B027 (a hook)
+    def _check_visible(self, number: int, mean: Any) -> None:
         """Raises `HiddenCallError` if what was measured for a layer cannot leave its call."""

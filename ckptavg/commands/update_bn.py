@@ -95,3 +95,43 @@ def update_bn(
             overwrite=overwrite,
             progress=progress or bar("BatchNorm pass", options.count_batches(inputs)),
         )
+
+
+def refresh_batch_norm(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    model: "keras.Model | str | Path",
+    data: Any,
+    data_name: str | None = None,
+    steps: int | None = None,
+    bn_mode: str = "batch",
+    mixed_precision: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    mode: str | None = None,
+) -> "RefreshReport":
+    """Loads a checkpoint into a model, re-estimates its BatchNorm statistics, saves it.
+
+    This is `update_bn` for a model that is named; see there for arguments, result and errors.
+
+    Args:
+        mode: former name of `bn_mode`; takes precedence if given.
+
+    Example:
+        >>> ckptavg.refresh_batch_norm(
+        ...     "swa.weights.h5", "swa-bn.weights.h5", model="train.py:build", data="train.py:data"
+        ... )
+    """
+    return update_bn(
+        checkpoint,
+        output,
+        model=model,
+        data=data,
+        data_name=data_name,
+        steps=steps,
+        bn_mode=bn_mode if mode is None else mode,
+        mixed_precision=mixed_precision,
+        overwrite=overwrite,
+        progress=progress,
+    )

@@ -12,7 +12,7 @@ import pytest
 
 import ckptavg
 from ckptavg import soup
-from ckptavg.batch_norm.refresh import refresh_batch_norm
+from ckptavg.commands.update_bn import refresh_batch_norm
 from ckptavg.errors import DataError, RecipeError
 from ckptavg.merging.plan import plan_mean
 from ckptavg.models.evaluation import evaluate

@@ -22,10 +22,7 @@ class TensorFlowStep(StatelessStep):
 
         def replica(inputs: Any, values: list[Any], states: list[Any]) -> Any:
             variables = [variable for variable, _ in self.given]
-            given = [
-                *zip(variables, values, strict=True),
-                *zip(self._seeds, states, strict=True),
-            ]
+            given = [*zip(variables, values, strict=True), *zip(self._seeds, states, strict=True)]
             return self._forward(inputs, given)
 
         def replicas(*arguments: Any) -> Any:
