@@ -6,8 +6,6 @@ from typing import Any
 import tf_keras
 
 from ckptavg.batch_norm.keras2 import BatchNormPass2
-from ckptavg.errors import DataError
-from ckptavg.models.batches import input_batches
 from ckptavg.saving.callback import SavingCallback
 from ckptavg.saving.epoch_pass import EpochPass
 from ckptavg.saving.keras2 import Keras2, KerasCallback
@@ -34,24 +32,15 @@ class CheckpointSaver(SavingCallback, KerasCallback):
 
 
 class _KerasPass(EpochPass):
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self._pass: BatchNormPass2 | None = None
+    batch_norm_pass = BatchNormPass2
 
     def _run(self, iterator: Iterator[Any]) -> dict[str, Any]:
-        if self._pass is None:  # the weights are those of the average by now
-            self._pass = BatchNormPass2(self._model)
         logs = {}
         for _ in range(CheckpointSaver.framework.steps_per_execution(self._model)):
             x, y, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(next(iterator))
             outputs = self._pass.add(x)
             logs = _logs(self._model, x, y, sample_weight, outputs)
         return logs
-
-    def _set_statistics(self) -> None:
-        if self._pass is None:
-            raise DataError("the last epoch had no batches: BatchNorm statistics need at least one")
-        self._pass.finish()
 
 
 class SWA(AveragingCallback, KerasCallback):
@@ -64,12 +53,6 @@ class SWA(AveragingCallback, KerasCallback):
 
     framework = Keras2()
     epoch_pass = _KerasPass
-
-    def _update_batch_norm(self, data: Any) -> None:
-        found = BatchNormPass2(self.model)
-        for inputs in input_batches(data):
-            found.add(inputs)
-        found.finish()
 
 
 def _logs(model: Any, x: Any, y: Any, sample_weight: Any, outputs: Any) -> dict[str, Any]:

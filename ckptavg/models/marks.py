@@ -11,9 +11,9 @@ import numpy as np
 
 from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.formats.hdf5.keras3 import keras_structure
-from ckptavg.formats.tensors import Extent, TensorInfo
+from ckptavg.formats.tensors import TensorInfo
 from ckptavg.models.model import save_weights
-from ckptavg.models.placement import Placement
+from ckptavg.models.placement import Placement, tensor_in_file
 
 # See docs/decisions/0052-marks-show-rounding.md for why marks are what they are.
 _FIRST_MARK = 2**20
@@ -56,10 +56,13 @@ def place(model: keras.Model, *, include_optimizer: bool = False) -> Placement |
                 name: _read(reader, tensor) for name, tensor in reader.structure.tensors.items()
             }
             structure = reader.structure
-    variables = {name: marks.variable_of(values) for name, values in stored.items()}
+    variables: dict[str, Any] = {n: marks.variable_of(values) for n, values in stored.items()}
     if any(variable is None for variable in variables.values()):
         return None
-    tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
+    tensors = {
+        name: tensor_in_file(name, variable.shape, keras.backend.standardize_dtype(variable.dtype))
+        for name, variable in variables.items()
+    }
     return Placement(keras_structure(tensors, {**structure.groups, **groups}), variables)
 
 
@@ -111,15 +114,14 @@ class _Mark(np.ndarray):
 def _optimizers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The optimizers of a model, or inside an optimizer, with their folders in Keras' files."""
     seen = set()
-    for name, value in sorted(vars(owner).items(), key=lambda item: _order(item[0])):
+    # Keras visits attributes in this order.
+    for name, value in sorted(
+        vars(owner).items(), key=lambda item: (item[0].startswith("_"), item[0])
+    ):
         if isinstance(value, keras.optimizers.Optimizer) and id(value) not in seen:
             seen.add(id(value))
             yield f"{prefix}{name}", value
             yield from _optimizers(value, f"{prefix}{name}/")
-
-
-def _order(attribute: str) -> tuple[bool, str]:
-    return attribute.startswith("_"), attribute
 
 
 def _read(reader: CheckpointReader, tensor: TensorInfo) -> np.ndarray:
@@ -128,9 +130,3 @@ def _read(reader: CheckpointReader, tensor: TensorInfo) -> np.ndarray:
     values = np.frombuffer(buffer, tensor.numpy_dtype).reshape(tensor.shape)
     # Only a mark is stored big-endian, and big-endian tensors have no extent; readers swap bytes.
     return values.astype(_MARK_DTYPE) if tensor.extent is None else values
-
-
-def _tensor(name: str, variable: Any) -> TensorInfo:
-    dtype = keras.backend.standardize_dtype(variable.dtype)
-    tensor = TensorInfo(name, tuple(variable.shape), dtype, None)
-    return TensorInfo(name, tensor.shape, dtype, Extent(0, tensor.nbytes))

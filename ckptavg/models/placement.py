@@ -1,10 +1,11 @@
 """Where the variables of a live model go in its checkpoints."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptavg.formats import Structure
+from ckptavg.formats.tensors import Extent, TensorInfo
 
 _MOVING = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
 """Attributes of BatchNormalization layers; the last three exist only with renorm."""
@@ -21,6 +22,12 @@ class Placement:
 
     structure: Structure
     variables: Mapping[str, Any]
+
+
+def tensor_in_file(name: str, shape: Iterable[int], dtype: str) -> TensorInfo:
+    """The tensor that a variable becomes, without a place in the file yet."""
+    tensor = TensorInfo(name, tuple(shape), dtype, None)
+    return replace(tensor, extent=Extent(0, tensor.nbytes))
 
 
 def moving_variables(layer: Any) -> list[Any]:

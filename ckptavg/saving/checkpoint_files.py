@@ -41,11 +41,7 @@ def stored_as(structure: Structure, dtype: str | None, max_shard_size: int | Non
 
 
 def write_checkpoint(
-    path: Path,
-    place: Path,
-    structure: Structure,
-    values: Mapping[str, np.ndarray],
-    record: Record,
+    path: Path, place: Path, structure: Structure, values: Mapping[str, np.ndarray], record: Record
 ) -> Record:
     """Writes a checkpoint and then its record; both are durable when this returns, or neither is.
 
@@ -64,8 +60,17 @@ def write_checkpoint(
     with open_writer(path, structure) as writer:
 
         def written(tensor: TensorInfo) -> Iterator[np.ndarray]:
-            for start, part in _parts(values[tensor.name], tensor):
-                writer.write(tensor.name, start, part.view(np.uint8).data)
+            dtype = tensor.numpy_dtype
+            flat = np.ascontiguousarray(values[tensor.name]).reshape(-1)
+            for block in blocks(tensor.nbytes):
+                first = block.start // dtype.itemsize
+                part = flat[first : first + block.nbytes // dtype.itemsize]
+                if part.dtype != dtype:
+                    with np.errstate(
+                        all="ignore"
+                    ):  # what overflows becomes infinite, and is marked
+                        part = round_once(part.astype(np.float64), dtype)
+                writer.write(tensor.name, block.start, part.view(np.uint8).data)
                 yield part
 
         # Digests of the values in memory also detect damage on the way to the disk, which those of
@@ -147,16 +152,3 @@ def _examined(
         if not finite:
             non_finite.append(name)
     return records, tuple(non_finite)
-
-
-def _parts(values: np.ndarray, tensor: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
-    """Each block of a tensor: its first byte, and its values in the tensor's dtype."""
-    dtype = tensor.numpy_dtype
-    flat = np.ascontiguousarray(values).reshape(-1)
-    for block in blocks(tensor.nbytes):
-        first = block.start // dtype.itemsize
-        part = flat[first : first + block.nbytes // dtype.itemsize]
-        if part.dtype != dtype:
-            with np.errstate(all="ignore"):  # what overflows becomes infinite, and is marked
-                part = round_once(part.astype(np.float64), dtype)
-        yield block.start, part

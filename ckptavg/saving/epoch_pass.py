@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,20 +12,22 @@ class EpochPass(ABC):
     """The pass, from before the weights are exchanged until its statistics are set.
 
     After an exception in the pass, the model has the weights that it had before.
+
+    Attributes:
+        batch_norm_pass: the class of passes that the framework has.
     """
+
+    batch_norm_pass: ClassVar[type[Any]]
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._pass = self.batch_norm_pass(model)
         self._former: list[np.ndarray] = model.get_weights()
         self._finished = False
 
     @abstractmethod
     def _run(self, *arguments: Any) -> Any:
         """Does what `model.train_function` does for a batch, except training."""
-
-    @abstractmethod
-    def _set_statistics(self) -> None:
-        """Sets the statistics of all batches."""
 
     @contextmanager
     def undone_by_errors(self) -> Iterator[None]:
@@ -56,7 +58,7 @@ class EpochPass(ABC):
         if not self._finished:
             self._finished = True
             with self.undone_by_errors():
-                self._set_statistics()
+                self._pass.finish()
 
 
 def _is_end_of_data(error: BaseException) -> bool:

@@ -13,9 +13,6 @@ from ckptavg.models.model import tracked_optimizers
 from ckptavg.models.placement import Placement
 from ckptavg.saving.options import Options
 
-_STRATEGIES = ("MirroredStrategy",)
-"""Strategies of several replicas in one process, whose variables can be read outside a step."""
-
 
 class DeviceAverages(ABC):
     """Moving averages of variables, in float32, on the device that holds these."""
@@ -55,10 +52,6 @@ class Framework(ABC):
         Raises:
             SaverError: they cannot.
         """
-
-    def suffix_for(self, options: Options) -> str:  # noqa: ARG002 (most have one kind of file)
-        """The suffix of the files that the options ask for."""
-        return self.suffix
 
     @abstractmethod
     def place(self, model: Any, include_optimizer: bool) -> Placement | None:
@@ -100,11 +93,13 @@ class Framework(ABC):
         """
         strategy = getattr(model, "distribute_strategy", None)
         kind = type(strategy).__name__
-        if strategy is not None and strategy.num_replicas_in_sync > 1 and kind not in _STRATEGIES:
+        # Of several replicas, only those of one process have variables that can be read between
+        # steps.
+        spread = strategy is not None and strategy.num_replicas_in_sync > 1
+        if spread and kind != "MirroredStrategy":
             raise SaverError(
-                f"tracked_sigmas: averages are tracked on one device or under "
-                f"{' or '.join(_STRATEGIES)}, but the model trains under {kind}: omit "
-                "tracked_sigmas, and average checkpoints"
+                f"tracked_sigmas: averages are tracked on one device or under MirroredStrategy, "
+                f"but the model trains under {kind}: omit tracked_sigmas, and average checkpoints"
             )
 
     @abstractmethod

@@ -10,9 +10,8 @@ import tf_keras
 
 from ckptavg.errors import ModelError, SaverError, first_line
 from ckptavg.formats import LEGACY, Structure
-from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.models.keras2 import batch_norm_layers
-from ckptavg.models.placement import Placement
+from ckptavg.models.placement import Placement, tensor_in_file
 from ckptavg.runs.proof import check_intact
 from ckptavg.saving.averages.tensorflow import TensorFlowAverages
 from ckptavg.saving.framework import DeviceAverages, Framework
@@ -77,7 +76,10 @@ class Keras2(Framework):
                         "file of tf_keras holds nothing else"
                     )
                 variables[name] = weight
-        tensors = {name: _tensor(name, variable) for name, variable in variables.items()}
+        tensors = {
+            name: tensor_in_file(name, variable.shape, variable.dtype.base_dtype.name)
+            for name, variable in variables.items()
+        }
         return Placement(Structure(tensors, groups, naming=LEGACY), variables)
 
     def save(self, model: Any, path: Any, include_optimizer: bool) -> None:
@@ -154,8 +156,3 @@ def _listed(key: str, names: Iterable[str]) -> dict[str, tuple[bytes, ...]]:
             break
     keys = [key] if count == 1 else [f"{key}{number}" for number in range(count)]
     return {key: tuple(part.tolist()) for key, part in zip(keys, parts, strict=True)}
-
-
-def _tensor(name: str, variable: Any) -> TensorInfo:
-    tensor = TensorInfo(name, tuple(variable.shape), variable.dtype.base_dtype.name, None)
-    return TensorInfo(name, tensor.shape, tensor.dtype, Extent(0, tensor.nbytes))

@@ -9,15 +9,9 @@ import numpy as np
 
 from ckptavg.errors import SaverError
 from ckptavg.models.marks import place
-from ckptavg.models.model import (
-    batch_norm_layers,
-    load_weights,
-    model_config,
-    save_weights,
-)
+from ckptavg.models.model import batch_norm_layers, load_weights, model_config, save_weights
 from ckptavg.models.placement import Placement
 from ckptavg.saving.framework import DeviceAverages, Framework
-from ckptavg.saving.options import Options
 
 
 class Keras3(Framework):
@@ -25,9 +19,6 @@ class Keras3(Framework):
 
     packages = ("numpy", "h5py", "keras", keras.backend.backend())
     suffix = ".weights.h5"
-
-    def suffix_for(self, options: Options) -> str:
-        return self.suffix if options.max_shard_size is None else ".weights.json"
 
     def place(self, model: Any, include_optimizer: bool) -> Placement | None:
         return place(model, include_optimizer=include_optimizer)

@@ -47,7 +47,7 @@ class AwaitedMetric:
         self._has_warned = False
 
     def see(self, metrics: Collection[str]) -> None:
-        """Notes the metrics of an epoch, whether or not it is saved."""
+        """Takes in the metrics of an epoch, whether or not it is saved."""
         if self._monitor in metrics:
             self._monitor = None
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +70,8 @@ class RunWriter:
         checkpoints: the checkpoints that the run holds, in the order of training.
         averages: the tracked averages that it holds, by step.
         lock: the lock of the run.
+        config: the configuration of the model, which is written with the first checkpoint; None if
+            there is none.
     """
 
     def __init__(self, directory: Path, options: Options, finish: Callable[[], object]) -> None:
@@ -88,8 +90,8 @@ class RunWriter:
         self.directory = directory
         self._options = options
         self._history = HistoryWriter(directory)
-        self._config: str | None = None
-        self._has_config = True
+        self.config: str | None = None
+        self._has_config = False
         self._passing: list[TrackedCheckpoint] = []
         with explained(f"cannot use the directory {directory}"):
             (directory / CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -121,9 +123,8 @@ class RunWriter:
                 _log.debug("removing %s, left by a killed training", leftover)
                 leftover.unlink(missing_ok=True)
             if self._options.existing == "overwrite":
-                for checkpoint in self._saved:
-                    remove_checkpoint(checkpoint)
-                self.checkpoints, self.averages = [], []
+                _remove(self.checkpoints, self.checkpoints)
+                _remove(self.averages, self.averages)
                 (self.directory / SAVER_FILE).unlink(missing_ok=True)
         # Checkpoints of later epochs than the one resumed from stay until their epochs end: whoever
         # resumes from too early an epoch would lose them.
@@ -137,7 +138,7 @@ class RunWriter:
         with explained(f"cannot use the directory {self.directory}"):
             self._history.begin(epochs)
 
-    def note_epoch(self, log: EpochLog) -> None:
+    def add_epoch(self, log: EpochLog) -> None:
         """Adds an epoch to the history.
 
         Raises:
@@ -146,15 +147,11 @@ class RunWriter:
         with explained(f"cannot add epoch {log.epoch} to the history of {self.directory}"):
             self._history.append(log)
 
-    def note_rate(self, initial: float) -> None:
-        """Notes the learning rate that the run starts from, for a training that resumes it."""
+    def write_rate(self, initial: float) -> None:
+        """Writes the learning rate that the run starts from, for a training that resumes it."""
         content = {"format": _FORMAT, "version": 1, "initial_learning_rate": initial}
         with explained(f"cannot use the directory {self.directory}"):
             write_text(self.directory / SAVER_FILE, json.dumps(content, indent=1) + "\n")
-
-    def take_config(self, config: str | None) -> None:
-        """Takes the configuration of the model, to be written before the next checkpoint is."""
-        self._config, self._has_config = config, False
 
     def write(self, content: Content) -> Record:
         """Writes a checkpoint, then removes those that are not to be kept.
@@ -175,14 +172,14 @@ class RunWriter:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def write_notes(self, notes: Sequence[Content], step: int, *, is_passing: bool) -> Record:
+    def write_averages(self, contents: Sequence[Content], step: int, *, is_passing: bool) -> Record:
         """Writes tracked averages of one step, and removes those that they make out of date.
 
         These are averages of later steps, of a training that was given up, before; and those of
         earlier steps that were passing, afterwards.
 
         Args:
-            notes: the averages.
+            contents: the averages.
             step: the step that they have come to.
             is_passing: whether they stay only until those of a later step are written.
 
@@ -192,17 +189,17 @@ class RunWriter:
         with self._saving(f"the averages at step {step}"):
             # Until now, averages of later steps belonged to a training that might have been
             # resumed. See docs/decisions/0058-averages-are-tracked-after-every-step.md.
-            self._remove_averages(a for a in self.averages if a.ema.step > step)
+            _remove([a for a in self.averages if a.ema.step > step], self.averages)
             written = []
-            for content in notes:
-                note = TrackedCheckpoint(*self._written(content))
-                written.append(note)
-                others = [a for a in self.averages if a.record.path != note.record.path]
-                self.averages = sorted([*others, note], key=in_order_of_tracking)
+            for content in contents:
+                average = TrackedCheckpoint(*self._written(content))
+                written.append(average)
+                others = [a for a in self.averages if a.record.path != average.record.path]
+                self.averages = sorted([*others, average], key=in_order_of_tracking)
             passed = [a for a in self._passing if a in self.averages and a not in written]
-            self._remove_averages(passed)
+            _remove(passed, self.averages)
             self._passing = written if is_passing else []
-            return max((note.record for note in written), key=lambda r: len(r.non_finite))
+            return max((average.record for average in written), key=lambda r: len(r.non_finite))
 
     def path(self, record: Record) -> Path:
         """Where the checkpoint of a record goes."""
@@ -215,10 +212,10 @@ class RunWriter:
     def _write_config(self) -> None:
         """Writes the configuration of the model; an earlier one may be another model's."""
         path = self.directory / MODEL_FILE
-        if self._config is None:
+        if self.config is None:
             path.unlink(missing_ok=True)
         else:
-            write_text(path, self._config)
+            write_text(path, self.config)
         self._has_config = True
 
     def _leftovers(self) -> Iterator[Path]:
@@ -264,16 +261,16 @@ class RunWriter:
         others = [c for c in self.checkpoints if c.record.path != written.record.path]
         self.checkpoints = sorted([*others, written], key=in_order_of_training)
         newest, best = self._options.max_to_keep, self._options.keep_best
-        for checkpoint in superfluous(self.checkpoints, newest, best):
-            _log.debug("removing %s", checkpoint.path)
-            remove_checkpoint(checkpoint)
-            self.checkpoints.remove(checkpoint)
+        _remove(superfluous(self.checkpoints, newest, best), self.checkpoints)
         return written.record
 
-    def _remove_averages(self, averages: Iterable[TrackedCheckpoint]) -> None:
-        for average in list(averages):
-            remove_checkpoint(average)
-            self.averages.remove(average)
+
+def _remove(removed: Sequence[SavedCheckpoint], held: list[Any]) -> None:
+    """Removes checkpoints from the disk and from the list of those that the run holds."""
+    for checkpoint in [*removed]:
+        _log.debug("removing %s", checkpoint.path)
+        remove_checkpoint(checkpoint)
+        held.remove(checkpoint)
 
 
 @contextmanager
@@ -287,8 +284,8 @@ def explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def noted_rate(directory: Path) -> float | None:
-    """The learning rate that a run started from; None if it was not noted.
+def read_rate(directory: Path) -> float | None:
+    """The learning rate that a run started from; None if it was not written.
 
     The optimizer of a training that resumes may hold a lowered one.
 

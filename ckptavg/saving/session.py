@@ -4,11 +4,11 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ckptavg.errors import CkptavgWarning, ModelError, SaverError
+from ckptavg.recipes.posthoc_ema import TrackedAverage
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.record import Record, now, versions
 from ckptavg.runs.run import MODEL_FILE
@@ -16,10 +16,10 @@ from ckptavg.saving.checkpoint_files import save_beside
 from ckptavg.saving.learning_rate import LearningRates
 from ckptavg.saving.prepared_training import PreparedTraining
 from ckptavg.saving.retention import AwaitedMetric
-from ckptavg.saving.run_writer import Content, RunWriter, noted_rate
+from ckptavg.saving.run_writer import Content, RunWriter, read_rate
 from ckptavg.saving.save_queue import Outcome, Work
 from ckptavg.saving.step_counter import StepCounter
-from ckptavg.saving.tracking import NoteKind, TrackedAverages
+from ckptavg.saving.tracking import SaveKind, TrackedAverages
 from ckptavg.saving.weight_placement import PlacementFinder, WeightPlacement
 
 _PATIENCE = 1.0
@@ -64,15 +64,15 @@ class TrainingSession:
                 self._metric.see(checkpoint.record.metrics)
         self._tracked: TrackedAverages | None = None
         if options.tracked_sigmas:
-            notes = run.averages if run is not None and resumes else []
-            self._tracked = TrackedAverages(training, options, notes, self._steps.taken)
+            saved = run.averages if run is not None and resumes else []
+            self._tracked = TrackedAverages(training, options, saved, self._steps.taken)
         initial = prepared.initial_rate
         if initial is not None and resumes:
-            noted = noted_rate(prepared.directory)
-            initial = initial if noted is None else noted
+            written = read_rate(prepared.directory)
+            initial = initial if written is None else written
         self._rates = LearningRates(training, prepared.schedule, initial)
         if initial is not None and run is not None:
-            run.note_rate(initial)
+            run.write_rate(initial)
 
     def begin_epoch(self, epoch: int) -> float | None:
         """Begins a 0-based epoch; returns its learning rate, or None without an optimizer."""
@@ -89,12 +89,12 @@ class TrainingSession:
         former, seen = self._steps.taken, self._steps.seen
         self._steps.end_batch(batch)
         step = self._steps.taken
-        note = None
+        kind = None
         if self._tracked is not None:
             batches = seen, self._steps.seen
-            note = self._tracked.end_batch(step - former, batches, self._steps.length)
+            kind = self._tracked.end_batch(step - former, batches, self._steps.length)
         is_due = self._schedule.saves_step(step, former, self._epoch)
-        self._save(f"step-{step:08d}" if is_due else None, logs, note)
+        self._save(f"step-{step:08d}" if is_due else None, logs, kind)
 
     def end_epoch(self, logs: dict[str, Any], is_due: bool) -> None:
         """Ends the epoch, whose checkpoint may be due; puts its learning rate among the logs."""
@@ -104,9 +104,9 @@ class TrainingSession:
             logs.setdefault("learning_rate", rate)
         if self._schedule.save_freq is None:
             self._metric.see(logs.keys() - {"learning_rate"})  # which records keep apart
-        self._note_epoch(logs)
-        note = None if self._tracked is None else self._tracked.end_epoch(self._epoch, is_due)
-        self._save(f"epoch-{self._epoch + 1:04d}" if is_due else None, logs, note)
+        self._add_epoch(logs)
+        kind = None if self._tracked is None else self._tracked.end_epoch(self._epoch, is_due)
+        self._save(f"epoch-{self._epoch + 1:04d}" if is_due else None, logs, kind)
         self.collect()
 
     def end(self) -> None:
@@ -127,7 +127,7 @@ class TrainingSession:
         """Waits for all saves, and reports them as `collect` does."""
         self._report(self._prepared.queue.drain())
 
-    def _note_epoch(self, logs: Mapping[str, Any]) -> None:
+    def _add_epoch(self, logs: Mapping[str, Any]) -> None:
         """Adds an epoch to the history of the run, before its checkpoint is begun."""
         if self._prepared.run is None:
             return
@@ -140,19 +140,19 @@ class TrainingSession:
                 metrics=_metrics(logs),
                 time=now(),
             )
-            self._prepared.run.note_epoch(log)
+            self._prepared.run.add_epoch(log)
 
-    def _save(self, stem: str | None, logs: Mapping[str, Any], note: NoteKind | None) -> None:
+    def _save(self, stem: str | None, logs: Mapping[str, Any], kind: SaveKind | None) -> None:
         """Begins to save a checkpoint, tracked averages, or both, once there is room for it."""
-        if stem is None and note is None:
+        if stem is None and kind is None:
             return
         started = time.perf_counter()
         self._make_room()
         work: list[Work] = []
         # Averages come first: a checkpoint must never stand without those to resume with.
-        if note is not None and self._tracked is not None:
+        if kind is not None and self._tracked is not None:
             with self._failing():
-                work += self._prepare_notes(self._tracked, note)
+                work += self._prepare_averages(self._tracked, kind)
         if stem is not None:
             with self._failing():
                 work += self._prepare_checkpoint(stem, logs)
@@ -182,8 +182,9 @@ class TrainingSession:
             return []
         metrics = _metrics(logs)
         self._metric.check(metrics, of_epoch=self._schedule.save_freq is None)
-        record = replace(
-            self._record(stem, placement),
+        record = self._record(
+            stem,
+            placement,
             epoch=self._epoch + 1,
             step=self._step(),
             learning_rate=self._rates.current(),
@@ -199,23 +200,24 @@ class TrainingSession:
         save = partial(framework.save, self._training.model, include_optimizer=include)
         return [partial(run.adopt, stem, save_beside(path, save), record)]
 
-    def _prepare_notes(self, tracked: TrackedAverages, kind: NoteKind) -> list[Work]:
+    def _prepare_averages(self, tracked: TrackedAverages, kind: SaveKind) -> list[Work]:
         """Copies the tracked averages; returns what is left to do in the other thread."""
         run = self._prepared.run
-        placement = self._placement(tracked.placements)
-        notes, contents = tracked.notes(placement), []
         if run is None:
             return []
+        placement = self._placement(tracked.placements)
+        copies = self._prepared.queue.copies[1:]
+        structure, contents = tracked.copy_to(copies, placement), []
         self._steps.ask()
-        for note, copy in zip(notes, self._prepared.queue.copies[1:], strict=True):
-            copy.take(note.view, note.files.variables)
-            record = self._record(note.stem, placement)
-            record = replace(record, step=self._steps.taken, ema=note.ema)
-            contents.append(Content(note.stem, note.files.structure, copy.values, record))
+        for sigma, copy in zip(self._options.tracked_sigmas, copies, strict=True):
+            stem = f"ema-{sigma:.3f}-step-{tracked.step:08d}"
+            ema = TrackedAverage(sigma, tracked.step)
+            record = self._record(stem, placement, step=self._steps.taken, ema=ema)
+            contents.append(Content(stem, structure, copy.values, record))
         self._hand_over_config(run)
         self._say(None, f"saving averages at step {tracked.step}")
-        is_passing = kind is NoteKind.PASSING
-        return [partial(run.write_notes, contents, tracked.step, is_passing=is_passing)]
+        is_passing = kind is SaveKind.PASSING
+        return [partial(run.write_averages, contents, tracked.step, is_passing=is_passing)]
 
     def _placement(self, finder: PlacementFinder | None = None) -> WeightPlacement:
         """Makes sure that the run is this training's, and variables are where they are stored."""
@@ -227,14 +229,16 @@ class TrainingSession:
         self._training.framework.synchronize(self._training.model)
         return found
 
-    def _record(self, stem: str, placement: WeightPlacement) -> Record:
-        """What the records of all files have in common."""
+    def _record(self, stem: str, placement: WeightPlacement, **facts: Any) -> Record:
+        """The record of a file: what those of all files have in common, and its own facts."""
+        framework, whole = self._training.framework, self._options.max_shard_size is None
         return Record(
-            file=stem + self._training.framework.suffix_for(self._options),
+            file=stem + (framework.suffix if whole else ".weights.json"),
             size=0,
             time=now(),
             versions=self._versions,
             batch_norm=placement.batch_norm,
+            **facts,
         )
 
     def _step(self) -> int | None:
@@ -247,12 +251,10 @@ class TrainingSession:
         if self._has_config:
             return
         self._has_config = True
-        config = None
         try:
-            config = self._training.framework.model_json(self._training.model)
+            run.config = self._training.framework.model_json(self._training.model)
         except ModelError as error:
             self._say(None, f"no {run.directory / MODEL_FILE}: {error}")
-        run.take_config(config)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:

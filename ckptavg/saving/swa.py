@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from ckptavg.batch_norm import BatchNormPass, update_batch_norm
+from ckptavg.batch_norm import BatchNormPass
 from ckptavg.saving.epoch_pass import EpochPass
 from ckptavg.saving.keras3 import Keras3
 from ckptavg.saving.swa_callback import AveragingCallback
@@ -18,9 +18,7 @@ _JAX_STATE = tuple(
 class _KerasPass(EpochPass):
     """The pass on any backend of Keras 3."""
 
-    def __init__(self, model: keras.Model) -> None:
-        super().__init__(model)
-        self._pass = BatchNormPass(model)
+    batch_norm_pass = BatchNormPass
 
     def _run(self, *arguments: Any) -> Any:
         # Each backend's fit hands other things to the function that it calls for a batch.
@@ -30,9 +28,6 @@ class _KerasPass(EpochPass):
             "jax": self._on_jax,
         }
         return runs[keras.backend.backend()](*arguments)
-
-    def _set_statistics(self) -> None:
-        self._pass.finish()
 
     def _take_execution(self, iterator: Iterator[Any]) -> dict[str, Any]:
         logs = {}
@@ -107,9 +102,6 @@ class SWA(AveragingCallback, keras.callbacks.Callback):
 
     framework = Keras3()
     epoch_pass = _KerasPass
-
-    def _update_batch_norm(self, data: Any) -> None:
-        update_batch_norm(self.model, data)
 
 
 def _logs(model: keras.Model, x: Any, y: Any, sample_weight: Any, outputs: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 import warnings
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ import numpy as np
 from ckptavg.errors import CkptavgWarning, SaverError, check_count
 from ckptavg.merging.merge import run_plan
 from ckptavg.merging.plan import plan_merge
+from ckptavg.models.specs import as_inputs
 from ckptavg.runs.run import open_run
 from ckptavg.saving.callback import SavingCallback
 from ckptavg.saving.epoch_pass import EpochPass
@@ -65,10 +65,6 @@ class AveragingCallback(SavingCallback):
         self._last_epoch = 0
         self.on_train_batch_begin = self._begin_batch
 
-    @abstractmethod
-    def _update_batch_norm(self, data: Any) -> None:
-        """Re-estimates statistics from data."""
-
     def _has_statistics(self) -> bool:
         """Whether the model has BatchNorm statistics that a pass would set."""
         return any(layer.trainable for layer in self.framework.batch_norm_layers(self.model))
@@ -121,10 +117,11 @@ class AveragingCallback(SavingCallback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
+        run = None if self._prepared is None else self._prepared.run
         if self._final is not None:
             # Optimizers that average by themselves (use_ema) have overwritten the weights.
             self.model.set_weights(self._final)
-        elif self._has_saved:
+        elif run is not None and run.checkpoints:
             self._finish()
         else:
             warnings.warn(
@@ -134,12 +131,6 @@ class AveragingCallback(SavingCallback):
                 stacklevel=2,
             )
         self._remove()
-
-    @property
-    def _has_saved(self) -> bool:
-        """Whether the run holds a checkpoint to average."""
-        run = None if self._prepared is None else self._prepared.run
-        return run is not None and bool(run.checkpoints)
 
     def _begin_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._pass is not None:
@@ -175,7 +166,8 @@ class AveragingCallback(SavingCallback):
         self._set_average()
         if self._has_statistics() and self.bn_data is not None:
             try:
-                self._update_batch_norm(self.bn_data)
+                data = as_inputs(self.bn_data, model=self.model)
+                self.epoch_pass.batch_norm_pass(self.model).run(data)
             except BaseException:
                 self.model.set_weights(former)
                 raise

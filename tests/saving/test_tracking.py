@@ -18,7 +18,7 @@ from ckptavg.errors import CkptavgWarning, IntegrityError, SaverError
 from ckptavg.formats import open_reader
 from ckptavg.recipes import Recipe
 from ckptavg.recipes.power_profiles import decay_over, gamma_of
-from ckptavg.saving.tracking import LEAST_NOTES, NoteSchedule
+from ckptavg.saving.tracking import LEAST_SAVES, TrackingSchedule
 from tests.helpers.files import fill, flip_bit, leftovers, read_tensors
 from tests.helpers.models import compiled_model, evaluator, tiny_model
 from tests.helpers.posthoc_ema import decay_at
@@ -117,7 +117,7 @@ def test_notes_are_the_averages_of_the_weights_of_every_step(tracked):
     run = open_run(tracked.run)
     assert len(tracked.trajectory) == EPOCHS * STEPS
     noted = [(note.record.ema.step, note.record.ema.sigma_rel) for note in run.averages]
-    every = EPOCHS * STEPS // LEAST_NOTES
+    every = EPOCHS * STEPS // LEAST_SAVES
     assert noted == [(t, s) for t in range(every, EPOCHS * STEPS + 1, every) for s in SIGMAS]
     for note in run.averages[:6] + run.averages[-6:]:
         ema, record = note.record.ema, note.record
@@ -164,7 +164,7 @@ def test_verify_proves_notes_and_what_is_made_of_them(tracked, tmp_path):
     out = tmp_path / "o.weights.h5"
     ckptavg.merge(directory, out, recipe="posthoc-ema:0.13")
     proven = ckptavg.verify(directory)
-    assert [found.proof for found in proven] == ["intact"] * (1 + 2 * LEAST_NOTES)
+    assert [found.proof for found in proven] == ["intact"] * (1 + 2 * LEAST_SAVES)
     victim = open_run(directory).averages[-3].path
     damage(victim)
     with pytest.raises(IntegrityError, match=rf"{victim.name} is damaged: block 0 of"):
@@ -438,7 +438,7 @@ def test_a_layer_that_is_built_on_the_way_is_told(tmp_path):
 @given(epochs=st.integers(1, 300), steps=st.integers(1, 40), stride=st.sampled_from([1, 3, 8]))
 def test_there_are_enough_notes_and_not_many_more(epochs, steps, stride):
     """Whatever the training, as long as it has so many executions."""
-    schedule = NoteSchedule(None, epochs)
+    schedule = TrackingSchedule(None, epochs)
     notes = 0
     for epoch in range(epochs):
         seen = 0
@@ -448,7 +448,7 @@ def test_there_are_enough_notes_and_not_many_more(epochs, steps, stride):
             due = schedule.within((at + former, at + seen), (former, seen), steps)
             notes += due or (seen == steps and schedule.at_end(epoch))
     executions = epochs * -(-steps // stride)
-    assert min(LEAST_NOTES, executions) <= notes < 2 * LEAST_NOTES
+    assert min(LEAST_SAVES, executions) <= notes < 2 * LEAST_SAVES
 
 
 def test_decays_of_several_steps_are_those_of_each():

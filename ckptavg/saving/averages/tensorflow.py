@@ -15,14 +15,7 @@ class TensorFlowAverages(DeviceAverages):
     def __init__(self, variables: Sequence[Any], count: int) -> None:
         """Makes `count` averages of `tf.Variable`s, plain ones or those of a strategy, all zero."""
         self._variables = list(variables)
-        self._averages = []
-        for _ in range(count):
-            averages = []
-            for variable in self._variables:
-                with tf.device(variable.device):
-                    zeros = tf.zeros(variable.shape, tf.float32)
-                    averages.append(tf.Variable(zeros, trainable=False))
-            self._averages.append(averages)
+        self._averages = [[_zeros(variable) for variable in variables] for _ in range(count)]
         self._update = tf.function(self._updated)
 
     def update(self, rates: Sequence[float]) -> None:
@@ -48,3 +41,8 @@ class TensorFlowAverages(DeviceAverages):
                     tf.raw_ops.ResourceApplyGradientDescent(
                         var=average.handle, alpha=share, delta=average - value
                     )
+
+
+def _zeros(variable: Any) -> tf.Variable:
+    with tf.device(variable.device):
+        return tf.Variable(tf.zeros(variable.shape, tf.float32), trainable=False)
