@@ -37,7 +37,16 @@ def open_folder(path: Path, model: keras.Model | None, batch_size: int | None) -
     try:
         if (path / _SAVED).is_file():
             return _open_saved(path, model, batch_size)
-        return _open_images(path, model, batch_size or BATCH_SIZE)
+        size, color_mode = _image_shape(path, model)
+        return keras.utils.image_dataset_from_directory(
+            path,
+            labels=None,
+            color_mode=color_mode,
+            batch_size=batch_size or BATCH_SIZE,
+            image_size=size,
+            seed=0,  # shuffled: training did not see batches of a single class
+            verbose=False,
+        )
     except SpecError:
         raise
     except Exception as error:  # TensorFlow raises errors of nearly any kind
@@ -58,19 +67,6 @@ def _open_saved(path: Path, model: keras.Model | None, batch_size: int | None) -
     if [rank + 1 for rank in ranks] == wanted:
         return data.batch(batch_size or BATCH_SIZE)
     return data
-
-
-def _open_images(path: Path, model: keras.Model | None, batch_size: int) -> Any:
-    size, color_mode = _image_shape(path, model)
-    return keras.utils.image_dataset_from_directory(
-        path,
-        labels=None,
-        color_mode=color_mode,
-        batch_size=batch_size,
-        image_size=size,
-        seed=0,  # shuffled: training did not see batches of a single class
-        verbose=False,
-    )
 
 
 def _image_shape(path: Path, model: keras.Model | None) -> tuple[tuple[int, int], str]:

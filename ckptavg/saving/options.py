@@ -82,7 +82,7 @@ class Options:
         check_count("track_freq", self.track_freq, SaverError)
         size = self.max_shard_size
         if size is not None and not (isinstance(size, int | float) and size > 0):
-            raise SaverError(f"max_shard_size is {size!r}, but must be a size in GB")
+            raise SaverError(f"max_shard_size is {size!r}, but must be a number of GB above 0")
         if self.track_freq is not None and not self.tracked_sigmas:
             raise SaverError(
                 "track_freq says how often the averages of tracked_sigmas are saved: pass "
