@@ -22,7 +22,7 @@ from ckptavg.cli.options import (
 )
 from ckptavg.cli.values import read_by
 
-_PYTHON_ONLY = ("progress", "data_name", "live_model", "copy")
+_PYTHON_ONLY = ("progress", "data_name")
 """Keywords without an option: what the command line decides itself."""
 
 Row = Argument | Option

@@ -16,49 +16,52 @@ from ckptavg.storage.files import write_text
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One candidate: facts that say what it is, and its metrics."""
+class Leaderboard:
+    """Candidates of a search.
 
-    facts: Mapping[str, Any]
-    metrics: Mapping[str, float]
+    Attributes:
+        lines: facts that say what each candidate is, and its metrics, the best candidate first.
+        monitor: the metric used for selection.
+    """
 
-    def content(self) -> dict[str, Any]:
-        return {**self.facts, "metrics": dict(self.metrics)}
+    lines: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]
+    monitor: str
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, the one used for selection before the others."""
+        return sorted(self.lines[0][1], key=lambda name: name != self.monitor)
 
-def print_lines(lines: Sequence[Line], monitor: str, limit: int = 20) -> None:
-    """Prints the first lines of a leaderboard, the metric that chose before the others."""
-    metrics = _metrics(lines, monitor)
-    rows = [
-        (
-            str(number),
-            *map(_text, line.facts.values()),
-            *(f"{line.metrics[name]:.5g}" for name in metrics),
-        )
-        for number, line in enumerate(lines[:limit], 1)
-    ]
-    facts = [title.replace("_", " ") for title in lines[0].facts]
-    print_table(rows, (NUMBER, [""]), (NUMBERS, facts), (NUMBER, metrics))
-    if len(lines) > limit:
-        typer.echo(f"and {len(lines) - limit} more")
+    def print(self, limit: int = 20) -> None:
+        """Prints the first lines."""
+        rows = [
+            [str(rank), *map(_text, facts.values()), *(f"{scores[m]:.5g}" for m in self.metrics)]
+            for rank, (facts, scores) in enumerate(self.lines[:limit], 1)
+        ]
+        titles = [title.replace("_", " ") for title in self.lines[0][0]]
+        print_table(rows, (NUMBER, [""]), (NUMBERS, titles), (NUMBER, self.metrics))
+        if len(self.lines) > limit:
+            typer.echo(f"and {len(self.lines) - limit} more")
+
+    def write(self, output: Path) -> None:
+        """Writes all lines as a CSV beside an output."""
+        text, path = io.StringIO(), csv_path(output)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["rank", *self.lines[0][0], *self.metrics])
+        for rank, (facts, scores) in enumerate(self.lines, 1):
+            writer.writerow([rank, *facts.values(), *(scores[m] for m in self.metrics)])
+        with writing(path):
+            write_text(path, text.getvalue())
+
+    def content(self) -> list[dict[str, Any]]:
+        """All lines, for machines."""
+        return [{**facts, "metrics": scores} for facts, scores in self.lines]
 
 
 def print_scores(what: str, metrics: Mapping[str, float], data: str | None) -> None:
     """Prints metrics on data that were not used for selection."""
     told = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
     typer.echo(f"{what} on {data}: {told}")
-
-
-def write_csv(path: Path, lines: Sequence[Line], monitor: str) -> None:
-    """Writes all lines of a leaderboard, the best first."""
-    text = io.StringIO()
-    metrics = _metrics(lines, monitor)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", *lines[0].facts, *metrics])
-    for number, line in enumerate(lines, 1):
-        writer.writerow([number, *line.facts.values(), *(line.metrics[m] for m in metrics)])
-    with writing(path):
-        write_text(path, text.getvalue())
 
 
 def check_csv(output: Path, overwrite: bool) -> None:
@@ -78,11 +81,6 @@ def check_csv(output: Path, overwrite: bool) -> None:
 def csv_path(output: Path) -> Path:
     """Where the leaderboard of an output goes."""
     return output.with_name(f"{output.name}.csv")
-
-
-def _metrics(lines: Sequence[Line], monitor: str) -> list[str]:
-    others = [name for name in lines[0].metrics if name != monitor]
-    return [monitor, *others] if lines[0].metrics else []
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
@@ -56,27 +56,21 @@ class _Terminal(Display):
 
 
 def _new_progress() -> "Progress":
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
-    return Progress(
-        TextColumn("{task.description:<15}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn("{task.description:<15}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(show_speed=True),
+        progress.TextColumn("{task.fields[speed]}"),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
 
 
-def _advance(progress: "Progress", description: str, total: int | None) -> Callable[..., None]:
+def _advance(progress: "Progress", description: str, total: int | None) -> Advance:
     task = progress.add_task(description, total=total, start=False, visible=False, speed="")
     seen = 0
 

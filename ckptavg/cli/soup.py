@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ckptavg.cli.command import command
-from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, print_scores, write_csv
+from ckptavg.cli.leaderboard import Leaderboard, check_csv, csv_path, print_scores
 from ckptavg.cli.options import FOR_SELECTION, Argument
 from ckptavg.cli.printing import pick, plural, print_json
 from ckptavg.cli.session import session
@@ -38,13 +38,15 @@ def soup(*, output: Path, overwrite: bool, json: bool, **options: Any) -> None:
     check_csv(output, overwrite)
     with session():
         report = cook(output=output, overwrite=overwrite, **options)
-    lines = [_line(ingredient, report.monitor) for ingredient in report.ingredients]
-    write_csv(csv_path(output), lines, report.monitor)
+    facts = [_facts(ingredient, report.monitor) for ingredient in report.ingredients]
+    scores = [ingredient.metrics for ingredient in report.ingredients]
+    board = Leaderboard([*zip(facts, scores, strict=True)], report.monitor)
+    board.write(output)
     if json:
-        facts = pick(report, "output", "monitor", "metrics", "tried", "test_metrics")
-        print_json({**facts, "ingredients": [line.content() for line in lines]})
+        found = pick(report, "output", "monitor", "metrics", "tried", "test_metrics")
+        print_json({**found, "ingredients": board.content()})
         return
-    print_lines(lines, report.monitor)
+    board.print()
     typer.echo()
     _print_summary(report, **{key: options[key] for key in ("method", "eval_data", "test_data")})
 
@@ -65,13 +67,9 @@ def _print_summary(
         print_scores("the soup", report.test_metrics, test_data)
 
 
-def _line(ingredient: "Ingredient", monitor: str) -> Line:
-    with_soup = (ingredient.with_soup or {}).get(monitor)
-    return Line(
-        {
-            "checkpoint": str(ingredient.checkpoint.path),
-            "kept": "yes" if ingredient.kept else "no",
-            "soup_with_it": "" if with_soup is None else with_soup,
-        },
-        ingredient.metrics,
-    )
+def _facts(ingredient: "Ingredient", monitor: str) -> dict[str, Any]:
+    return {
+        "checkpoint": str(ingredient.checkpoint.path),
+        "kept": "yes" if ingredient.kept else "no",
+        "soup_with_it": (ingredient.with_soup or {}).get(monitor, ""),
+    }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ckptavg.cli.command import command
-from ckptavg.cli.leaderboard import Line, check_csv, csv_path, print_lines, print_scores, write_csv
+from ckptavg.cli.leaderboard import Leaderboard, check_csv, csv_path, print_scores
 from ckptavg.cli.options import FOR_SELECTION, OUTPUT, RESOURCES, Option
 from ckptavg.cli.printing import pick, print_json
 from ckptavg.cli.session import session
@@ -50,28 +50,24 @@ def sweep(*, output: Path | None, overwrite: bool, json: bool, **options: Any) -
         check_csv(output, overwrite)
     with session():
         report = search(output=output, overwrite=overwrite, **options)
-    lines = [_line(entry) for entry in report.entries]
+    board = Leaderboard([(_facts(e), e.metrics) for e in report.entries], report.monitor)
     if report.output is not None:
-        write_csv(csv_path(report.output), lines, report.monitor)
+        board.write(report.output)
     if json:
-        print_json(_content(report, lines))
+        print_json(_content(report, board))
         return
-    print_lines(lines, report.monitor)
+    board.print()
     typer.echo()
     _print_summary(report, options["eval_data"], options["test_data"])
 
 
-def _line(entry: "Entry") -> Line:
-    epochs = [c.epoch for c in entry.checkpoints if c.epoch is not None]
-    return Line(
-        {
-            "epochs": list_epochs(epochs),
-            "checkpoints": len(entry.checkpoints),
-            "recipe": entry.recipe,
-            "effective": entry.effective_sample_size,
-        },
-        entry.metrics,
-    )
+def _facts(entry: "Entry") -> dict[str, Any]:
+    return {
+        "epochs": list_epochs(c.epoch for c in entry.checkpoints if c.epoch is not None),
+        "checkpoints": len(entry.checkpoints),
+        "recipe": entry.recipe,
+        "effective": entry.effective_sample_size,
+    }
 
 
 def _print_summary(report: "SweepReport", eval_data: str, test_data: str | None) -> None:
@@ -88,15 +84,11 @@ def _print_summary(report: "SweepReport", eval_data: str, test_data: str | None)
         print_scores("the best one", report.test_metrics, test_data)
 
 
-def _content(report: "SweepReport", lines: list[Line]) -> dict[str, Any]:
+def _content(report: "SweepReport", board: Leaderboard) -> dict[str, Any]:
     return {
         **pick(report, "monitor", "tried", "known", "output", "test_metrics"),
         "leaderboard": [
-            {
-                **line.content(),
-                "files": [checkpoint.path for checkpoint in entry.checkpoints],
-                "coefficients": entry.coefficients,
-            }
-            for line, entry in zip(lines, report.entries, strict=True)
+            {**line, "files": [c.path for c in entry.checkpoints], **pick(entry, "coefficients")}
+            for line, entry in zip(board.content(), report.entries, strict=True)
         ],
     }

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ckptavg.errors import RecipeError, check_count
 from ckptavg.recipes import RECIPES, Recipe, all_parameters, effective_sample_size
 from ckptavg.runs.selection import positions_in
 from ckptavg.runs.sources import Sources, resolve
@@ -23,7 +24,7 @@ class RecipeCoefficients:
 
     @property
     def effective_sample_size(self) -> float | None:
-        """As many independent checkpoints have a plain mean as little noisy."""
+        """Number of equally weighted checkpoints whose mean would be as noisy."""
         return None if self.coefficients is None else effective_sample_size(self.coefficients)
 
 
@@ -68,13 +69,15 @@ def compare_recipes(
 
     Raises:
         RunError: there are no checkpoints where `sources` points.
-        RecipeError: two checkpoints are at the same position.
+        RecipeError: two checkpoints are at the same position, or a number is out of range.
 
     Example:
         >>> print(ckptavg.compare_recipes("run"))
     """
     if unknown := parameters.keys() - all_parameters().keys():
         raise TypeError(f"compare_recipes() got an unexpected keyword argument '{min(unknown)}'")
+    given = {name: value for name, value in parameters.items() if value is not None}
+    check_count("count", count, RecipeError)
     positions, unit = tuple(map(float, range(1, count + 1))), "checkpoint"
     if sources is not None:
         positions, unit = positions_in(resolve(sources))
@@ -83,7 +86,7 @@ def compare_recipes(
         if definition.over != "positions":
             found.append(RecipeCoefficients(name, definition.summary))
             continue
-        own = [(p.name, parameters.get(p.name) or p.example) for p in definition.parameters]
+        own = [(p.name, given.get(p.name, p.example)) for p in definition.parameters]
         recipe = Recipe(name, parameters=own)
         coefficients = recipe.coefficients(positions)
         found.append(RecipeCoefficients(str(recipe), definition.summary, coefficients))

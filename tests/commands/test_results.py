@@ -2,7 +2,10 @@
 
 import pickle
 
+import pytest
+
 import ckptavg
+from ckptavg.errors import RecipeError
 from tests.helpers.models import tiny_data, tiny_model
 
 X, Y = tiny_data()
@@ -67,3 +70,10 @@ def test_recipes_compared(folder):
     assert found.recipes[0].coefficients == (0.25,) * 4
     assert found.recipes[-1].coefficients is None
     assert len(ckptavg.compare_recipes(count=3).positions) == 3
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(RecipeError, match="count"):
+        ckptavg.compare_recipes(count=0)
+    with pytest.raises(RecipeError, match="decay"):
+        ckptavg.compare_recipes(decay=0.0)
