@@ -28,6 +28,9 @@ from ckptavg.runs.record import BatchNormRecord
 from ckptavg.runs.sources import Sources
 from ckptavg.storage.files import is_file, partial
 
+COPY = "copy"
+"""What stands for the recipe where a checkpoint is written in another format."""
+
 _JOB_MEMORY = 14 * 8 * PIECE
 """Bytes for one thread: bytes read, sum, scratch, and what float64 or bfloat16 arithmetic needs."""
 
@@ -40,7 +43,7 @@ class MergePlan:
         output: the file to write.
         sources: in the order in which they were named.
         items: what becomes of every tensor of the checkpoints.
-        recipe: how the coefficients came about, such as `uniform` or `ema:0.9`; or `copy` of one.
+        recipe: how the coefficients came about, such as `uniform` or `ema:0.9`; or `COPY`.
         jobs: number of threads; see `ckptavg.merging.memory`.
         batch_norm: what the BatchNorm statistics of the output will be worth.
         bytes_read: from all sources.
@@ -131,24 +134,21 @@ def plan_merge(
 ) -> MergePlan:
     """Plans a merge from metadata alone; arguments and errors are those of `merge`.
 
-    With `live_model` a `.keras` output needs no configuration from a file: `merge_into_model` will
-    take it from the model that it is given. With `copy` every tensor is that of the last
-    checkpoint, to the bit, as `convert` wants it. `choice` says how the sources were chosen, for
-    the record.
+    With `live_model` a `.keras` output needs no configuration from a file: `merge_into_model` takes
+    that of its model. With `copy` every tensor is that of the last checkpoint, to the bit, as
+    `convert` wants it. `choice` says how the sources were chosen, for the record.
     """
     weighted = weigh(
         sources, recipe, coefficients=coefficients, normalize=normalize, finite_only=not copy
     )
-    checkpoints = weighted.checkpoints
-    output = named_like(checkpoint_path(output), checkpoints[0].path)
+    output = named_like(checkpoint_path(output), weighted.checkpoints[0].path)
     check_output(output, overwrite)
     plan = plan_average(
-        checkpoints,
+        weighted.checkpoints,
         output,
-        recipe="copy" if copy else weighted.recipe,
+        recipe=COPY if copy else weighted.recipe,
         coefficients=weighted.coefficients,
         non_float=non_float,
-        copy=copy,
         max_memory=max_memory,
         jobs=jobs,
     )
@@ -157,7 +157,7 @@ def plan_merge(
     # An archive needs the disk twice: the weights are written first, then the file around them.
     disk = plan.bytes_written * (2 if archive or live_model else 1)
     _check_disk(output, disk)
-    model_file = Path(model) if model is not None else _model_file(checkpoints)
+    model_file = Path(model) if model is not None else _model_file(weighted.checkpoints)
     needed = archive and not live_model
     return replace(
         plan,
@@ -177,7 +177,6 @@ def plan_average(
     recipe: str,
     coefficients: Sequence[float],
     non_float: str = EQUAL,
-    copy: bool = False,
     max_memory: int | None = None,
     jobs: int | None = None,
 ) -> MergePlan:
@@ -186,10 +185,10 @@ def plan_average(
     Args:
         checkpoints: to be averaged.
         output: the output that the plan will name; it is not looked at.
-        recipe: the recipe that the plan will name.
+        recipe: the recipe that the plan will name. With `COPY` all tensors are those of the last
+            checkpoint, to the bit.
         coefficients: one for each checkpoint.
         non_float: as in `merge`.
-        copy: whether all tensors are to be those of the last checkpoint, to the bit.
         max_memory: as in `merge`.
         jobs: as in `merge`.
 
@@ -197,7 +196,7 @@ def plan_average(
         CkptavgError: as `merge` does.
     """
     sources = plan_sources(checkpoints, coefficients)
-    last = sources[-1]
+    last, copy = sources[-1], recipe == COPY
     if not copy:
         check_not_quantized(last.path, last.structure)
         if last.path.name.endswith(".keras"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from ckptavg.errors import IntegrityError
 from ckptavg.merging.digests import MergeDigests
 from ckptavg.merging.engine import stream
-from ckptavg.merging.plan import plan_average
+from ckptavg.merging.plan import COPY, plan_average
 from ckptavg.merging.tensor_rules import LAST
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import check_intact
@@ -75,7 +75,7 @@ def _recompute(path: Path, record: Record) -> Verification:
     sources = [path.parent / source.path for source in record.sources]
     if any(Checkpoint.exists(s) and s.resolve() == path.resolve() for s in sources):
         raise IntegrityError(f"the record of {path} names itself among its sources")
-    if record.recipe == "copy" and len(sources) != 1:
+    if record.recipe == COPY and len(sources) != 1:
         raise IntegrityError(f"the record of {path} names {len(sources)} sources of one copy")
     gone = [source for source in sources if not Checkpoint.exists(source)]
     if gone:
@@ -87,7 +87,6 @@ def _recompute(path: Path, record: Record) -> Verification:
         recipe=record.recipe or "",
         coefficients=[source.coefficient for source in record.sources],
         non_float=LAST,
-        copy=record.recipe == "copy",
     )
     digests = MergeDigests(plan)
     stream(plan, lambda *_: None, digests.add)

@@ -135,14 +135,12 @@ def _place(segment: Segment) -> tuple[int, int]:
 
 
 def _spans(segments: Iterable[Segment], shared: bool) -> Iterator[Span]:
-    row: list[Segment] = []
+    rows: list[list[Segment]] = []
     for segment in segments:
-        if row and not (shared and _continues(row, segment)):
-            yield _span(row)
-            row = []
-        row.append(segment)
-    if row:
-        yield _span(row)
+        if not (rows and shared and _continues(rows[-1], segment)):
+            rows.append([])
+        rows[-1].append(segment)
+    return map(_span, rows)
 
 
 def _continues(row: Sequence[Segment], segment: Segment) -> bool:

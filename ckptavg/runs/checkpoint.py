@@ -64,7 +64,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path, named_epoch: int | None = None) -> "Checkpoint":
-        """Finds the record of a checkpoint.
+        """Finds the record of a checkpoint; that of a tracked average gives a `TrackedCheckpoint`.
 
         Raises:
             RunError: there is no such file.
@@ -78,49 +78,38 @@ class Checkpoint:
                 else "name a run, a file, a folder of checkpoints or a quoted pattern"
             )
             raise RunError(f"there is no checkpoint {path}: {advice}")
-        return Checkpoint(path, find_record(path), named_epoch)
+        record = find_record(path)
+        if record is not None and record.ema is not None:
+            return TrackedCheckpoint(path, record, named_epoch)
+        return Checkpoint(path, record, named_epoch)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RecordedCheckpoint(Checkpoint):
-    """A checkpoint of a run. It always has a record, which names its epoch.
-
-    Raises:
-        RecordError: the record names no epoch.
-    """
+    """A checkpoint of a run. It always has a record, which names its epoch."""
 
     record: Record
 
-    def __post_init__(self) -> None:
+    @property
+    def epoch(self) -> int:
+        """1-based epoch that had just ended."""
         if self.record.epoch is None:
             raise RecordError(
                 f"the record {self.record.path} names no epoch: it is not that of a run's "
                 "checkpoint"
             )
-
-    @property
-    def epoch(self) -> int:
-        """1-based epoch that had just ended."""
-        assert self.record.epoch is not None, "checked when the checkpoint was made"
         return self.record.epoch
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TrackedCheckpoint(Checkpoint):
-    """A tracked average of a run. It always has a record, which says which average it is.
-
-    Raises:
-        RecordError: the record does not say so.
-    """
+    """A tracked average of a run. It always has a record, which says which average it is."""
 
     record: Record
-
-    def __post_init__(self) -> None:
-        if self.record.ema is None:
-            raise RecordError(f"the record {self.record.path} does not say which average it is of")
 
     @property
     def ema(self) -> TrackedAverage:
         """Which average it is."""
-        assert self.record.ema is not None, "checked when the checkpoint was made"
+        if self.record.ema is None:
+            raise RecordError(f"the record {self.record.path} does not say which average it is of")
         return self.record.ema

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckptavg.errors import RecordError
-from ckptavg.runs.json_values import DAMAGE, decode, number
+from ckptavg.runs.json_values import DAMAGE, decode, encode
 
 HISTORY_FILE = "history.jsonl"
 
@@ -31,10 +31,7 @@ class EpochLog:
 
     def to_line(self) -> str:
         """The line of the history file, strict JSON."""
-        content = asdict(self)
-        content["learning_rate"] = number(self.learning_rate)
-        content["metrics"] = {name: number(value) for name, value in self.metrics.items()}
-        return json.dumps(content, allow_nan=False) + "\n"
+        return json.dumps(encode(self), allow_nan=False) + "\n"
 
 
 def read_history(path: Path) -> tuple[EpochLog, ...]:

@@ -18,11 +18,6 @@ DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, Recurs
 _DIGEST = re.compile(f"[0-9a-fA-F]{{{2 * DIGEST_SIZE}}}")
 
 
-def number(value: float | None) -> float | str | None:
-    """A number for JSON, which has no NaN and no infinity: these become texts that float reads."""
-    return value if value is None or math.isfinite(value) else str(value)
-
-
 def _digest(value: Any) -> str:
     if not isinstance(value, str) or _DIGEST.fullmatch(value) is None:
         raise ValueError(f"expected a digest of 32 hexadecimal digits, got {value!r:.40}")
@@ -72,6 +67,20 @@ def decode(kind: Any, value: Any) -> Any:
         value: as JSON gives it.
     """
     return _reader_of(kind)(value)
+
+
+def encode(value: Any) -> Any:
+    """What `decode` reads again, for strict JSON.
+
+    JSON has no NaN and no infinity: these become texts that `float` reads.
+    """
+    if is_dataclass(value):
+        return {f.name: encode(getattr(value, f.name)) for f in fields(value) if f.compare}
+    if isinstance(value, Mapping):
+        return {name: encode(content) for name, content in value.items()}
+    if isinstance(value, tuple):
+        return list(map(encode, value))
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # The types are looked at once: a proof holds a digest for every 8 MiB of a model.

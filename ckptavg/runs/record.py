@@ -12,14 +12,14 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ckptavg.errors import RecordError
 from ckptavg.recipes.posthoc_ema import TrackedAverage
-from ckptavg.runs.json_values import DAMAGE, Digest, Scalar, decode, number
+from ckptavg.runs.json_values import DAMAGE, Digest, Scalar, decode, encode
 from ckptavg.storage.files import write_text
 from ckptavg.version import __version__
 
@@ -162,17 +162,9 @@ class Record:
 
     def to_json(self, tensors: TensorRecords) -> str:
         """The record with the proof of the checkpoint, strict JSON."""
-        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        del content["path"]
+        content = {"format": FORMAT, "version": VERSION, **encode(self), "tensors": encode(tensors)}
         if not self.choice:
             del content["choice"]
-        content["tensors"] = {
-            name: {"shape": tensor.shape, "dtype": tensor.dtype, "digests": tensor.digests}
-            for name, tensor in tensors.items()
-        }
-        content["metrics"] = {name: number(value) for name, value in self.metrics.items()}
-        for rate in ("learning_rate", "initial_learning_rate"):
-            content[rate] = number(content[rate])
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     @classmethod

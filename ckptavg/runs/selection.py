@@ -124,12 +124,8 @@ def _count(checkpoints: tuple[C, ...], number: int, word: str) -> tuple[C, ...]:
 
 def _best(checkpoints: tuple[C, ...], number: int, monitor: str, mode: str) -> tuple[C, ...]:
     values, sign = _metrics(checkpoints, monitor), metric_sign(monitor, mode)
-
-    def rank(index: int) -> tuple[bool, float]:
-        return (math.isnan(values[index]), sign * values[index])
-
-    best = sorted(range(len(values)), key=rank)[:number]
-    return tuple(checkpoints[index] for index in sorted(best))
+    ranked = sorted(range(len(values)), key=lambda n: (math.isnan(values[n]), sign * values[n]))
+    return tuple(checkpoints[n] for n in sorted(ranked[:number]))
 
 
 def _metrics(checkpoints: Sequence[Checkpoint], monitor: str) -> list[float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptavg.errors import RunError
 from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state
 from ckptavg.formats.tensorflow.paths import checkpoint_path
-from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
+from ckptavg.runs.checkpoint import Checkpoint, RecordedCheckpoint, TrackedCheckpoint
 from ckptavg.runs.numbering import epochs_in, natural_key
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
 from ckptavg.storage.files import TEMPORARY_PREFIX
@@ -66,27 +66,16 @@ def resolve_averages(sources: Sources) -> tuple[TrackedCheckpoint, ...]:
     Raises:
         RunError: there are none.
     """
-    if isinstance(sources, Sequence) and not isinstance(sources, str) and len(sources) == 1:
-        return resolve_averages(sources[0])
-    if isinstance(sources, str | Path) and _is_run(sources):
-        sources = open_run(sources)
-    if isinstance(sources, Run):
-        if not sources.averages:
-            raise _no_averages(sources.directory)
-        return sources.averages
-    found = []
-    for checkpoint in resolve(sources):
-        if checkpoint.record is None or checkpoint.record.ema is None:
-            raise _no_averages(checkpoint.path)
-        found.append(TrackedCheckpoint(checkpoint.path, checkpoint.record))
-    return tuple(found)
-
-
-def _no_averages(place: Path) -> RunError:
-    return RunError(
-        f"{place} holds no averages tracked during training, which posthoc-ema combines: "
-        "name one run whose CheckpointSaver had tracked_sigmas, such as (0.05, 0.10)"
-    )
+    found = resolve(sources, tracked=True)
+    averages = tuple(c for c in found if isinstance(c, TrackedCheckpoint))
+    others = [c.path for c in found if not isinstance(c, TrackedCheckpoint | RecordedCheckpoint)]
+    if others or not averages:
+        place = others[0] if others else found[0].path.parent.parent  # the directory of the run
+        raise RunError(
+            f"{place} holds no averages tracked during training, which posthoc-ema combines: "
+            "name one run whose CheckpointSaver had tracked_sigmas, such as (0.05, 0.10)"
+        )
+    return averages
 
 
 def _is_run(path: str | Path) -> bool:

@@ -192,7 +192,9 @@ def test_a_source_that_becomes_unreadable_during_the_merge(large, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     code = (
-        "import os, sys; from ckptavg import merging, plan, CkptavgError\n"
+        "import os, sys\n"
+        "from ckptavg import CkptavgError\n"
+        "from ckptavg.merging import merge as merging, plan\n"
         "planned = plan.plan_merge(sys.argv[2:], sys.argv[1])\n"
         "os.chmod(sys.argv[3], 0)\n"
         "try: merging.run_plan(planned)\n"
