@@ -134,10 +134,8 @@ def round_once(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     even = (bits & 1) == 0
     # To odd: an even neighbour is replaced by the odd one on the other side of the value. One bit
     # more or less in the integer is the next float32 away from or towards zero.
-    too_far = np.abs(widened) > np.abs(values)
-    too_near = np.abs(widened) < np.abs(values)
-    bits += np.where(even & too_near, 1, 0).astype(np.int32)
-    bits -= np.where(even & too_far, 1, 0).astype(np.int32)
+    bits += even & (np.abs(widened) < np.abs(values))
+    bits -= even & (np.abs(widened) > np.abs(values))
     return single.astype(dtype)
 
 

@@ -20,7 +20,7 @@ from ckptavg.merging.weighting import weigh
 from ckptavg.merging.work import total_blocks
 from ckptavg.recipes import UNIFORM, Recipe, uniform
 from ckptavg.runs.checkpoint import Checkpoint
-from ckptavg.runs.describe import describe_epochs, human_size, list_epochs
+from ckptavg.runs.describe import describe_epochs, human_size
 from ckptavg.runs.digest import DIGEST_SIZE
 from ckptavg.runs.json_values import Scalar
 from ckptavg.runs.outputs import check_output
@@ -88,10 +88,7 @@ class MergePlan:
     @property
     def facts(self) -> str:
         """What is averaged, in a few words, such as `uniform of 4 checkpoints of epochs 3-6`."""
-        epochs = [source.epoch for source in self.sources if source.epoch is not None]
-        count = f"{len(self.sources)} checkpoint" + ("s" if len(self.sources) != 1 else "")
-        of_epochs = f" of epochs {list_epochs(epochs)}" if epochs else ""
-        return f"{self.recipe} of {count}{of_epochs}"
+        return f"{self.recipe} of {describe_epochs(self.sources)}"
 
     @property
     def coefficients(self) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptavg.errors import CkptavgError, CkptavgWarning
+from ckptavg.merging.plan import COPY
 from ckptavg.merging.weighting import weigh
 from ckptavg.recipes import UNIFORM, Recipe, all_parameters, check_coefficients, uniform
 from ckptavg.runs.checkpoint import Checkpoint
@@ -65,15 +66,14 @@ def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
         return ()
     sources = [Path(os.path.normpath(path.parent / source.path)) for source in record.sources]
     model = _model(average) if path.suffix == ".keras" else []
-    if record.recipe == "copy":
-        earlier: tuple[str, ...] = ()
-        if Checkpoint.exists(sources[-1]):
-            earlier = _making(Checkpoint.open(sources[-1]), seen | {path.resolve()})
-        return (*earlier, _command(["convert", str(sources[-1]), str(path), *model]))
-    coefficients = [source.coefficient for source in record.sources]
+    if record.recipe == COPY:
+        command = _command(["convert", str(sources[-1]), str(path), *model])
+        if not Checkpoint.exists(sources[-1]):
+            return (command,)
+        return (*_making(Checkpoint.open(sources[-1]), seen | {path.resolve()}), command)
     words = _by_run(sources, record)
     if words is None:
-        words = [*map(str, sources), *_by_number(coefficients)]
+        words = [*map(str, sources), *_by_number([s.coefficient for s in record.sources])]
     passed = _pass(record.batch_norm)
     model = _model(average) if passed else model
     return (_command(["merge", *words, "-o", str(path), *model, *passed]),)

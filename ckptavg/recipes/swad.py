@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckptavg.errors import RunError
+from ckptavg.errors import RunError, check_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,8 @@ class Swad:
     tolerance_ratio: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("n_converge", "n_tolerance"):
-            if getattr(self, name) < 1:
-                raise RunError(f"{name} is {getattr(self, name)!r}, but must be at least 1")
+        check_count("n_converge", self.n_converge, RunError)
+        check_count("n_tolerance", self.n_tolerance, RunError)
         if not self.tolerance_ratio >= 0:
             raise RunError(f"tolerance_ratio is {self.tolerance_ratio!r}, but must be at least 0")
 

@@ -2,8 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Protocol
 
-from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
+from ckptavg.runs.checkpoint import TrackedCheckpoint
+
+
+class HasEpoch(Protocol):
+    """A checkpoint, or the plan to read one."""
+
+    @property
+    def epoch(self) -> int | None:
+        """1-based; None if it is not known."""
 
 
 def human_size(nbytes: float) -> str:
@@ -38,7 +47,7 @@ def list_metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
-def describe_epochs(checkpoints: Iterable[Checkpoint]) -> str:
+def describe_epochs(checkpoints: Iterable[HasEpoch]) -> str:
     """Epochs in a few words, such as `15 checkpoints of epochs 16-30`."""
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
     known = [epoch for epoch in epochs if epoch is not None]

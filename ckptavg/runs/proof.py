@@ -13,7 +13,7 @@ from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.formats.crc32c import crc32c, crc32c_combine
 from ckptavg.formats.tensors import Block, TensorInfo, blocks, count_blocks
 from ckptavg.runs.digest import DIGEST_SIZE, digest
-from ckptavg.runs.record import Record, TensorRecord
+from ckptavg.runs.record import Record, TensorRecord, TensorRecords
 from ckptavg.runs.record_files import find_record
 
 
@@ -176,30 +176,24 @@ class Proof:
                 f"{reader.path} has {reader.size:,} bytes but its record says {record.size:,}: "
                 "it was changed or truncated after it was saved"
             )
-        recorded = record.read_tensors()
-        stored = reader.structure.model_tensors
-        parts: list[str] = []
-        numbers: dict[str, int] = {}
-        number = 0
-        for name, tensor in stored.items():
-            found = recorded.get(name)
-            if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
-                break
-            nbytes = tensor.nbytes
-            # Too few digests would leave bytes unproven.
-            if len(found.digests) != count_blocks(nbytes):
-                raise IntegrityError(
-                    f"the record of {reader.path} holds {len(found.digests)} digests of '{name}', "
-                    f"which has {nbytes:,} bytes: it is of another file"
-                )
-            parts += found.digests
-            numbers[name] = number
-            number += len(found.digests)
-        if len(numbers) < len(stored) or len(recorded) > len(stored):
+        recorded, stored = record.read_tensors(), reader.structure.model_tensors
+        if _facts(recorded) != _facts(stored):
             raise IntegrityError(
                 f"{reader.path} holds other tensors than its record says: "
                 "it was changed after it was saved"
             )
+        parts: list[str] = []
+        numbers: dict[str, int] = {}
+        for name, tensor in stored.items():
+            digests = recorded[name].digests
+            # Too few digests would leave bytes unproven.
+            if len(digests) != count_blocks(tensor.nbytes):
+                raise IntegrityError(
+                    f"the record of {reader.path} holds {len(digests)} digests of '{name}', which "
+                    f"has {tensor.nbytes:,} bytes: it is of another file"
+                )
+            numbers[name] = len(parts)
+            parts += digests
         return cls(bytes.fromhex("".join(parts)), numbers if first is None else first)
 
     def holds(self, name: str, block: Block, found: bytes) -> bool:
@@ -218,3 +212,7 @@ class Proof:
                 f"{path} is damaged: block {block.index} of '{tensor.name}' (its bytes from "
                 f"{block.start:,} on) is not what was saved, by the digest in its record"
             )
+
+
+def _facts(tensors: Mapping[str, TensorInfo] | TensorRecords) -> dict[str, tuple[object, ...]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

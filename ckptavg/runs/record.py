@@ -10,8 +10,7 @@ holds for that file only.
 import json
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,12 +173,8 @@ class Record:
         Raises:
             RecordError: the file is missing, is not a record, or is of a newer version.
         """
-        content = _read_content(path)
-        with _damage_explained(path):
-            if not isinstance(content["tensors"], dict):
-                raise TypeError("'tensors' must be an object")
-            found: Record = decode(cls, content)
-            return replace(found, path=path)
+        found: Record = _decoded(cls, _read_content(path), path)
+        return replace(found, path=path)
 
     def read_tensors(self) -> TensorRecords:
         """The proof of the checkpoint by stored name of its tensors, without optimizer state.
@@ -188,10 +183,9 @@ class Record:
             RecordError: the record's file is gone or damaged.
         """
         assert self.path is not None, "only a record with a file has tensors"
-        content = _read_content(self.path)
-        with _damage_explained(self.path):
-            tensors: TensorRecords = decode(TensorRecords, content["tensors"])
-            return tensors
+        tensors = _read_content(self.path)["tensors"]
+        found: TensorRecords = _decoded(TensorRecords, tensors, self.path)
+        return found
 
 
 def now() -> str:
@@ -225,12 +219,13 @@ def _read_content(path: Path) -> dict[str, Any]:
             f"{path} is a record of version {content.get('version')!r:.20}, but this ckptavg reads "
             f"version {VERSION}: install the ckptavg that wrote it"
         )
+    if not isinstance(content.get("tensors"), dict):
+        raise RecordError(f"the record {path} is damaged: 'tensors' must be an object")
     return content
 
 
-@contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
+def _decoded(kind: Any, content: Any, path: Path) -> Any:
     try:
-        yield
+        return decode(kind, content)
     except DAMAGE as error:
         raise RecordError(f"the record {path} is damaged: {error!r:.200}") from error
