@@ -2,9 +2,8 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ckptavg.formats import CheckpointWriter, open_writer
 from ckptavg.merging.digests import MergeDigests, UnitDigests
@@ -122,25 +121,16 @@ def _fill(
     return sum(trusted) / max(1, len(trusted))
 
 
-def _facts_of_one(plan: MergePlan) -> dict[str, Any]:
-    """What stays true of a checkpoint that is copied, or averaged with nothing else."""
-    if len(plan.sources) > 1:
-        return {}
-    known = plan.sources[0].record
-    if known is None:
-        return {"epoch": plan.sources[0].epoch}
-    names = ("epoch", "step", "learning_rate", "initial_learning_rate", "metrics")
-    return {name: getattr(known, name) for name in names}
-
-
 def _record(plan: MergePlan, size: int, digests: MergeDigests) -> Record:
-    folder = plan.output.parent.resolve()
-    return Record(
-        file=plan.output.name,
-        size=size,
-        time=now(),
-        versions=versions(),
-        **_facts_of_one(plan),
+    folder, only = plan.output.parent.resolve(), plan.sources[0]
+    made = Record(file=plan.output.name, size=size, time=now(), versions=versions())
+    # Of a checkpoint that is copied, or averaged with nothing else, these stay true.
+    if len(plan.sources) == 1:
+        names = ("step", "learning_rate", "initial_learning_rate", "metrics")
+        known = {name: getattr(only.record, name) for name in names} if only.record else {}
+        made = replace(made, epoch=only.epoch, **known)
+    return replace(
+        made,
         batch_norm=plan.batch_norm,
         model=os.path.relpath(plan.model_file, folder) if plan.model_file else None,
         recipe=plan.recipe,

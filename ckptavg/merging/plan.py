@@ -154,17 +154,11 @@ def plan_merge(
     # An archive needs the disk twice: the weights are written first, then the file around them.
     disk = plan.bytes_written * (2 if archive or live_model else 1)
     _check_disk(output, disk)
-    model_file = Path(model) if model is not None else _model_file(weighted.checkpoints)
-    needed = archive and not live_model
-    return replace(
-        plan,
-        overwrite=overwrite,
-        model_file=model_file,
-        model_config=_model_config(model_file, output, plan.sources[0]) if needed else None,
-        disk=disk,
-        left_out=weighted.left_out,
-        choice={**(choice or {}), **weighted.choice},
-    )
+    file = Path(model) if model is not None else _model_file(weighted.checkpoints)
+    config = _model_config(file, output, plan.sources[0]) if archive and not live_model else None
+    noted = {**(choice or {}), **weighted.choice}
+    plan = replace(plan, overwrite=overwrite, model_file=file, model_config=config, disk=disk)
+    return replace(plan, left_out=weighted.left_out, choice=noted)
 
 
 def plan_average(

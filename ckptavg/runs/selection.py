@@ -9,8 +9,8 @@ from ckptavg.recipes.swad import Swad
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs
 
-_MAXIMIZED = ("accuracy", "acc", "auc", "precision", "recall", "f1", "iou")
-_MINIMIZED = ("loss", "error", "mse", "mae", "rmse", "mape")
+_MAXIMIZED = {"accuracy", "acc", "auc", "precision", "recall", "f1", "iou"}
+_MINIMIZED = {"loss", "error", "mse", "mae", "rmse", "mape"}
 
 C = TypeVar("C", bound=Checkpoint)
 
@@ -86,10 +86,10 @@ def positions_in(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[float, ...], 
     """`positions`, and what they count: `step`, `epoch` or `checkpoint`."""
     places = {"step": [c.step for c in checkpoints], "epoch": [c.epoch for c in checkpoints]}
     for unit, found in places.items():
-        known = [float(place) for place in found if place is not None]
+        known = tuple(float(place) for place in found if place is not None)
         if len(known) == len(checkpoints):
-            return tuple(known), unit
-    return tuple(float(number) for number in range(1, len(checkpoints) + 1)), "checkpoint"
+            return known, unit
+    return tuple(map(float, range(1, len(checkpoints) + 1))), "checkpoint"
 
 
 def _at_epochs(checkpoints: Sequence[C], epochs: Iterable[int]) -> tuple[C, ...]:
@@ -156,10 +156,10 @@ def metric_sign(monitor: str, mode: str) -> int:
         return 1 if mode == "min" else -1
     if mode != "auto":
         raise RunError(f"mode is '{mode}', but must be 'min', 'max' or 'auto'")
-    words = monitor.lower().split("_")
-    if any(word in _MINIMIZED for word in words):
+    words = set(monitor.lower().split("_"))
+    if words & _MINIMIZED:
         return 1
-    if any(word in _MAXIMIZED for word in words):
+    if words & _MAXIMIZED:
         return -1
     raise RunError(
         f"cannot tell whether lower or higher '{monitor}' is better: pass mode='min' or mode='max'"

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptavg.errors import RunError
 from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state
 from ckptavg.formats.tensorflow.paths import checkpoint_path
-from ckptavg.runs.checkpoint import Checkpoint, RecordedCheckpoint, TrackedCheckpoint
+from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.numbering import epochs_in, natural_key
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
 from ckptavg.storage.files import TEMPORARY_PREFIX
@@ -66,11 +66,16 @@ def resolve_averages(sources: Sources) -> tuple[TrackedCheckpoint, ...]:
     Raises:
         RunError: there are none.
     """
-    found = resolve(sources, tracked=True)
+    if isinstance(sources, Sequence) and not isinstance(sources, str) and len(sources) == 1:
+        return resolve_averages(sources[0])
+    if isinstance(sources, str | Path) and _is_run(sources):
+        sources = open_run(sources)
+    # Not those of several runs: averages of two trainings do not combine to one of either.
+    found = sources.averages if isinstance(sources, Run) else resolve(sources)
     averages = tuple(c for c in found if isinstance(c, TrackedCheckpoint))
-    others = [c.path for c in found if not isinstance(c, TrackedCheckpoint | RecordedCheckpoint)]
-    if others or not averages:
-        place = others[0] if others else found[0].path.parent.parent  # the directory of the run
+    if not averages or len(averages) < len(found):
+        others = [c.path for c in found if not isinstance(c, TrackedCheckpoint)]
+        place = sources.directory if isinstance(sources, Run) else others[0]
         raise RunError(
             f"{place} holds no averages tracked during training, which posthoc-ema combines: "
             "name one run whose CheckpointSaver had tracked_sigmas, such as (0.05, 0.10)"

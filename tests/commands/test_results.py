@@ -17,6 +17,8 @@ def test_results_of_a_merge(folder):
     assert shown[0] == "MergePlan of swa.weights.h5: uniform of 3 checkpoints of epochs 4-6"
     assert shown[1].startswith("  14 tensors, reads 1.3 kB, writes 440 B")
     assert repr(pickle.loads(pickle.dumps(plan))) == repr(plan)
+    last = ckptavg.plan_merge("run", "last.weights.h5", last=1)
+    assert repr(last).startswith("MergePlan of last.weights.h5: uniform of 1 checkpoint of epoch 6")
     report = ckptavg.run_plan(plan)
     assert repr(report).startswith(
         "MergeReport: wrote swa.weights.h5, uniform of 3 checkpoints of epochs 4-6\n"

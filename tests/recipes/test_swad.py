@@ -56,7 +56,7 @@ def test_losses_by_hand():
     with pytest.raises(RunError, match="has not converged"):
         Swad(1).window([math.nan, math.nan])
     for arguments in ((0,), (3, 0), (3, 6, -0.1)):
-        with pytest.raises(RunError, match="must be (an integer >= 1|at least 0)"):
+        with pytest.raises(RunError, match=r"must be (an integer >= 1|at least 0)"):
             Swad(*arguments)
 
 
