@@ -50,6 +50,7 @@ def stream(
         workers = [Worker(plan, readers, checksums, write, progress) for _ in range(plan.jobs)]
 
         def task(unit: WorkUnit) -> Callable[[Worker], UnitDigests]:
+            # In the thread of the caller, like `finished`.
             known = done(unit)
             if known is None:
                 return lambda worker: average(worker, unit)

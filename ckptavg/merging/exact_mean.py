@@ -71,6 +71,7 @@ class WeightedMean:
             self._add_exactly(values, factor, first)
         elif first:
             np.multiply(values, factor, out=self._total, dtype=np.float64, casting="unsafe")
+        # numpy widens its own floats while it adds; those of ml_dtypes are widened by a copy.
         elif factor == 1.0 and self._adds_itself:
             np.add(self._total, values, out=self._total)
         else:

@@ -55,10 +55,12 @@ class Journal:
 
     def add(self, unit: int, digests: Iterable[bytes]) -> None:
         """Notes that a unit is finished, with the digests of its segments, see `UnitDigests`."""
+        # A unit that was recalled is in the file already.
         if unit in self.entries:
             return
         entry = [unit, *(found.hex() for found in digests)]
         line = json.dumps([*entry, self._seal(entry)]) + "\n"
+        # At the end, one line in one write: a kill can cut off the last line only.
         os.lseek(self._descriptor, 0, os.SEEK_END)
         os.write(self._descriptor, line.encode())
 
@@ -87,6 +89,7 @@ class Journal:
                 except (ValueError, TypeError, RecursionError):
                     break  # a kill cut the line off, or what follows is not to be trusted
                 end += len(line)
+        # What is not trusted goes: the next line must follow a whole one.
         os.ftruncate(self._descriptor, end)
         return entries
 

@@ -94,6 +94,7 @@ def read_side_by_side(
         def task(place: tuple[PlanItem, Block]) -> Callable[[_Worker[T]], BlockRead[T]]:
             return lambda worker: worker.run(*place)
 
+        # One thread needs no queue: `measure` then runs in order in the thread of the caller.
         ahead = AHEAD * jobs - 1 if jobs > 1 else 0
         # Closed before the readers are: no thread reads from what is closed.
         results = stack.enter_context(closing(run_in_order(workers, map(task, work), ahead)))

@@ -38,6 +38,7 @@ def fit_threads(
     check_count("jobs", jobs, ResourceError)
     if isinstance(max_memory, bool) or not isinstance(max_memory, int | None):
         raise ResourceError(f"max_memory is {max_memory!r:.40}, but must be a number of bytes")
+    # The usual limit is never an error: whoever gave none gets at least one thread.
     limit = max(_DEFAULT_MAX_MEMORY, fixed + least) if max_memory is None else max_memory
     if fixed + least > limit:
         raise MemoryLimitError(fixed + least, limit)

@@ -76,6 +76,7 @@ def run_plan(
             plan.output, plan.structure, plan.model_config, resume=bool(journal.entries)
         ) as writer,
     ):
+        # The partial file is gone or laid out in another way: what the journal says is not in it.
         if not writer.resumed:
             journal.restart()
         try:
@@ -113,6 +114,7 @@ def _fill(
     def finished(unit: WorkUnit, found: UnitDigests) -> None:
         digests.add(unit, found)
         for span in unit.spans:
+            # Smaller ones cost more in system calls than they gain.
             if span.nbytes >= _SETTLED:
                 writer.settle(span.item.tensor.name, span.start, span.nbytes)
         journal.add(unit.number, found)

@@ -28,6 +28,7 @@ def run_in_order(
         return
 
     def run(task: Callable[[W], T]) -> T:
+        # Never empty: there are as many threads as workers. `pop` and `append` are atomic.
         worker = free.pop()
         try:
             return task(worker)

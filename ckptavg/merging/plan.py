@@ -266,6 +266,7 @@ def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:
         if checkpoint.record is not None and checkpoint.record.model is not None
     }
     existing = [file for file in files if is_file(file)]
+    # Of two different configurations neither can be known to be right.
     return existing[0] if len(files) == 1 and existing else None
 
 
@@ -275,6 +276,7 @@ def _model_config(model_file: Path | None, output: Path, source: SourcePlan) -> 
             f"cannot write {output}: a .keras file needs the configuration of the model, and the "
             "checkpoints have none. Pass a model (--model), or write a .weights.h5 file"
         )
+    # Only an archive has weights that can be compared; a JSON file is taken at its word.
     if model_file.suffix == ".keras":
         with open_reader(model_file) as reader:
             check_same_model(source, reader)

@@ -73,6 +73,7 @@ def plan_sources(
             structure = reader.structure
             if skeleton is None:
                 skeleton = reader.skeleton()
+            # Equal ones are found again and again: one of them is kept.
             elif structure == skeleton.structure:
                 structure = skeleton.structure
             proof = None
@@ -125,6 +126,7 @@ def _check_unchanged(sources: Sequence[SourcePlan], readers: Sequence[Checkpoint
 
 def _allow_open_files(count: int) -> None:
     """Raises the process's own limit as far as needed: all checkpoints stay open at once."""
+    # Besides the checkpoints: output, journal, Python and its libraries.
     needed = count + 64
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if needed <= soft:
@@ -168,6 +170,7 @@ def _check_distinct(checkpoints: Sequence[Checkpoint]) -> None:
         if not Checkpoint.exists(checkpoint.path):
             raise IntegrityError(f"there is a record but no file {checkpoint.path}")
         status = main_file(checkpoint.path).stat()
+        # By inode: a link to a checkpoint would count it twice in the average.
         place = (status.st_dev, status.st_ino)
         if place in seen:
             raise MismatchError(

@@ -29,6 +29,7 @@ def check_not_quantized(path: Path, structure: Structure) -> None:
     """
     layers: dict[str, list[tuple[str, TensorInfo]]] = defaultdict(list)
     for name, tensor in structure.model_tensors.items():
+        # These names are used by quantizers alone, whatever the dtype.
         if _NAMES.search(name):
             raise _quantized(path, name)
         layer, variable = split_name(name)

@@ -62,6 +62,7 @@ def refreshing(average: Checkpoint) -> str | None:
 
 def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
     path, record = average.path, average.record
+    # A record may name itself, or two each other: it is untrusted input.
     if record is None or not record.sources or path.resolve() in seen:
         return ()
     sources = [Path(os.path.normpath(path.parent / source.path)) for source in record.sources]
@@ -90,6 +91,7 @@ def _by_run(sources: Sequence[Path], record: Record) -> list[str] | None:
         chosen = [c for c in run.checkpoints if c.path.resolve() in set(paths)]
         tracked = recipe.definition.over == "tracked averages"
         with warnings.catch_warnings():
+            # A warning was given when the average was made.
             warnings.simplefilter("ignore", CkptavgWarning)
             found = weigh(run if tracked else chosen, recipe)
     except CkptavgError:

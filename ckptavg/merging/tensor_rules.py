@@ -57,6 +57,7 @@ def decide(
 def _decide(tensor: TensorInfo, count: int, non_float: str) -> tuple[str, str]:
     if tensor.is_float:
         return AVERAGE, f"mean of {count}" if count > 1 else "the only one"
+    # Every training step changes it: checkpoints never agree.
     if _GENERATOR.search(tensor.name):
         return LAST, "state of a random generator, from the last checkpoint"
     if _COUNTERS.search(tensor.name):

@@ -73,6 +73,7 @@ def verify_each(paths: Sources) -> Iterator[Verification]:
 def _recompute(path: Path, record: Record) -> Verification:
     """Averages the sources of an average again, to compare the digests; nothing is written."""
     sources = [path.parent / source.path for source in record.sources]
+    # It would otherwise prove itself.
     if any(Checkpoint.exists(s) and s.resolve() == path.resolve() for s in sources):
         raise IntegrityError(f"the record of {path} names itself among its sources")
     if record.recipe == COPY and len(sources) != 1:
@@ -86,6 +87,7 @@ def _recompute(path: Path, record: Record) -> Verification:
         path,
         recipe=record.recipe or "",
         coefficients=[source.coefficient for source in record.sources],
+        # Integers were compared when the average was made; the last one's are in it either way.
         non_float=LAST,
     )
     digests = MergeDigests(plan)

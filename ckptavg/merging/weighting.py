@@ -71,10 +71,12 @@ def weigh(
     if coefficients is not None:
         found = check_coefficients(coefficients, len(checkpoints), normalize=normalize)
     else:
+        # A copy takes over what is there, NaN too.
         if finite_only:
             checkpoints, left_out = leave_out_non_finite(checkpoints)
         found = recipe.coefficients(positions(checkpoints))
     choice: dict[str, Scalar] = {}
+    # The sources hold the coefficients; a plain mean needs no choice.
     if recipe.name not in (UNIFORM, COEFFICIENTS):
         choice = {"recipe": recipe.name, **dict(recipe.parameters)}
     return Weighted(checkpoints, found, str(recipe), left_out, choice)

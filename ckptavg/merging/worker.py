@@ -126,6 +126,7 @@ class Worker:
         for index, data in pieces:
             if origin < 0:
                 origin, first = index, bytes(data)
+            # Damage first: a flipped bit is not a disagreement of checkpoints.
             elif first != data:
                 self._check_damage(origin, segment)
                 self._check_damage(index, segment)
@@ -176,6 +177,7 @@ class Worker:
                 continue
             self._check_damage(index, segment)
             raise not_finite(source.path, tensor.name, values)
+        # Every source is finite, so it is the sum that left the range of the dtype.
         raise IntegrityError(f"the mean of '{tensor.name}' overflows {tensor.dtype}")
 
 

@@ -99,6 +99,7 @@ def reconstruct(tracked: Sequence[TrackedAverage], target: TrackedAverage) -> Re
         (0.0, 0.0, 0.0, 1.0)
     """
     wanted = gamma_of(target.sigma_rel), float(target.step)
+    # To the bit: the solution below would spread rounding over all tracked averages.
     if target in tracked:
         found = tracked.index(target)
         return Reconstruction(tuple(float(n == found) for n in range(len(tracked))), 0.0, target)
@@ -115,6 +116,7 @@ def reconstruct(tracked: Sequence[TrackedAverage], target: TrackedAverage) -> Re
     gram /= np.outer(lengths, lengths)
     wanted_length = math.sqrt(overlap(*wanted, *wanted))
     shared = np.array([overlap(*p, *wanted) for p in profiles]) / (lengths * wanted_length)
+    # Neighbouring profiles are nearly parallel; least squares drops what only rounding tells apart.
     solution = np.linalg.lstsq(gram, shared, rcond=_RANK)[0]
     coefficients = solution * wanted_length / lengths
     # The error is that of what will be averaged: after the coefficients were made to sum to 1.

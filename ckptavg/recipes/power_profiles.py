@@ -39,6 +39,7 @@ def gamma_of(sigma_rel: float) -> float:
         )
     inverse = sigma_rel**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
+    # The largest is above 0, a profile that rises with time; the others fall or have no integral.
     return max(float(root.real) for root in roots)
 
 

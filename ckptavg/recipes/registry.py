@@ -110,6 +110,7 @@ def recipe(
             f"cannot register a recipe as {name!r:.40}: the name must be new, without commas, "
             "colons and spaces"
         )
+    # One option serves all recipes: `--decay` cannot mean two things.
     known = all_parameters()
     for parameter in parameters:
         if known.get(parameter.name, parameter) != parameter:
@@ -217,6 +218,7 @@ class Recipe:
             raise RecipeError(f"the recipe {name} takes no parameter, but got '{rest:.40}'")
         values: dict[str, float] = {}
         try:
+            # From the end: what is left before the first of them is the first parameter.
             for parameter in reversed(own[1:]):
                 rest, found, value = rest.partition(f" {parameter.words} ")
                 if found:
@@ -238,6 +240,7 @@ class Recipe:
         definition = self.definition
         if definition.over != "positions":
             raise RecipeError(f"the recipe {self.name} does not go by the steps of checkpoints")
+        # Recipes see rising positions; the coefficients go back to the order that was given.
         ordered = sorted(positions)
         twice = next((a for a, b in pairwise(ordered) if a == b), None)
         if twice is not None and definition.distinct:

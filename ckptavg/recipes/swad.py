@@ -59,6 +59,7 @@ class Swad:
         """The first loss that is finite and that the next n_converge - 1 do not improve on."""
         for start in range(len(losses) - self.n_converge + 1):
             recent = losses[start : start + self.n_converge]
+            # A first loss of NaN, made infinite, would be the minimum of infinite ones.
             if math.isfinite(recent[0]) and recent[0] == min(recent):
                 return start
         raise RunError(

@@ -36,6 +36,7 @@ def check_coefficients(
         raise RecipeError(f"coefficients must be numbers, but are {coefficients!r:.80}") from error
     if len(values) != count:
         raise RecipeError(f"there are {len(values)} coefficients for {count} checkpoints")
+    # First: in the sums below NaN and infinity would look like an overflow.
     if not all(math.isfinite(value) for value in values):
         raise RecipeError(f"coefficients must be finite numbers, but are {list(values)}")
     if not math.isfinite(sum(map(abs, values))):

@@ -35,6 +35,7 @@ class Checkpoint:
     @property
     def epoch(self) -> int | None:
         """1-based epoch of the record, else of the name; None if neither names one."""
+        # The record knows; a name is only as good as whoever gave it.
         if self.record is not None and self.record.epoch is not None:
             return self.record.epoch
         return self.named_epoch
@@ -55,6 +56,7 @@ class Checkpoint:
         if self.record is None or self.record.model is None:
             return None
         found = self.path.parent / self.record.model
+        # A checkpoint that was moved away from its run has lost it.
         return found if is_file(found) else None
 
     @staticmethod

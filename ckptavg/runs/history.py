@@ -45,6 +45,7 @@ def read_history(path: Path) -> tuple[EpochLog, ...]:
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was torn off
+    # Runs of versions without a history.
     except FileNotFoundError:
         return ()
     except OSError as error:

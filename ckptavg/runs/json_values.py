@@ -1,4 +1,4 @@
-"""JSON values that others wrote, decoded into types: each is of its type, or an error says so."""
+"""JSON encoded and decoded by types: a value that others wrote is of its type or is refused."""
 
 import math
 import re
@@ -33,7 +33,7 @@ def _whole(value: Any) -> int:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"expected a text, got {value!r:.40}")
+        raise ValueError(f"expected a string, got {value!r:.40}")
     if not value.isascii():
         value.encode()  # refuses half a surrogate pair, which no file name or output could hold
     return value
@@ -41,7 +41,7 @@ def _text(value: Any) -> str:
 
 def _scalar(value: Any) -> Scalar:
     if not isinstance(value, Scalar):
-        raise ValueError(f"expected a text or a number, got {value!r:.40}")
+        raise ValueError(f"expected a string or a number, got {value!r:.40}")
     return _text(value) if isinstance(value, str) else value
 
 
@@ -52,6 +52,7 @@ _ADDED = {"non_finite", "ema", "choice", "tensors", "mode", "moving", "digest"}
 """Fields that records of earlier versions lack; any other one that is missing is damage."""
 
 _READERS: Mapping[Any, Callable[[Any], Any]] = {
+    # Every integer in a record is a count or a size. `float` also reads "nan" and "inf".
     **{int: _whole, float: float, str: _text, bool: bool},
     **{Digest: _digest, Scalar: _scalar},
 }
@@ -61,8 +62,8 @@ def decode(kind: Any, value: Any) -> Any:
     """Makes a value of a type from JSON, or raises one of `DAMAGE`.
 
     Args:
-        kind: a number, a text, a `Digest` or `Scalar`; or a dataclass, a tuple, a mapping from
-            texts or an optional one of such types. Fields of a dataclass that do not take part in
+        kind: a number, a string, a `Digest` or `Scalar`; or a dataclass, a tuple, a mapping from
+            strings or an optional one of such types. Fields of a dataclass that do not take part in
             comparisons are not in the file.
         value: as JSON gives it.
     """
@@ -72,13 +73,13 @@ def decode(kind: Any, value: Any) -> Any:
 def encode(value: Any) -> Any:
     """What `decode` reads again, for strict JSON.
 
-    JSON has no NaN and no infinity: these become texts that `float` reads.
+    JSON has no NaN and no infinity: these become strings that `float` reads.
     """
     if is_dataclass(value):
         return {f.name: encode(getattr(value, f.name)) for f in fields(value) if f.compare}
     if isinstance(value, Mapping):
         return {name: encode(content) for name, content in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return list(map(encode, value))
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -90,6 +91,7 @@ def _reader_of(kind: Any) -> Callable[[Any], Any]:
         return _READERS[kind]
     if isinstance(kind, type) and is_dataclass(kind):
         return _reader_of_object(kind)
+    # Of `tuple[X, ...]`, `Mapping[str, X]` and `X | None`, X is the last that is not None.
     inner = [argument for argument in get_args(kind) if argument not in (..., NoneType)]
     read = _reader_of(inner[-1])
     if get_origin(kind) is tuple:
@@ -100,6 +102,7 @@ def _reader_of(kind: Any) -> Callable[[Any], Any]:
 
 
 def _reader_of_object(kind: type) -> Callable[[Any], Any]:
+    # With the extras: they tell a digest from any other string.
     hints = get_type_hints(kind, include_extras=True)
     stored = {f.name: _reader_of(hints[f.name]) for f in fields(kind) if f.compare}
 

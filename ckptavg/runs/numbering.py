@@ -28,6 +28,7 @@ def epochs_in(names: Sequence[str]) -> list[int] | None:
     if not names:
         return None
     found = [int(match[1]) for match in map(_EPOCH.search, names) if match]
+    # Some names lack the word: in the others it may be part of a title.
     if len(found) < len(names):
         fields = [_whole_numbers(name) for name in names]
         if len({len(field) for field in fields}) != 1:

@@ -34,6 +34,7 @@ def check_place(path: Path, overwrite: bool) -> None:
             folder is missing, not writable, or the checkpoint folder of a run.
     """
     folder = path.parent
+    # Before the others, which follow links: a rename would replace the link, not its target.
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link: name the file that it points to")
     if path.is_dir():
@@ -50,6 +51,7 @@ def check_place(path: Path, overwrite: bool) -> None:
             f"{path} exists already: choose another name or overwrite it (--overwrite, in Python "
             "overwrite=True)"
         )
+    # The file itself may be read-only: it is replaced, not written.
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: no permission to write to {folder}")
 

@@ -114,6 +114,7 @@ class Checksums:
         Raises:
             IntegrityError: it was the last one, and the tensor is not what was saved.
         """
+        # Blocks of one tensor come from several threads.
         with self._lock:
             parts = self._parts.setdefault(tensor.name, {})
             parts[block.index] = crc
@@ -177,6 +178,7 @@ class Proof:
                 "it was changed or truncated after it was saved"
             )
         recorded, stored = record.read_tensors(), reader.structure.model_tensors
+        # Sizes may agree by chance; names, shapes and dtypes of another model do not.
         if _facts(recorded) != _facts(stored):
             raise IntegrityError(
                 f"{reader.path} holds other tensors than its record says: "

@@ -162,6 +162,7 @@ class Record:
     def to_json(self, tensors: TensorRecords) -> str:
         """The record with the proof of the checkpoint, strict JSON."""
         content = {"format": FORMAT, "version": VERSION, **encode(self), "tensors": encode(tensors)}
+        # Records of plain means stay as 0.1.0 wrote them.
         if not self.choice:
             del content["choice"]
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -214,6 +215,7 @@ def _read_content(path: Path) -> dict[str, Any]:
             f"{path} is not a record of ckptavg, or is damaged: restore it, or remove it to "
             "continue without its proof"
         )
+    # Only now: a file that is not a record has versions of its own.
     if content.get("version") != VERSION:
         raise RecordError(
             f"{path} is a record of version {content.get('version')!r:.20}, but this ckptavg reads "

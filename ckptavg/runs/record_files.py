@@ -29,6 +29,7 @@ def find_record(checkpoint: Path) -> Record | None:
     Raises:
         RecordError: there is a record, but it cannot be read.
     """
+    # The record of a merged file first: it names its file in full, and cannot be of another.
     stem = _SUFFIXES.sub("", checkpoint.name)
     for path in (record_path(checkpoint), checkpoint.with_name(stem + ".json")):
         if path.is_file() and is_record(path):
@@ -53,12 +54,14 @@ def commit_with_record(
     """
     if place.is_dir():
         raise OutputError(f"{place} is in the way: the record goes there")
+    # See docs/decisions/0024-outputs-are-replaced-as-a-whole.md.
     former = temporary_sibling(place)
     with staged_text(place, record.to_json(tensors)) as commit_record:
         with suppress(FileNotFoundError):
             place.replace(former)
         try:
             commit()
+        # Nothing was replaced: the former file gets its record back.
         except BaseException:
             with suppress(FileNotFoundError):
                 former.replace(place)

@@ -141,6 +141,7 @@ def open_run(directory: str | Path) -> Run:
         )
     checkpoints, averages = recorded(folder)
     records = [*(c.record for c in checkpoints), *(a.record for a in averages)]
+    # See docs/decisions/0044-what-a-killed-training-leaves-behind.md.
     torn = tuple(sorted(uncommitted(folder, records)))
     if not checkpoints:
         raise RunError(
@@ -171,6 +172,7 @@ def record_files(folder: Path, pattern: re.Pattern[str] = RECORDS) -> list[Path]
 
 def in_order_of_training(checkpoint: RecordedCheckpoint) -> tuple[int, int, str]:
     """A key that sorts the checkpoints of a run."""
+    # Of a restarted training two checkpoints may be of one epoch: the step decides, then the name.
     return checkpoint.epoch, checkpoint.step or 0, checkpoint.path.name
 
 
@@ -197,6 +199,7 @@ def uncommitted(folder: Path, records: Iterable[Record]) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.name.startswith(TEMPORARY_PREFIX) or not path.name.endswith(_WEIGHTS):
             continue
+        # A record names the index alone, and the index its shards.
         shard = _SHARD.fullmatch(path.name)
         index = f"{shard[1]}.weights.json" if shard else path.name
         if index not in recorded and path.name not in recorded:

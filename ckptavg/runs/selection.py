@@ -45,6 +45,7 @@ def select(
             or higher values of the metric are better.
     """
     chosen = tuple(checkpoints)
+    # In this order: `last` and `best` count among the epochs that were named.
     if epochs is not None:
         chosen = _at_epochs(chosen, epochs)
     if last is not None:
@@ -124,6 +125,7 @@ def _count(checkpoints: tuple[C, ...], number: int, word: str) -> tuple[C, ...]:
 
 def _best(checkpoints: tuple[C, ...], number: int, monitor: str, mode: str) -> tuple[C, ...]:
     values, sign = _metrics(checkpoints, monitor), metric_sign(monitor, mode)
+    # NaN compares with nothing: it ranks last, whichever way is better.
     ranked = sorted(range(len(values)), key=lambda n: (math.isnan(values[n]), sign * values[n]))
     return tuple(checkpoints[n] for n in sorted(ranked[:number]))
 
@@ -156,6 +158,7 @@ def metric_sign(monitor: str, mode: str) -> int:
         return 1 if mode == "min" else -1
     if mode != "auto":
         raise RunError(f"mode is '{mode}', but must be 'min', 'max' or 'auto'")
+    # By whole words: "lossless" is not a loss, but val_loss and f1_macro say which way is better.
     words = set(monitor.lower().split("_"))
     if words & _MINIMIZED:
         return 1

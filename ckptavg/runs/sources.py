@@ -37,6 +37,7 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
             missing; or nothing was named.
         RecordError: a record is damaged.
     """
+    # A run that the caller opened is taken as it was then.
     if isinstance(sources, Run):
         return (*sources.checkpoints, *(sources.averages if tracked else ()))
     if isinstance(sources, Checkpoint):
@@ -45,6 +46,7 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
         if _is_run(sources):
             return resolve(open_run(sources), tracked=tracked)
         return _resolve_path(Path(sources))
+    # Bytes iterate as integers, which no one means.
     if not isinstance(sources, Iterable) or isinstance(sources, bytes):
         raise RunError(
             f"expected a run, a checkpoint file or several, but got {type(sources).__name__}"
@@ -92,6 +94,7 @@ def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:
         if (path / STATE_FILE).is_file():
             return tuple(map(Checkpoint.open, read_state(path)))
         return _in_folder(path)
+    # A file may really be called `a[1].h5`: what exists is not taken for a pattern.
     if glob.has_magic(str(path)) and not Checkpoint.exists(checkpoint_path(path)):
         return _matching(str(path))
     return (Checkpoint.open(path),)
@@ -135,6 +138,7 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
     found = tuple(checkpoint for checkpoint in _in_order(paths) if not _is_average(checkpoint))
     if not found:
         raise RunError(f"{folder} holds only averages, no checkpoints of a training")
+    # Keras users keep a `best` or `last` beside numbered ones: it would be averaged twice.
     numbered = [c for c in found if re.search(r"\d", stem(c.path))]
     if numbered and len(numbered) < len(found):
         odd = next(c for c in found if c not in numbered)
@@ -149,6 +153,7 @@ def _in_order(paths: Iterable[Path]) -> tuple[Checkpoint, ...]:
     """Checkpoints by epoch where all are known, else by the numbers in their names."""
     found = _opened(sorted(paths, key=lambda path: natural_key(str(path))))
     epochs = [checkpoint.epoch for checkpoint in found if checkpoint.epoch is not None]
+    # Some epochs are not known: the order of names is the best guess.
     if len(epochs) < len(found):
         return found
     return tuple(found[n] for n in sorted(range(len(found)), key=epochs.__getitem__))
