@@ -110,8 +110,7 @@ def recipe(
             f"cannot register a recipe as {name!r:.40}: the name must be new, without commas, "
             "colons and spaces"
         )
-    # One option serves all recipes: `--decay` cannot mean two things.
-    known = all_parameters()
+    known = all_parameters()  # one option serves all recipes
     for parameter in parameters:
         if known.get(parameter.name, parameter) != parameter:
             raise RecipeError(f"the parameter {parameter.name} means something else already")

@@ -1,5 +1,6 @@
 """Post-hoc EMA: against the true averages of trajectories, and from runs that tracked two."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,15 @@ def test_runs_that_tracked_nothing(trained_run, tmp_path):
     for source in (trained_run, tmp_path / "a.weights.h5"):
         with pytest.raises(RunError, match="tracked_sigmas"):
             ckptavg.merge(source, tmp_path / "o.weights.h5", recipe="posthoc-ema:0.1")
+
+
+def test_averages_of_several_trainings_do_not_combine(tracked_run, tmp_path):
+    runs = [tracked_run, shutil.copytree(tracked_run, tmp_path / "other")]
+    with pytest.raises(RunError, match="name one run"):
+        ckptavg.merge(runs, tmp_path / "o.weights.h5", recipe="posthoc-ema:0.1")
+    files = sorted((tracked_run / "checkpoints").glob("ema-*.h5"))
+    report = ckptavg.merge(files, tmp_path / "o.weights.h5", recipe="posthoc-ema:0.1")
+    assert report.record.recipe == "posthoc-ema:0.1"
 
 
 def test_a_record_that_does_not_say_which_average(tracked_run):
