@@ -58,6 +58,7 @@ def serve(path: str) -> tuple[list[str], str, dict[str, str]]:
                 if key.fileobj is sys.stdin:
                     for child in children.values():
                         os.kill(child, signal.SIGKILL)
+                        os.waitpid(child, 0)
                     sys.exit()
                 elif key.fileobj is listener:
                     client, _ = listener.accept()

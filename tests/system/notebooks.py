@@ -79,7 +79,7 @@ def execute(
         timeout=CELL_SECONDS,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(env=environment)
+    client.execute(env=environment, cleanup_kc=True)  # ends the kernel
     return notebook
 
 
