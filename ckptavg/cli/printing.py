@@ -39,7 +39,7 @@ def pick(value: object, *names: str) -> dict[str, Any]:
 
 TEXT, NUMBERS = {"overflow": "fold"}, {"overflow": "fold", "justify": "right"}
 WORD, NUMBER = {"no_wrap": True}, {"no_wrap": True, "justify": "right"}
-"""Columns of tables: those of the first line are folded in a narrow terminal."""
+"""Columns of tables; texts are folded in a narrow terminal, words and numbers are cut."""
 
 
 def print_table(

@@ -31,7 +31,7 @@ def verify(*, paths: tuple[str, ...], json: bool) -> None:
         return
     unverified = sum(verification.proof != INTACT for verification in found)
     if unverified:
-        typer.echo(f"{unverified} of {len(found)} have no record: nothing is proven of them")
+        typer.echo(f"{unverified} of {len(found)} have no record and could not be verified")
 
 
 def _line(found: Verification) -> str:
