@@ -58,7 +58,7 @@ _EXPECTED: dict[Callable[[str], Any], str] = {
 def read_by(parse: Callable[[str], Any], parameter: Any) -> Any:
     """Lets a function read the value of an argument or option, in place of Typer.
 
-    Typer imports pydantic for any value, even that of `--help`: `merge` would start a third later. See
+    Typer imports pydantic for any value, even that of `--help`: a third more of a start. See
     docs/decisions/0071-options-are-the-keywords-of-functions.md.
     """
 
