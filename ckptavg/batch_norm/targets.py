@@ -20,7 +20,7 @@ Values = list[tuple[Any, np.ndarray]]
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The BatchNormalization layers of a model.
+    """The BatchNormalization layers of a model; `Observer` measures those in training mode only.
 
     Attributes:
         layers: layers that may be set; everywhere else they go by their number in this list.

@@ -19,7 +19,8 @@ def fit_threads(
 ) -> tuple[int, int]:
     """How many threads to use, and how much memory each of them may use.
 
-    Without a limit the usual one holds, or whatever one thread needs.
+    Without a limit the usual one holds, or whatever one thread needs. A merge uses the number
+    only, because its pieces have a fixed size.
 
     Args:
         work: number of blocks that can be worked on at once.

@@ -2,11 +2,11 @@
 
 Four things must hold before a unit of work is skipped:
 
-1. Same plan: the journal names the `fingerprint` of this very plan (`Journal`).
+1. Same plan: the journal names the `fingerprint` of this very plan (`Journal._read`).
 2. Whole lines: only lines of the journal with their own digest count, up to the first without
-   (`Journal`).
-3. Same layout: the partial file is laid out as this merge would lay it out; the writer decides,
-   and the journal is emptied if it does not resume (`run_plan`).
+   (`Journal._read`).
+3. Same layout: the partial file is laid out as this merge would lay it out
+   (`CheckpointWriter._begin` in formats/writer.py); otherwise `run_plan` empties the journal.
 4. Bytes and records: the bytes written still have the digests in the journal, and the digests of
    what was read are those in the records of the sources (`recall`).
 

@@ -45,6 +45,8 @@ def commit_with_record(
 ) -> Record:
     """Commits a file and its record, which goes to `place` and is returned.
 
+    For the output of a merge `commit` is `CheckpointWriter.commit`.
+
     The record is written out before anything is replaced, because the disk may be full. A former
     file's record is taken away first: a crash on the way may leave a file without a record, but
     none with a wrong one.

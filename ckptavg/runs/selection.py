@@ -65,6 +65,8 @@ def select(
 def leave_out_non_finite(checkpoints: Sequence[C]) -> tuple[tuple[C, ...], tuple[C, ...]]:
     """Splits checkpoints into finite ones and those whose records list NaN or infinity.
 
+    `merging.weighting.weigh` decides when this is done: not with coefficients given by hand.
+
     Raises:
         RunError: there are no finite ones.
     """

@@ -36,7 +36,7 @@ class DeviceAverages(ABC):
 
 
 class Framework(ABC):
-    """One kind of Keras, as far as saving depends on it.
+    """One kind of Keras, as far as saving depends on it: see `keras3.Keras3` and `keras2.Keras2`.
 
     Attributes:
         packages: packages whose versions a record names.

@@ -14,6 +14,8 @@ def superfluous(
 ) -> list[RecordedCheckpoint]:
     """Checkpoints that are neither among the newest nor among the best.
 
+    `RunWriter` removes them, and `checkpoint_files.remove_checkpoint` file by file.
+
     Args:
         checkpoints: in the order of training.
         newest: how many of the last to keep; None sets no such limit.

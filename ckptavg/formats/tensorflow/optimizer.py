@@ -4,9 +4,9 @@ Only this file recognizes it: by the names of variables in checkpoints of Tensor
 no object graph, and by the objects of the graph in all others.
 
 `TensorFlowReader` notes the names in `Structure.optimizer`. They are dropped in two places:
-`merging/tensor_rules.py` gives these tensors the action DROP, and `Structure.with_tensors`, which
-makes the structure of an output, leaves them out. `object_graph.py` removes them from the object
-graph that the output holds.
+`merging/tensor_rules.py` gives these tensors the action DROP, so that `MergePlan.structure` lacks
+them, and `object_graph.py`, which finds the slots of an object graph, removes them from the graph
+that an output holds.
 """
 
 import re
