@@ -247,7 +247,7 @@ def hostile(kind: str, file: h5py.File, folder: Path) -> None:
         ("holes", "'x' lacks some of its chunks"),
         ("large chunks", "'x' has chunks of more than"),
         ("unknown filter", "'x' is compressed by"),
-        ("text", "'x' has the type object, which is not a number"),
+        ("text", "'x' is stored as variable-length type of 16 bytes, which is not a number"),
         ("long double", "which is not a number of up to 8 bytes"),
         ("name in no encoding", "is not a name in UTF-8"),
         ("unknown bytes", "'x' holds bytes of the unknown type None"),

@@ -258,7 +258,7 @@ def managed_by_tensorflow(folder: Path) -> None:
 def interrupted(worker, bases, tmp_path_factory) -> Path:
     """What a merge leaves that was stopped half-way and is to be gone on with."""
     folder = tmp_path_factory.mktemp("interrupted")
-    answer = merge_in_small_regions(worker, bases("weights.h5", False), folder, interrupt_after=14)
+    answer = merge_in_small_regions(worker, bases("weights.h5", False), folder, interrupt_after=8)
     assert answer["outcome"] == "interrupted"
     (journal,) = folder.glob(".tmp-*.journal")
     assert journal.read_bytes().count(b"\n") > 4

@@ -1,19 +1,20 @@
-"""String attributes of an HDF5 file, read from its bytes without HDF5.
+"""String attributes of the objects in an HDF5 file.
 
 HDF5 is not safe with damaged attributes: it allocates any length that an attribute declares, and
 loops forever in a damaged heap. Only what Keras writes is parsed here (HDF5 File Format
-Specification 3.0: object headers, IV.A; attribute messages, IV.A.2.m; global heap, III.E).
-See docs/decisions/0009-hdf5-strings-are-read-from-the-bytes.md.
+Specification 3.0: attribute messages, IV.A.2.m and v; global heap, III.E).
+See docs/decisions/0075-hdf5-files-are-parsed-without-hdf5.md.
 """
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
+from ckptavg.formats.hdf5.b_trees import records
+from ckptavg.formats.hdf5.fractal_heap import FractalHeap
+from ckptavg.formats.hdf5.object_headers import SHARED, Message
+from ckptavg.formats.hdf5.window import UNDEFINED, DamagedError, Window, unpack
 from ckptavg.formats.reader import Attribute
-from ckptavg.storage.open_file import OpenFile
 
 NAMES_LIMIT = 64512
 """Bytes of a list of names; Keras splits a longer one among several attributes."""
@@ -22,98 +23,63 @@ _NAME_LIMIT = 512
 """Bytes of an attribute's name, so that a list of `NAMES_LIMIT` fits beside it."""
 
 _TOTAL_LIMIT = 64 * 1024 * 1024
-"""Bytes of headers and strings of one file; the configuration of a large model takes megabytes."""
+"""Bytes of the strings of one file; the configuration of a large model takes megabytes."""
 
-_CONTINUATION, _ATTRIBUTE = 0x10, 0x0C
-"""Types of messages in an object header."""
-
-_SHARED = 2
-"""Flag of a message that is stored elsewhere."""
-
+_ATTRIBUTE, _ATTRIBUTE_INFO = 0x0C, 0x15
+"""Types of messages."""
+_ATTRIBUTES_BY_NAME = 8
+"""Type of a B-tree."""
 _NULL = 2
 """Kind of a dataspace without elements."""
-
 _FIXED_STRING, _VARIABLE_LENGTH = 3, 9
 """Classes of datatypes."""
 
-_MESSAGE = struct.Struct("<HHB3x")
-"""Type, size and flags of a message in a header of version 1."""
-_MESSAGE_2, _NUMBERED_MESSAGE_2 = struct.Struct("<BHB"), struct.Struct("<BHB2x")
-"""The same in a header of version 2, without and with the order of creation."""
-_BLOCK = struct.Struct("<QQ")
-"""Address and length of a block of further messages."""
 _PARTS = struct.Struct("<BBHHH")
 """An attribute: version, flags, and the sizes of its name, datatype and dataspace."""
 _REFERENCE = struct.Struct("<IQI")
 """Length of a string, address of its heap, index there."""
-_HEAP = struct.Struct("<4sB3xQ")
-"""Signature, version and size of a heap."""
+_HEAP = struct.Struct("<4xB3xQ")
+"""Version and size of a heap."""
 _OBJECT = struct.Struct("<H6xQ")
 """Index and size of an object in a heap; index 0 is the free space, which comes last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an HDF5 file lies in a checkpoint: the number of the file, and the bytes there."""
-
-    file: int
-    base: int
-    size: int
 
 
 class AttributeReader:
     """Reads the string attributes of one HDF5 file, in total no more bytes than the file has."""
 
-    def __init__(self, file: OpenFile, place: Place) -> None:
-        self._file = file
-        self._place = place
-        self._left = min(place.size, _TOTAL_LIMIT)
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._left = min(window.size, _TOTAL_LIMIT)
         self._heaps: dict[int, dict[int, bytes]] = {}
 
-    def of(self, address: int) -> Mapping[str, Attribute | None]:
+    def of(self, messages: Iterable[Message]) -> Mapping[str, Attribute | None]:
         """The attributes of a folder or tensor; None for those that are damaged or not strings.
 
         Args:
-            address: position of its object header.
+            messages: of its object header.
 
         Raises:
-            ValueError: the header is damaged.
+            DamagedError: an attribute has no name, or its parts do not fit together.
         """
         found: dict[str, Attribute | None] = {}
-        for message in self._attributes(address):
+        for message in self._attributes(messages):
             name, kind, shape, data = _parts(message)
             # A name that occurs twice is damage, and neither value can be trusted.
             found[name] = None if name in found else self._value(kind, shape, data)
         return found
 
-    def _attributes(self, address: int) -> Iterator[bytes]:
-        """The attribute messages of an object header, of version 1 or 2."""
-        start = self._read(address, 16)
-        if start.startswith(b"OHDR"):  # version 2
-            # After signature, version and flags: 16 bytes of times and 4 of limits, if flagged.
-            flags = start[5]
-            address += 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
-            width = 1 << (flags & 3)
-            size = int.from_bytes(self._read(address, width), "little")
-            header = _NUMBERED_MESSAGE_2 if flags & 4 else _MESSAGE_2
-            blocks, frame = (
-                [(address + width, size)],
-                4,
-            )  # further blocks have a signature and a checksum
-        else:
-            header, frame = _MESSAGE, 0
-            blocks = [(address + 16, int.from_bytes(start[8:12], "little"))]
-        for place, length in blocks:  # grows by continuations; `_read` bounds their bytes
-            block, position = self._read(place, length), 0
-            while position + header.size <= length:
-                kind, size, flags = header.unpack_from(block, position)
-                position += header.size + size
-                message = block[position - size : position]
-                if kind == _CONTINUATION:
-                    following, length_there = _unpack(_BLOCK, message)
-                    blocks.append((following + frame, length_there - 2 * frame))
-                elif kind == _ATTRIBUTE and not flags & _SHARED:
-                    yield message
+    def _attributes(self, messages: Iterable[Message]) -> Iterator[bytes]:
+        """The attribute messages of an object; more than eight may lie in a fractal heap."""
+        for kind, flags, data in messages:
+            if kind == _ATTRIBUTE and not flags & SHARED:
+                yield data
+            elif kind == _ATTRIBUTE_INFO:
+                _, order = unpack(struct.Struct("<BB"), data)
+                heap, tree = unpack(struct.Struct("<QQ"), data, 4 if order & 1 else 2)
+                if heap != UNDEFINED:
+                    stored = FractalHeap(self._window, heap)
+                    for record in records(self._window, tree, kind=_ATTRIBUTES_BY_NAME):
+                        yield stored.object(record[:8])
 
     def _value(self, kind: bytes, shape: bytes, data: bytes) -> Attribute | None:
         """An attribute's value; None if it is damaged or not a string."""
@@ -140,22 +106,23 @@ class AttributeReader:
 
     def _stored(self, reference: bytes) -> bytes:
         """A string of variable length, from the global heap."""
-        length, heap, index = _unpack(_REFERENCE, reference)
+        length, heap, index = unpack(_REFERENCE, reference)
         if length == 0:
             return b""
         if heap not in self._heaps:
             self._heaps[heap] = self._objects(heap)
         found = self._heaps[heap].pop(index)  # two attributes cannot share a string
         if len(found) != length:
-            raise ValueError("a string has another length than its attribute declares")
+            raise DamagedError("a string has another length than its attribute declares")
         return found
 
     def _objects(self, heap: int) -> dict[int, bytes]:
         """The objects of a heap, by their index."""
-        signature, version, size = _unpack(_HEAP, self._read(heap, _HEAP.size))
-        if signature != b"GCOL" or version != 1 or size < _HEAP.size:
-            raise ValueError("a heap is damaged")
-        data = self._read(heap + _HEAP.size, size - _HEAP.size)
+        version, size = unpack(_HEAP, self._window.claim(heap, _HEAP.size, b"GCOL"))
+        self._left -= size
+        if version != 1 or size < _HEAP.size or self._left < 0:
+            raise DamagedError("a heap of strings is damaged")
+        data = self._window.read(heap + _HEAP.size, size - _HEAP.size)
         found: dict[int, bytes] = {}
         position = 0
         while position + _OBJECT.size <= len(data):
@@ -167,36 +134,27 @@ class AttributeReader:
             position += -(-length // 8) * 8  # objects are padded to 8 bytes
         return found
 
-    def _read(self, address: int, length: int) -> bytes:
-        self._left -= max(length, 1)  # so that a cycle of empty blocks ends, too
-        if self._left < 0 or length < 0 or address + length > self._place.size:
-            raise ValueError("its attributes take more bytes than the file has")
-        return self._file.read(self._place.base + address, length)
-
 
 def _parts(message: bytes) -> tuple[str, bytes, bytes, bytes]:
     """Name, datatype, dataspace and data of an attribute message."""
-    version, _, *sizes = _unpack(_PARTS, message[: _PARTS.size])
+    version, _, *sizes = unpack(_PARTS, message)
     position = _PARTS.size + (version == 3)  # which adds a byte: the character set of the name
     parts: list[bytes] = []
     for size in sizes:
         parts.append(message[position : position + size])
         position += -(-size // 8) * 8 if version == 1 else size  # only version 1 pads them
     stored_name, kind, shape = parts
-    name = stored_name.split(b"\0", 1)[0].decode()
-    if not 0 < len(name) <= _NAME_LIMIT:
-        raise ValueError("the name of an attribute is damaged")
-    return name, kind, shape, message[position:]
+    name = stored_name.split(b"\0", 1)[0]
+    if not 0 < len(name) <= _NAME_LIMIT or len(kind) < 8:
+        raise DamagedError("an attribute is damaged")
+    try:
+        return name.decode(), kind, shape, message[position:]
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"the name of an attribute is not in UTF-8: {name!r:.40}") from error
 
 
 def _dimensions(shape: bytes) -> tuple[int, ...]:
-    version, rank = shape[0], shape[1]
-    if version == 2 and shape[3] == _NULL:
-        raise ValueError("an attribute has no value")
-    return struct.unpack_from(f"<{rank}Q", shape, 4 if version == 2 else 8)
-
-
-def _unpack(layout: struct.Struct, data: bytes) -> tuple[Any, ...]:
-    if len(data) < layout.size:
-        raise ValueError("an object header is damaged")
-    return layout.unpack_from(data)
+    version, rank, _, kind = unpack(struct.Struct("<4B"), shape)
+    if version == 2 and kind == _NULL:
+        raise DamagedError("an attribute has no value")
+    return unpack(struct.Struct(f"<{rank}Q"), shape, 4 if version == 2 else 8)

@@ -5,10 +5,10 @@ from functools import cached_property
 from pathlib import Path
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.hdf5.attributes import Place
 from ckptavg.formats.hdf5.keras2 import is_legacy, legacy_structure
 from ckptavg.formats.hdf5.preallocate import lay_out
 from ckptavg.formats.hdf5.reader import Hdf5Reader
+from ckptavg.formats.hdf5.walk import Place
 from ckptavg.formats.names import check_tree
 from ckptavg.formats.reader import FLAT, LEGACY, Attribute, Structure, check_disjoint
 from ckptavg.formats.tensors import Extent, TensorInfo

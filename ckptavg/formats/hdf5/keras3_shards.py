@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.hdf5.attributes import Place
 from ckptavg.formats.hdf5.keras3 import WeightsH5Writer, keras_structure
 from ckptavg.formats.hdf5.reader import Hdf5Reader
+from ckptavg.formats.hdf5.walk import Place
 from ckptavg.formats.reader import Attribute, Structure, check_disjoint
 from ckptavg.formats.shards import assign, shard_paths
 from ckptavg.formats.strict_json import parse_object
@@ -88,7 +88,7 @@ class ShardedH5Reader(Hdf5Reader):
             for number, file in enumerate(self.files)
             if (key, file.name) in self._stated
         )
-        return next(place for place in places if tensor.name in self._open_tree(place))
+        return next(place for place in places if tensor.name in self._tree(place).encoded)
 
     def _read_gaps(self, gaps: Iterable[Sequence[Range]]) -> tuple[bytes, ...]:
         # The index names its shards, so that two alike differ in these names only.

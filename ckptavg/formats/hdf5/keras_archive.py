@@ -1,16 +1,22 @@
 """`.keras` files without Keras: an uncompressed zip of the configuration and a file of weights."""
 
+import io
+import os
 import shutil
 import struct
 import zipfile
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.hdf5.attributes import Place
 from ckptavg.formats.hdf5.keras3 import WeightsH5Reader, WeightsH5Writer
-from ckptavg.formats.hdf5.reader import Window
+from ckptavg.formats.hdf5.walk import Place
 from ckptavg.formats.model_config import CONFIG, METADATA
 from ckptavg.storage.files import partial
+from ckptavg.storage.open_file import OpenFile
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _WEIGHTS = "model.weights.h5"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -23,7 +29,7 @@ class KerasArchiveReader(WeightsH5Reader):
     @cached_property
     def _weights(self) -> Place:
         try:
-            with zipfile.ZipFile(Window(self._opened[0], 0, self.size)) as archive:
+            with zipfile.ZipFile(_Stream(self._opened[0])) as archive:
                 member = archive.getinfo(_WEIGHTS)
                 if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                     raise FormatError(
@@ -72,3 +78,28 @@ class KerasArchiveWriter(WeightsH5Writer):
             with weights.open("rb") as source, archive.open(member, "w") as stored:
                 shutil.copyfileobj(source, stored, 1024 * 1024)
         return whole.stat().st_size
+
+
+class _Stream(io.RawIOBase):
+    """An open file as zipfile wants it, which is the very file that was opened and stamped."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file = file
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET:
+            offset += self._position if whence == os.SEEK_CUR else self._file.size
+        self._position = offset
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        count = self._file.read_into(self._position, memoryview(buffer))
+        self._position += count
+        return count

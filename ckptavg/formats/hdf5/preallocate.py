@@ -9,10 +9,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ckptavg.formats.hdf5.reader import limit_cache
 from ckptavg.formats.hdf5.walk import DTYPE_ATTRIBUTE
 from ckptavg.formats.reader import Attributes
 from ckptavg.formats.tensors import Extent, TensorInfo, is_opaque
+
+_CACHE = 1024 * 1024
 
 
 def lay_out(
@@ -37,7 +38,7 @@ def lay_out(
     """
     extents = {}
     with _system_errors(path), h5py.File(path, "w-") as file:
-        limit_cache(file)
+        _limit_cache(file)
         for name, attributes in groups.items():
             group = file.create_group(name) if name else file
             for key, value in attributes.items():
@@ -76,3 +77,12 @@ def _system_errors(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _limit_cache(tree: h5py.File) -> None:
+    """Limits what HDF5 keeps in memory of a file's metadata to 2 MiB instead of 32."""
+    # See docs/decisions/0028-the-hdf5-metadata-cache-is-capped.md.
+    cache = tree.id.get_mdc_config()
+    cache.set_initial_size = True
+    cache.initial_size, cache.min_size, cache.max_size = _CACHE, _CACHE, 2 * _CACHE
+    tree.id.set_mdc_config(cache)

@@ -1,55 +1,36 @@
 """Reads checkpoints that consist of HDF5 files, in any dialect of Keras."""
 
-import io
 import math
-import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import h5py
 import numpy as np
 
-from ckptavg.errors import FormatError, IntegrityError, first_line
-from ckptavg.formats.hdf5.attributes import AttributeReader, Place
-from ckptavg.formats.hdf5.walk import Tree, find_tree
+from ckptavg.errors import IntegrityError
+from ckptavg.formats.hdf5.chunks import CHUNK_LIMIT, read_chunk
+from ckptavg.formats.hdf5.datasets import Layout
+from ckptavg.formats.hdf5.walk import Encoded, Place, Tree, find_tree
+from ckptavg.formats.hdf5.window import DamagedError
 from ckptavg.formats.reader import CheckpointReader, FileSkeleton, Structure
-from ckptavg.formats.tensors import TensorInfo, is_opaque
-from ckptavg.storage.open_file import OpenFile
+from ckptavg.formats.tensors import TensorInfo
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-_CACHE = 1024 * 1024
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+"""Values as bytes, which have an axis of their own."""
 
 
 class Hdf5Reader(CheckpointReader):
-    """Reads checkpoints that consist of HDF5 files.
-
-    Tensors with an extent are read past HDF5; only the others are decoded by it.
-    """
+    """Reads checkpoints that consist of HDF5 files."""
 
     def __init__(
         self, path: Path, structure: Structure | None = None, like: FileSkeleton | None = None
     ) -> None:
-        self._trees: dict[Place, h5py.File] = {}
-        self._decoded: tuple[str, h5py.Dataset] | None = None
-        self._decoding = threading.Lock()
+        self._trees: dict[Place, Tree] = {}
+        self._decoded = _DecodedChunks()
+        self._searching = threading.Lock()
         super().__init__(path, structure, like)
-
-    def _tree(self, place: Place) -> h5py.File:
-        """An HDF5 file of the checkpoint, opened by h5py; the caller closes it."""
-        # Through our descriptor, so that it is the very file that was opened and stamped.
-        tree = h5py.File(Window(self._opened[place.file], place.base, place.size), "r")
-        limit_cache(tree)
-        return tree
-
-    def close(self) -> None:
-        self._decoded = None
-        while self._trees:
-            self._trees.popitem()[1].close()
-        super().close()
 
     def _place_of(self, tensor: TensorInfo) -> Place:
         """The HDF5 file that holds a tensor without an extent."""
@@ -57,88 +38,88 @@ class Hdf5Reader(CheckpointReader):
 
     def _search(self, place: Place) -> Tree:
         """Finds the tensors of one HDF5 file, and the attributes of its folders."""
-        path = self.files[place.file]
-        try:
-            with self._tree(place) as tree:
-                attributes = AttributeReader(self._opened[place.file], place)
-                return find_tree(path, tree, place, attributes)
-        except FormatError:
-            raise
-        except Exception as error:  # h5py raises nearly anything on a damaged file
-            raise FormatError(f"{path} is not an intact HDF5 file: {first_line(error)}") from error
+        return find_tree(self._opened[place.file], place)
+
+    def _tree(self, place: Place) -> Tree:
+        """As `_search`, but remembered: a structure that was handed in leads to no chunks."""
+        with self._searching:
+            if place not in self._trees:
+                self._trees[place] = self._search(place)
+            return self._trees[place]
 
     def _decode(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
-        itemsize = tensor.numpy_dtype.itemsize
+        encoded = self._tree(self._place_of(tensor)).encoded[tensor.name]
+        itemsize = encoded.dataset.itemsize
         first, last = start // itemsize, -(-(start + len(buffer)) // itemsize)
-        values = np.empty(last - first, tensor.numpy_dtype)  # `start` may lie within a value
-        position = 0
         try:
-            dataset = self._dataset_to_decode(tensor)
-            for box in boxes(tensor.shape, first, len(values)):
-                part = np.asarray(dataset[box])
-                part = part.view(tensor.numpy_dtype) if is_opaque(tensor.dtype) else part
-                values[position : position + part.size] = part.ravel()
-                position += part.size
-        except Exception as error:  # h5py raises nearly anything on damaged chunks
-            raise IntegrityError(
-                f"cannot read '{tensor.name}' in {self.path}: {first_line(error)}"
-            ) from error
-        skipped = start - first * itemsize
-        buffer[:] = values.view(np.uint8).data[skipped : skipped + len(buffer)]
+            values = self._values(tensor.name, encoded, first, last - first)
+        except (DamagedError, OSError) as error:
+            raise IntegrityError(f"cannot read '{tensor.name}' in {self.path}: {error}") from error
+        if encoded.dataset.is_swapped:
+            values = values[:, ::-1]
+        skipped = start - first * itemsize  # `start` may lie within a value
+        buffer[:] = values.tobytes()[skipped : skipped + len(buffer)]
 
-    def _dataset_to_decode(self, tensor: TensorInfo) -> h5py.Dataset:
-        """The dataset, left open with its cached chunk until another one is read."""
-        with self._decoding:
-            if self._decoded is None or self._decoded[0] != tensor.name:
-                dataset = self._open_tree(self._place_of(tensor))[tensor.name]
-                self._decoded = tensor.name, dataset
-            return self._decoded[1]
+    def _values(self, name: str, encoded: Encoded, first: int, count: int) -> Bytes:
+        """Bytes of elements in C order, of shape `(count, itemsize)`."""
+        window, dataset = encoded.window, encoded.dataset
+        itemsize = dataset.itemsize
+        if dataset.layout is not Layout.CHUNKED:
+            if dataset.layout is Layout.COMPACT:
+                data = dataset.stored[first * itemsize : (first + count) * itemsize]
+            else:
+                offset = window.base + dataset.address + first * itemsize
+                data = window.file.read(offset, count * itemsize)
+            if len(data) < count * itemsize:
+                raise DamagedError("it was truncated while it was read")
+            return np.frombuffer(data, np.uint8).reshape(count, itemsize)
+        values = np.empty((count, itemsize), np.uint8)
+        position = 0
+        for box in boxes(dataset.shape, first, count):
+            shape = tuple(side.stop - side.start for side in box)
+            part = values[position : position + math.prod(shape)].reshape(*shape, itemsize)
+            self._fill(part, name, encoded, box)
+            position += math.prod(shape)
+        return values
 
-    def _open_tree(self, place: Place) -> h5py.File:
-        """An HDF5 file of the checkpoint that stays open until the reader is closed."""
-        if place not in self._trees:
-            self._trees[place] = self._tree(place)
-        return self._trees[place]
+    def _fill(self, part: Bytes, name: str, encoded: Encoded, box: tuple[slice, ...]) -> None:
+        """Fills a box of a tensor from all chunks that overlap it."""
+        sizes = encoded.dataset.chunk
+        grid = [
+            range(side.start // size, -(-side.stop // size))
+            for side, size in zip(box, sizes, strict=True)
+        ]
+        for offsets in np.ndindex(*map(len, grid)):
+            number = tuple(numbers[n] for numbers, n in zip(grid, offsets, strict=True))
+            chunk = self._decoded.get(name, number, encoded)
+            target, source = [], []
+            for n, size, side in zip(number, sizes, box, strict=True):
+                low, high = max(n * size, side.start), min((n + 1) * size, side.stop)
+                target.append(slice(low - side.start, high - side.start))
+                source.append(slice(low - n * size, high - n * size))
+            part[tuple(target)] = chunk[tuple(source)]
 
 
-def limit_cache(tree: h5py.File) -> None:
-    """Limits what HDF5 keeps in memory of a file's metadata to 2 MiB instead of 32."""
-    # See docs/decisions/0028-the-hdf5-metadata-cache-is-capped.md.
-    cache = tree.id.get_mdc_config()
-    cache.set_initial_size = True
-    cache.initial_size, cache.min_size, cache.max_size = _CACHE, _CACHE, 2 * _CACHE
-    tree.id.set_mdc_config(cache)
+class _DecodedChunks:
+    """The chunks that were decoded last, as many as one of the largest takes memory."""
 
+    def __init__(self) -> None:
+        self._chunks: OrderedDict[tuple[str, tuple[int, ...]], Bytes] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
 
-class Window(io.RawIOBase):
-    """A part of an open file, as a file object for h5py and zipfile."""
-
-    def __init__(self, file: OpenFile, base: int, size: int) -> None:
-        self._file = file
-        self._base = base
-        self._size = size
-        self._position = 0
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence != os.SEEK_SET:
-            offset += self._position if whence == os.SEEK_CUR else self._size
-        self._position = offset
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        # HDF5 asks for bytes beyond the end, too; they may exist, but belong to something else.
-        view = memoryview(buffer)
-        if self._position + len(view) > self._size:
-            view = view[: max(0, self._size - self._position)]
-        count = self._file.read_into(self._base + self._position, view)
-        self._position += count
-        return count
+    def get(self, name: str, number: tuple[int, ...], encoded: Encoded) -> Bytes:
+        """A chunk of a tensor, decoded unless it is remembered."""
+        with self._lock:
+            key = name, number
+            if key not in self._chunks:
+                decoded = read_chunk(encoded.window, encoded.dataset, encoded.chunks[number])
+                self._size += decoded.nbytes
+                while self._chunks and self._size > CHUNK_LIMIT:
+                    self._size -= self._chunks.popitem(last=False)[1].nbytes
+                self._chunks[key] = decoded
+            self._chunks.move_to_end(key)
+            return self._chunks[key]
 
 
 def boxes(shape: tuple[int, ...], start: int, count: int) -> Iterator[tuple[slice, ...]]:

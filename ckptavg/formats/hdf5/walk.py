@@ -1,35 +1,59 @@
 """Finds the tensors and folders of an HDF5 file that may be damaged or hostile.
 
-HDF5 is asked only for the tree, and for where each tensor lies. Only hard links are followed, each
-object is visited once, and sizes that the file could not hold are refused.
+The structures of the file are parsed here, and HDF5 itself never sees it: damage in a file makes
+the library crash, loop forever, or read the memory of others. Only hard links are followed, each
+structure is visited once, and sizes that the file could not hold are refused.
+See docs/decisions/0075-hdf5-files-are-parsed-without-hdf5.md.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 
 from ckptavg.errors import FormatError
-from ckptavg.formats.hdf5.attributes import AttributeReader, Place
+from ckptavg.formats.hdf5.attributes import AttributeReader
+from ckptavg.formats.hdf5.chunks import Chunk, find_chunks
+from ckptavg.formats.hdf5.datasets import Dataset, Layout, RefusedError, dataset_of
+from ckptavg.formats.hdf5.links import links_of
+from ckptavg.formats.hdf5.object_headers import Message, open_window, read_messages
+from ckptavg.formats.hdf5.window import UNDEFINED, DamagedError, Window
 from ckptavg.formats.reader import Attribute
 from ckptavg.formats.tensors import Extent, TensorInfo, is_opaque
+from ckptavg.storage.open_file import OpenFile
 
 DTYPE_ATTRIBUTE = "dtype"
 """Keras stores what HDF5 has no type for, such as bfloat16, as opaque bytes with this attribute."""
 
-_STRING_LIMIT = 64 * 1024
-_CHUNK_LIMIT = 16 * 1024 * 1024
-"""Bytes of a decoded chunk, which HDF5 holds in memory as a whole."""
-
 _EXPANSION_LIMIT = 1100
 """Deflate compresses 1,032 to 1 at best: a file that declares more does not hold it."""
+_DEPTH_LIMIT = 200
+"""Folders in folders; deeper ones would exceed Python's stack."""
 
-_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, 32000}
-"""Filters that HDF5 and h5py (LZF, 32000) decode without plugins."""
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an HDF5 file lies in a checkpoint: the number of the file, and the bytes there."""
+
+    file: int
+    base: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tensor whose bytes in the file are not its values in a row.
+
+    Attributes:
+        window: of its file.
+        dataset: how it is stored.
+        chunks: where its chunks lie, by their number on each axis.
+    """
+
+    window: Window
+    dataset: Dataset
+    chunks: Mapping[tuple[int, ...], Chunk] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,161 +64,122 @@ class Tree:
         tensors: by their paths.
         groups: the attributes of all folders, by the folders' paths; None for an attribute that
             is damaged or not a string.
+        encoded: the tensors without an extent, by their paths.
     """
 
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     groups: dict[str, Mapping[str, Attribute | None]] = field(default_factory=dict)
+    encoded: dict[str, Encoded] = field(default_factory=dict)
 
 
-def find_tree(path: Path, file: h5py.File, place: Place, attributes: AttributeReader) -> Tree:
+def find_tree(file: OpenFile, place: Place) -> Tree:
     """Walks over an HDF5 file.
 
     Args:
-        path: the file, for messages.
-        file: the file as h5py opened it.
-        place: where it lies in its checkpoint.
-        attributes: reads attributes from the bytes of the file.
+        file: the file of the checkpoint that holds it.
+        place: where it lies there.
 
     Raises:
-        FormatError: the file holds links to other files, shared objects or types without a mean,
-            or it declares more than it holds.
+        FormatError: the file is damaged, holds links to other files, shared objects or types
+            without a mean, or it declares more than it holds.
     """
-    walk = _Walk(path, place, attributes)
-    root = h5py.h5g.open(file.id, b"/")
-    walk.visit(root, "", h5py.h5o.get_info(root).addr)
+    try:
+        window, root = open_window(file, place.base, place.size)
+        walk = _Walk(file.path, place.file, window)
+        walk.visit(root, "")
+    except DamagedError as error:
+        raise FormatError(f"{file.path} is not an intact HDF5 file: {error}") from error
     return walk.tree
 
 
 class _Walk:
-    def __init__(self, path: Path, place: Place, attributes: AttributeReader) -> None:
+    def __init__(self, path: Path, file: int, window: Window) -> None:
         self.tree = Tree()
         self._path = path
-        self._place = place
-        self._attributes = attributes
+        self._file = file
+        self._window = window
+        self._attributes = AttributeReader(window)
         self._seen: set[int] = set()
-        self._types: list[tuple[h5py.h5t.TypeID, str, bool]] = []
-        self._decoded = 0
+        self._encoded = 0
 
-    def visit(self, group: h5py.h5g.GroupID, prefix: str, address: int) -> None:
-        # h5py's low-level interface takes a third of the time for thousands of tensors.
-        self._enter(prefix or "/", address)
-        self.tree.groups[prefix] = self._attributes.of(address)
+    def visit(self, address: int, name: str, depth: int = 0) -> None:
+        """Takes in a folder with all that is below it, or a tensor."""
+        if address in self._seen:  # so that cycles end, and no size counts twice
+            raise self._refusal(name or "/", "is linked from two places")
+        self._seen.add(address)
+        messages = read_messages(self._window, address)
+        links = links_of(self._window, messages)
+        if links is None:
+            self.tree.tensors[name] = self._tensor(messages, name)
+            return
+        if depth > _DEPTH_LIMIT:
+            raise self._refusal(name, f"lies in more than {_DEPTH_LIMIT} folders")
+        self.tree.groups[name] = self._attributes.of(messages)
         labels: set[str] = set()
-        for key, kind, place in _links(group):
+        for key, target in links:
             try:
                 label = key.decode()
             except UnicodeDecodeError as error:
-                raise self._refusal(f"{prefix}/{key!r}", "is not a name in UTF-8") from error
-            name = f"{prefix}/{label}" if prefix else label
-            # HDF5 resolves such a name as a path, to another object than the one its link means.
-            if label in labels or label == "." or "/" in label:
-                raise self._refusal(name, "is not a valid name: the file is damaged")
+                raise self._refusal(f"{name}/{key!r}", "is not a name in UTF-8") from error
+            path = f"{name}/{label}" if name else label
+            # Keras, which opens such a name as a path, would come to another object.
+            if label in labels or label in ("", ".") or "/" in label:
+                raise self._refusal(path, "is not a valid name: the file is damaged")
             labels.add(label)
-            if kind != h5py.h5l.TYPE_HARD:
-                raise self._refusal(name, "is a link to another place")
-            found = h5py.h5o.open(group, key)
-            if isinstance(found, h5py.h5g.GroupID):
-                self.visit(found, name, place)
-            elif isinstance(found, h5py.h5d.DatasetID):
-                self._enter(name, place)
-                self.tree.tensors[name] = self._tensor(found, name, place)
-            else:
-                raise self._refusal(name, "is neither a folder nor a tensor")
+            if target is None:
+                raise self._refusal(path, "is a link to another place")
+            self.visit(target, path, depth + 1)
 
-    def _enter(self, name: str, address: int) -> None:
-        """Makes sure that an object is visited once: cycles end, and no size counts twice."""
-        if address in self._seen:
-            raise self._refusal(name, "is linked from two places")
-        self._seen.add(address)
+    def _tensor(self, messages: Iterable[Message], name: str) -> TensorInfo:
+        try:
+            dataset = dataset_of(self._window, messages)
+            if dataset is None:
+                raise RefusedError("is neither a folder nor a tensor")
+            dtype = dataset.dtype
+            if dtype.startswith("V"):
+                dtype = self._opaque_dtype(dataset, messages)
+            tensor = TensorInfo(name, dataset.shape, dtype, Extent(0, 0, self._file))
+            if tensor.nbytes == 0:
+                return tensor
+            extent = self._extent(dataset, tensor)
+        except RefusedError as error:
+            raise self._refusal(name, str(error)) from error
+        return TensorInfo(name, dataset.shape, dtype, extent)
 
-    def _tensor(self, dataset: h5py.h5d.DatasetID, name: str, address: int) -> TensorInfo:
-        properties = dataset.get_create_plist()
-        layout = properties.get_layout()
-        if layout == h5py.h5d.VIRTUAL or properties.get_external_count():
-            raise self._refusal(name, "is stored in another file")
-        if dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL:
-            raise self._refusal(name, "has no shape")
-        dtype, is_swapped = self._dtype(dataset.get_type(), name, address)
-        empty = Extent(0, 0, self._place.file)
-        tensor = TensorInfo(name, tuple(dataset.shape), dtype, empty)
-        nbytes = tensor.nbytes
-        if nbytes == 0:
-            return tensor
-        if layout != h5py.h5d.CONTIGUOUS:
-            self._check_decodable(dataset, properties, tensor)
-            return replace(tensor, extent=None)
-        offset = dataset.get_offset()
-        if offset is None:
-            raise self._refusal(name, "was never written")
-        if offset + nbytes > self._place.size:
-            raise self._refusal(name, "reaches beyond the end of the file")
-        if is_swapped:
-            self._decoded += nbytes
-            return replace(tensor, extent=None)
-        return replace(tensor, extent=Extent(self._place.base + offset, nbytes, self._place.file))
+    def _extent(self, dataset: Dataset, tensor: TensorInfo) -> Extent | None:
+        """Where the bytes of a tensor lie; None if they must be decoded."""
+        if dataset.layout is Layout.CHUNKED:
+            chunks = find_chunks(self._window, dataset)
+            stored = sum(chunk.nbytes for chunk in chunks.values())
+            self._encoded += stored  # tensors that share chunks would exceed the file together
+            if tensor.nbytes > stored * _EXPANSION_LIMIT or self._encoded > self._window.size:
+                raise RefusedError("declares more bytes than the file can hold")
+            self.tree.encoded[tensor.name] = Encoded(self._window, dataset, chunks)
+            return None
+        if dataset.layout is Layout.COMPACT:
+            if len(dataset.stored) != tensor.nbytes:
+                raise RefusedError("declares more bytes than the file can hold")
+            self.tree.encoded[tensor.name] = Encoded(self._window, dataset)
+            return None
+        if dataset.address == UNDEFINED:
+            raise RefusedError("was never written")
+        if dataset.nbytes < tensor.nbytes or dataset.address + tensor.nbytes > self._window.size:
+            raise RefusedError("reaches beyond the end of the file")
+        if dataset.is_swapped:
+            self._encoded += tensor.nbytes
+            self.tree.encoded[tensor.name] = Encoded(self._window, dataset)
+            return None
+        return Extent(self._window.base + dataset.address, tensor.nbytes, self._file)
 
-    def _check_decodable(
-        self, dataset: h5py.h5d.DatasetID, properties: h5py.h5p.PropDCID, tensor: TensorInfo
-    ) -> None:
-        """Refuses a tensor that declares more than it stores, or whose chunks take much memory."""
-        stored = dataset.get_storage_size()
-        self._decoded += stored  # tensors that share their chunks would exceed the file together
-        if tensor.nbytes > stored * _EXPANSION_LIMIT or self._decoded > self._place.size:
-            raise self._refusal(tensor.name, "declares more bytes than the file can hold")
-        filters = [properties.get_filter(n) for n in range(properties.get_nfilters())]
-        for code, *_, label in filters:
-            if code not in _FILTERS:
-                raise self._refusal(tensor.name, f"is compressed by {label!r:.40}, unknown here")
-        if properties.get_layout() != h5py.h5d.CHUNKED:
-            return
-        chunk = properties.get_chunk()
-        if math.prod(chunk) * dataset.dtype.itemsize > _CHUNK_LIMIT:
-            raise self._refusal(tensor.name, f"has chunks of more than {_CHUNK_LIMIT} bytes")
-        # HDF5 reads a missing chunk as zeros, which nobody has saved.
-        wanted = math.prod(-(-n // c) for n, c in zip(tensor.shape, chunk, strict=True))
-        if wanted > self._place.size or dataset.get_num_chunks() != wanted:
-            raise self._refusal(tensor.name, "lacks some of its chunks")
-
-    def _dtype(self, kind: h5py.h5t.TypeID, name: str, address: int) -> tuple[str, bool]:
-        """The name of a dtype, and whether it is big-endian."""
-        for known, dtype_name, is_swapped in self._types:
-            if kind == known:
-                return dtype_name, is_swapped
-        dtype = kind.dtype
-        if dtype.kind == "V" and dtype.fields is None and 0 < dtype.itemsize <= 8:
-            stored = self._attributes.of(address).get(DTYPE_ATTRIBUTE)
-            return self._opaque_dtype(dtype, name, stored), False
-        if dtype.kind == "S" and 0 < dtype.itemsize <= _STRING_LIMIT:
-            return f"S{dtype.itemsize}", False
-        if dtype.kind not in "fiub" or dtype.itemsize > 8:
-            raise self._refusal(
-                name, f"has the type {dtype}, which is not a number of up to 8 bytes"
-            )
-        # A type of the same size may place its bits differently; h5py would convert the values.
-        if kind != h5py.h5t.py_create(dtype, logical=True):
-            raise self._refusal(name, f"has a type of its own that only resembles {dtype}")
-        self._types.append((kind, dtype.name, dtype.byteorder == ">"))
-        return dtype.name, dtype.byteorder == ">"
-
-    def _opaque_dtype(self, dtype: np.dtype[Any], name: str, stored: Attribute | None) -> str:
+    def _opaque_dtype(self, dataset: Dataset, messages: Iterable[Message]) -> str:
+        stored = self._attributes.of(messages).get(DTYPE_ATTRIBUTE)
         if (
             isinstance(stored, str)
             and is_opaque(stored)
-            and np.dtype(stored).itemsize == dtype.itemsize
+            and np.dtype(stored).itemsize == dataset.itemsize
         ):
             return stored
-        raise self._refusal(name, f"holds bytes of the unknown type {stored!r:.40}")
+        raise RefusedError(f"holds bytes of the unknown type {stored!r:.40}")
 
     def _refusal(self, name: str, why: str) -> FormatError:
         return FormatError(f"refusing {self._path}: '{name}' {why}")
-
-
-def _links(group: h5py.h5g.GroupID) -> list[tuple[bytes, int, int]]:
-    """Name and kind of all links of a folder, and the addresses that hard ones lead to."""
-    found: list[tuple[bytes, int, int]] = []
-
-    def take(name: bytes, info: h5py.h5l.LinkInfo) -> None:  # h5py reuses `info` for all links
-        found.append((name, info.type, info.u))
-
-    group.links.iterate(take, info=True)
-    return found

@@ -7,7 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from ckptavg.formats.hdf5.attributes import AttributeReader, Place
+from ckptavg.formats.hdf5.attributes import AttributeReader
+from ckptavg.formats.hdf5.object_headers import open_window, read_messages
+from ckptavg.formats.hdf5.window import DamagedError
 from ckptavg.storage.open_file import OpenFile
 from tests.helpers.models import tiny_model
 
@@ -45,10 +47,12 @@ def texts(path):
     """The attributes of every folder and tensor of a file."""
     found = {}
     with h5py.File(path) as file, closing(OpenFile(path)) as opened:
-        reader = AttributeReader(opened, Place(0, 0, opened.size))
+        window, _ = open_window(opened, 0, opened.size)
+        reader = AttributeReader(window)
 
         def visit(name, entry):
-            found[name] = dict(reader.of(h5py.h5o.get_info(entry.id).addr))
+            address = h5py.h5o.get_info(entry.id).addr
+            found[name] = dict(reader.of(read_messages(window, address)))
 
         visit("/", file)
         file.visititems(visit)
@@ -124,7 +128,8 @@ def test_headers_that_share_their_messages_cannot_fill_the_memory(tmp_path):
         file.attrs["names"] = np.array([b"x" * 50_000])
         address = h5py.h5o.get_info(file.id).addr
     with closing(OpenFile(path)) as opened:
-        reader = AttributeReader(opened, Place(0, 0, opened.size))
-        assert reader.of(address)["names"] == (b"x" * 50_000,)
-        with pytest.raises(ValueError, match="more bytes than the file has"):
-            reader.of(address)
+        window, _ = open_window(opened, 0, opened.size)
+        found = AttributeReader(window).of(read_messages(window, address))
+        assert found["names"] == (b"x" * 50_000,)
+        with pytest.raises(DamagedError, match="two places share the structure"):
+            read_messages(window, address)
