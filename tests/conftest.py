@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # of tiny models more only take time
 
 import numpy as np
 import pytest
@@ -48,14 +49,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def warm() -> Iterator[list[str]]:
     """What to put before `-c CODE`, in place of the interpreter: TensorFlow is imported there."""
     program = Path(warm_processes.__file__)
-    with TemporaryDirectory() as folder:  # paths of sockets must be short
-        path = f"{folder}/socket"
-        server = subprocess.Popen([sys.executable, "-P", program, path], stdin=subprocess.PIPE)
-        while not Path(path).exists():
-            assert server.poll() is None
-            time.sleep(0.01)
-        yield [sys.executable, "-IS", str(program), path]
-        server.communicate()
+    # Paths of sockets must be short; and a test runs the exit functions in a fork, which would
+    # remove a TemporaryDirectory.
+    folder = Path(mkdtemp())
+    socket = folder / "socket"
+    server = subprocess.Popen([sys.executable, "-P", program, socket], stdin=subprocess.PIPE)
+    while not socket.exists():
+        assert server.poll() is None
+        time.sleep(0.01)
+    yield [sys.executable, "-IS", str(program), str(socket)]
+    server.communicate()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
