@@ -170,7 +170,9 @@ def _batches(data: Any, size: int = BATCH_SIZE) -> Iterator[Any]:
     else:
         _check_iterable(data)
         # A tf.data.Dataset loads the next batches while one is used.
-        yield from data.prefetch(2) if hasattr(data, "prefetch") else data
+        # Not `yield from`: whoever takes the first batch alone would close a generator with it.
+        for batch in data.prefetch(2) if hasattr(data, "prefetch") else data:  # noqa: UP028
+            yield batch
 
 
 def _check_iterable(data: Any) -> None:

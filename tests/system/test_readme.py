@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import ckptavg
 from ckptavg.cli import app
+from ckptavg.storage.files import TEMPORARY_PREFIX
 from tests.helpers.command_line import known_commands
 from tests.helpers.models import tiny_data, tiny_model
 
@@ -177,8 +178,9 @@ def test_ckptavg_writes_checkpoints_in_another_thread(tmp_path, monkeypatch):
 
     def renaming(original):
         def rename(source, target, **places):
-            if str(target).endswith(".weights.h5"):
-                put_in_place[Path(target).name] = threading.current_thread()
+            name = Path(target).name
+            if name.endswith(".weights.h5") and not name.startswith(TEMPORARY_PREFIX):
+                put_in_place[name] = threading.current_thread()
             return original(source, target, **places)
 
         return rename
