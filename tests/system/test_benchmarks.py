@@ -80,7 +80,7 @@ def test_the_whole_benchmark_runs(bench):
     assert how.count("h5py whole tensors, float64") == 2
 
 
-def test_the_benchmark_of_the_start_runs():
+def test_the_benchmark_of_the_start_runs(bench):
     header, _, imports, whole, start = bench(name="bench_start")
     assert header == ["process", "processor ms", "ratio"]
     assert imports[-1] == "1"
