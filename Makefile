@@ -33,6 +33,7 @@ test-backends: .venv-backends/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: .venv/installed
@@ -49,7 +50,7 @@ bench-batch-norm: .venv/installed
 	$(BIN)/python tests/benchmarks/bench_batch_norm.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv-backends .pytest_cache .ruff_cache .import_linter_cache ckptavg-demo
+	rm -rf .venv .venv-backends .pytest_cache .mypy_cache .ruff_cache .import_linter_cache ckptavg-demo
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
