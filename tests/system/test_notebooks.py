@@ -21,15 +21,23 @@ _MACHINE = re.compile(r"(?<![\w.])/(?:tmp|home|root|usr|var|opt|mnt|work|Users)/
 
 _SHORT = """
 import keras
+from ckptavg import analysis, demo
 
 def fit(model, x, y, *, whole=keras.Model.fit, **options):
     if "validation_data" in options:
         options["validation_data"] = [part[:64] for part in options["validation_data"]]
     return whole(model, x[:64], y[:64], **options)
 
-keras.Model.fit = fit
+def loss_plane(*corners, whole=analysis.loss_plane, **options):
+    return whole(*corners, **options | {"points": 3})
+
+def digits(whole=demo._digits):
+    return [part[:1000] for part in whole()]
+
+keras.Model.fit, analysis.loss_plane = fit, loss_plane
+demo._digits, demo.HELD_OUT = digits, 64
 """
-"""Trains on a few of the images: what a notebook puts out is of the same kinds."""
+"""Trains on a few of the images, measures at a few places: the outputs are of the same kinds."""
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
