@@ -8,7 +8,7 @@ PIP_ARGS ?=
 BENCH_ARGS ?=
 NOTEBOOKS ?=
 
-.PHONY: demo pictures notebooks test test-backends lint format bench bench-batch-norm clean
+.PHONY: demo pictures notebooks test test-backends lint format bench bench-batch-norm mutants clean
 
 demo: .venv/installed
 	$(BIN)/ckptavg demo
@@ -48,6 +48,10 @@ bench: .venv/installed
 
 bench-batch-norm: .venv/installed
 	$(BIN)/python tests/benchmarks/bench_batch_norm.py $(BENCH_ARGS)
+
+# Small changes of the code that decides what comes out, each of which its tests must notice.
+mutants: .venv/installed
+	$(BIN)/python -m tests.mutation $(MUTANTS)
 
 clean:
 	rm -rf .venv .venv-backends .pytest_cache .mypy_cache .ruff_cache .import_linter_cache ckptavg-demo
