@@ -103,6 +103,8 @@ def test_every_measure_is_that_of_numpy(walk):
         np.testing.assert_allclose(geometry.norms(layer).values, norms(x), rtol=1e-12)
         steps = norms(np.diff(x, axis=0))
         np.testing.assert_allclose(geometry.step_sizes(layer).values, [np.nan, *steps], rtol=1e-9)
+        straight = norms(x[-1] - x[0]) / steps.sum()
+        assert geometry.straightness(layer) == pytest.approx(straight, rel=1e-9)
         if layer is not None:
             number = geometry.layers.index(layer)
             found = geometry.drift().values[number]
@@ -192,6 +194,7 @@ def test_a_right_triangle(tmp_path):
     assert distances.loc["a", "c"] == pytest.approx(5, rel=1e-12)
     # Thales: the middle of the hypotenuse is as far from all corners.
     assert distances.loc["middle"].tolist() == pytest.approx([2.5, 2.5, 2.5, 0.0], rel=1e-12)
+    assert geometry.straightness() == pytest.approx(5 / 7, rel=1e-12)
     found = geometry.trajectory()
     assert found.explained.tolist() == pytest.approx([found.explained[0], 1 - found.explained[0]])
     np.testing.assert_allclose(found.off_plane, 0.0, atol=1e-12)
@@ -281,6 +284,8 @@ def test_trajectories_of_few_points(tmp_path):
     np.testing.assert_allclose(found.coordinates, [[-1.5, 0], [1.5, 0]], atol=1e-12)
     assert found.averages["middle"] == pytest.approx((0.0, 0.0))
     assert found.explained.tolist() == [1.0, 0.0]
+    assert measure_geometry([a, b]).straightness() == 1.0
+    assert np.isnan(measure_geometry([a]).straightness())
     found = measure_geometry([a]).trajectory()
     assert found.coordinates.tolist() == [[0.0, 0.0]]
     assert found.explained.tolist() == [0.0, 0.0]

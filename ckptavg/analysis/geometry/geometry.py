@@ -1,5 +1,6 @@
 """How checkpoints lie to each other: algebra on inner products of their deviations."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -130,6 +131,24 @@ class Geometry:
         distances = self.distances(layer, averages={}).values
         steps = np.concatenate(([np.nan], np.diagonal(distances, 1)))
         return self._series(steps, "distance to the one before", layer)
+
+    def straightness(self, layer: str | None = None) -> float:
+        """How straight the path through the checkpoints is, in their order, from 0 to 1.
+
+        The distance from the first to the last checkpoint as a fraction of the length of the path
+        from each to the next. It is 1 if they lie on one line, as in a training that is still on
+        its way. Of K checkpoints, that of a random walk is about 1 / sqrt(K - 1), and that of
+        weights that move about a point about 1 / (K - 1). NaN for one checkpoint, or equal ones.
+
+        Args:
+            layer: the layer to measure; None for all weights.
+
+        Raises:
+            SpecError: there is no such layer.
+        """
+        distances = self.distances(layer, averages={}).values
+        length = float(np.diagonal(distances, 1).sum())
+        return float(distances[0, -1]) / length if length > 0 else math.nan
 
     def drift(self, origin: str = FIRST) -> LayerTable:
         """How far each layer moved from an origin, as a fraction of its norm there.
