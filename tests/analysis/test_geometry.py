@@ -278,6 +278,25 @@ def test_equal_points_are_no_distance_apart_and_zero_has_no_direction(tmp_path):
     assert geometry.drift("mean").values[1] == pytest.approx([1.0, 1 / 3, 1.0, 5 / 3])
 
 
+def test_a_path_on_its_way_is_told_from_a_random_walk_and_from_rest(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(12, 400))
+    line = np.linspace(0, 12, 12)[:, None] * rng.normal(size=400)
+    for name, rows, expected in (
+        ("straight", 50 + line + 0.3 * noise, True),
+        ("walk", 50 + np.cumsum(noise, axis=0), False),
+        ("rest", 50 + noise, False),
+        ("two", 50 + line[:2], False),  # two points are always on a line
+        ("one", line[1:2], False),
+        ("equal", np.ones((3, 400)), False),
+    ):
+        paths = [
+            write_h5(tmp_path / f"{name}-{n}.weights.h5", {"layers/dense/vars/0": row})
+            for n, row in enumerate(rows)
+        ]
+        assert measure_geometry(paths).on_its_way == expected, name
+
+
 def test_trajectories_of_few_points(tmp_path):
     a, b, _ = triangle(tmp_path)
     found = measure_geometry([a, b], averages={"middle": [0.5, 0.5]}).trajectory()

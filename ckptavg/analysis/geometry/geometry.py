@@ -17,6 +17,8 @@ FIRST, MEAN = "first", "mean"
 
 _ROUNDING = 1e-15
 """A squared length counts as 0 below this fraction of the squares whose difference it is."""
+_STRAIGHT, _BEYOND_CHANCE = 0.6, 1.5
+"""Straightness from which a path is nearly one line, also as a multiple of a random walk's."""
 
 Averages = Mapping[str, Sequence[float]]
 """Coefficients of averages by name, one for each checkpoint, with sum 1."""
@@ -149,6 +151,16 @@ class Geometry:
         distances = self.distances(layer, averages={}).values
         length = float(np.diagonal(distances, 1).sum())
         return float(distances[0, -1]) / length if length > 0 else math.nan
+
+    @property
+    def on_its_way(self) -> bool:
+        """Whether the path is nearly one line, so that its mean lies behind its end.
+
+        Straight means at least 0.6, and half more than a random walk of as many steps would be.
+        See docs/decisions/0076-when-an-average-is-worse.md
+        """
+        chance = math.sqrt(max(1, len(self.labels) - 1))
+        return self.straightness() >= max(_STRAIGHT, _BEYOND_CHANCE / chance)
 
     def drift(self, origin: str = FIRST) -> LayerTable:
         """How far each layer moved from an origin, as a fraction of its norm there.
