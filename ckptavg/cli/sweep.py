@@ -8,7 +8,7 @@ import typer
 from ckptavg.cli.command import command
 from ckptavg.cli.leaderboard import Leaderboard, check_csv, csv_path, print_scores
 from ckptavg.cli.options import FOR_SELECTION, OUTPUT, RESOURCES, Option
-from ckptavg.cli.printing import pick, print_json
+from ckptavg.cli.printing import pick, plural, print_json
 from ckptavg.cli.session import session
 from ckptavg.cli.values import parse_size
 from ckptavg.commands.sweep import sweep as search
@@ -71,8 +71,12 @@ def _facts(entry: "Entry") -> dict[str, Any]:
 
 
 def _print_summary(report: "SweepReport", eval_data: str, test_data: str | None) -> None:
-    known = f", {report.known} of them known from before" if report.known else ""
-    typer.echo(f"tried {report.tried} candidates{known}, chosen by {report.monitor} on {eval_data}")
+    typer.echo(f"tried {report.tried} candidates, chosen by {report.monitor} on {eval_data}")
+    if report.known:
+        typer.echo(
+            f"{plural(report.known, 'score')} of an earlier sweep; one was evaluated again and is "
+            "the same"
+        )
     if report.output is not None:
         typer.echo(f"wrote {report.output} and {csv_path(report.output).name}")
     if report.test_metrics is None:

@@ -1,10 +1,14 @@
 """Scores of averages kept in a folder, so that a stopped search can be continued."""
 
 import json
+import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from ckptavg.errors import CkptavgWarning
 from ckptavg.merging.planned_sources import SourcePlan
 from ckptavg.runs.digest import digest
 from ckptavg.runs.outputs import writing
@@ -12,6 +16,13 @@ from ckptavg.version import __version__
 
 SEARCH_FOLDER = "search"
 """Folder of a run that holds the scores of searches."""
+
+_SAME = 1e-3
+"""How far metrics of the same weights may be apart, as a fraction of the larger one: devices and
+other orders of the samples round differently."""
+_REPEATS, _SPREAD = 3, 4
+"""How often data that may be shuffled or augmented are read again to see how far scores vary, and
+how many times as far a former score may be away."""
 
 
 def contents(sources: Sequence[SourcePlan]) -> list[object]:
@@ -29,6 +40,11 @@ class ScoreCache:
 
     A line is added for each average once it has been evaluated. A line that a kill cut off is
     skipped when the file is read. Several caches may share a folder.
+
+    A model is known by its configuration, which does not show the code of a custom loss or layer.
+    So one score that an earlier search found is to be found again (`confirm`) before the others are
+    believed; if it is not, a further line gives this model and these data a new generation of
+    scores, and no former one is used again.
     See docs/decisions/0039-scores-are-keyed-by-content.md
     """
 
@@ -45,8 +61,11 @@ class ScoreCache:
         """
         self.path = folder / "scores.jsonl"
         self._contents = contents
-        self._context = [__version__, *fingerprint]
-        self._known = dict(self._read())
+        self._context: list[object] = [__version__, *fingerprint]
+        self._of = digest(json.dumps(self._context).encode()).hex()
+        self._known: dict[str, dict[str, float]] = {}
+        self._generation = 0
+        self._read()
         with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
@@ -57,15 +76,50 @@ class ScoreCache:
         """The metrics of an average; None if it has not been evaluated."""
         return self._known.get(self._key(coefficients))
 
-    def add(self, coefficients: Sequence[float], metrics: dict[str, float]) -> None:
+    def add(self, coefficients: Sequence[float], metrics: Mapping[str, float]) -> None:
         """Keeps the metrics of an average, at once and on disk."""
         key = self._key(coefficients)
-        self._known[key] = metrics
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "metrics": metrics}) + "\n")
-            file.flush()
-            # A kill or a power failure loses no score that took minutes.
-            os.fsync(file.fileno())
+        self._known[key] = dict(metrics)
+        self._write({"key": key, "metrics": metrics})
+
+    def confirm(
+        self,
+        averages: Iterable[Sequence[float]],
+        evaluate: Callable[[Sequence[float]], Mapping[str, float]],
+    ) -> None:
+        """Evaluates one average again whose score is known; forgets all scores if it has another.
+
+        Args:
+            averages: coefficients of those that will be asked for; the first known one is taken.
+            evaluate: its metrics now.
+
+        Warns:
+            CkptavgWarning: the scores of an earlier search are not used.
+        """
+        for coefficients in averages:
+            # One that could not be evaluated has no metrics, which would prove nothing.
+            if known := self.get(coefficients):
+                break
+        else:
+            return
+        now = evaluate(coefficients)
+        apart = _apart(known, now)
+        if apart <= _SAME:
+            return
+        # Shuffled and augmented data give no score twice: how far apart are those of today?
+        spread = max(_apart(now, evaluate(coefficients)) for _ in range(_REPEATS))
+        if apart <= _SPREAD * spread:
+            return
+        name = max(known, key=lambda name: _apart_in(name, known, now))
+        warnings.warn(
+            f"the scores in {self.path} are not used: for the same weights and data, {name} was "
+            f"{known[name]:.5g} and is {now.get(name, math.nan):.5g} now, so the code of the "
+            "model, its loss or its metrics has changed since. All averages are evaluated again",
+            CkptavgWarning,
+            stacklevel=2,
+        )
+        self._generation += 1
+        self._write({"of": self._of, "generation": self._generation})
 
     def _key(self, coefficients: Sequence[float]) -> str:
         parts = [
@@ -74,18 +128,46 @@ class ScoreCache:
             # Checkpoints without a share do not matter, so longer runs find old scores.
             if coefficient != 0.0
         ]
-        return digest(json.dumps([self._context, parts]).encode()).hex()
+        # The first generation has no number, so that scores of former versions are found.
+        context = [*self._context, self._generation] if self._generation else self._context
+        return digest(json.dumps([context, parts]).encode()).hex()
 
-    def _read(self) -> list[tuple[str, dict[str, float]]]:
+    def _write(self, entry: Mapping[str, object]) -> None:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            # A kill or a power failure loses no score that took minutes.
+            os.fsync(file.fileno())
+
+    def _read(self) -> None:
         if not self.path.is_file():
-            return []
-        found = []
+            return
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                entry = json.loads(line)
-                metrics = {str(name): float(value) for name, value in entry["metrics"].items()}
-                found.append((str(entry["key"]), metrics))
+                self._take(json.loads(line))
             # A line of another version, or damaged: the average is evaluated again.
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue
-        return found
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        if "of" not in entry:
+            metrics = {str(name): float(value) for name, value in entry["metrics"].items()}
+            self._known[str(entry["key"])] = metrics
+        elif entry["of"] == self._of:
+            self._generation = max(self._generation, int(entry["generation"]))
+
+
+def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """The largest difference of two evaluations, as a fraction of the larger value."""
+    return max((_apart_in(name, one, other) for name in {*one, *other}), default=0.0)
+
+
+def _apart_in(name: str, one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """The difference in one metric; infinite if only one of both has it, as a number."""
+    first, second = one.get(name), other.get(name)
+    if first is None or second is None:
+        return math.inf
+    if first == second or (math.isnan(first) and math.isnan(second)):
+        return 0.0
+    found = abs(first - second) / max(abs(first), abs(second))
+    return math.inf if math.isnan(found) else found

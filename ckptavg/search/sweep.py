@@ -76,7 +76,8 @@ class SweepReport:
         entries: all candidates, the best first; of equal ones the one of more checkpoints.
         monitor: the metric used for selection.
         tried: number of candidates; the more there are, the more optimistic is the best score.
-        known: how many of them an earlier sweep had evaluated.
+        known: how many of them have the score that an earlier sweep found. One of these was
+            evaluated again, to see that it is still the same.
         output: file of the best average, if one was written.
         test_metrics: of the best average on data not used for selection.
         sums_on_disk: whether the sums of checkpoints did not fit into memory.
@@ -230,20 +231,22 @@ def _evaluate(
     judge: Judge,
     progress: Advance,
 ) -> tuple[dict[Candidate, Score], int]:
-    """Scores of candidates, the best first, and how many of them an earlier sweep had found.
+    """Scores of candidates, the best first, and how many of them are those of an earlier sweep.
 
     Only the score of the best one may have statistics, if it was not known.
     """
     folder = run.directory / SEARCH_FOLDER
     cache = ScoreCache(folder, contents(averages.plan.sources), judge.fingerprint)
     scores: dict[Candidate, Score] = {}
-    known, best = 0, candidates[0]
+    known, best, count = 0, candidates[0], len(run.checkpoints)
+    of_run = {candidate.of_run(count): candidate for candidate in candidates}
+    cache.confirm(of_run, lambda c: judge.score(averages.tensors(of_run[tuple(c)])).metrics)
 
     def order(candidate: Candidate) -> tuple[float, int]:
         return judge.rank(scores[candidate].metrics), candidate.start - candidate.stop
 
     for candidate in candidates:
-        coefficients = candidate.of_run(len(run.checkpoints))
+        coefficients = candidate.of_run(count)
         metrics = cache.get(coefficients)
         if metrics is None:
             scores[candidate] = judge.score(averages.tensors(candidate))

@@ -246,13 +246,14 @@ def test_a_surface_that_was_stopped_goes_on(trained_run, counted):
     counted.clear()
     told = []
     plane = surface(loss_plane, *corners, points=3, progress=told.append)
-    assert (len(counted), sum(told)) == (4, 9)
+    # one of the known points is evaluated again, to see whether it still has its score
+    assert (len(counted), sum(told)) == (4 + 1, 9)
     for name, values in plain.metrics["eval"].items():
         np.testing.assert_allclose(plane.metrics["eval"][name], values, rtol=1e-6)
     # all points of a grid are among those of one twice as fine
     counted.clear()
     surface(loss_plane, *corners, points=5)
-    assert len(counted) == 25 - 9
+    assert len(counted) == 25 - 9 + 1
 
 
 def test_what_differs_is_not_mixed_up(trained_run, counted):
@@ -263,12 +264,13 @@ def test_what_differs_is_not_mixed_up(trained_run, counted):
         surface(loss_line, *corners, points=[0.0, 0.5], **options)
         return len(counted)
 
+    again = 1  # a known point, to see whether it still has its score
     assert new(one, two) == 2
-    assert new(one, two) == 0
-    assert new(one, three) == 1  # the start is known
-    assert new(one, two, eval_data={"other name": EVAL}) == 0
+    assert new(one, two) == 0 + again
+    assert new(one, three) == 1 + again  # the start is known
+    assert new(one, two, eval_data={"other name": EVAL}) == 0 + again
     assert new(one, two, eval_data=(X[40:], Y[40:])) == 2
-    assert new(one, two, eval_data={"a": EVAL, "b": (X[50:], Y[50:])}) == 2
+    assert new(one, two, eval_data={"a": EVAL, "b": (X[50:], Y[50:])}) == 2 + again
     assert new(one, two, data=X[:64]) == 2
     assert new(one, two, data=X, steps=1) == 2
     assert new(one, two, data=[X[:48], X[48:]]) == 2
@@ -281,7 +283,7 @@ def test_what_differs_is_not_mixed_up(trained_run, counted):
     two.path.write_bytes(three.path.read_bytes())
     record = three.record.path.read_text().replace(three.path.name, two.path.name)
     two.record.path.write_text(record)
-    assert new(one, ckptavg.Checkpoint.open(two.path)) == 0
+    assert new(one, ckptavg.Checkpoint.open(two.path)) == 0 + again
     assert not leftovers(trained_run)
 
 
@@ -291,11 +293,32 @@ def test_files_of_no_run_keep_nothing_unless_asked(checkpoints, counted, tmp_pat
         surface(loss_line, *checkpoints[:2], points=[0.5])
         assert len(counted) == 1
     assert not list(tmp_path.rglob("scores.jsonl"))
-    for expected in (1, 0):
+    for expected in (2, 1):  # the second time, to see whether a point still has its score
         counted.clear()
-        surface(loss_line, *checkpoints[:2], points=[0.5], cache=tmp_path / "new" / "folder")
+        surface(loss_line, *checkpoints[:2], points=[0.5, 0.6], cache=tmp_path / "new" / "folder")
         assert len(counted) == expected
     assert (tmp_path / "new" / "folder" / "scores.jsonl").is_file()
+
+
+@keras.saving.register_keras_serializable("surfaces")
+def scaled_error(y, found):
+    return scaled_error.factor * keras.losses.mean_squared_error(y, found)
+
+
+def test_values_of_a_loss_whose_code_has_changed_are_not_used(kernels, tmp_path):
+    def loss():
+        model = quadratic_model()
+        model.compile("sgd", scaled_error)
+        plane = quadratic_plane(kernels[0], points=2, model=model, cache=tmp_path / "c")
+        return plane.metrics["eval"]["loss"]
+
+    scaled_error.factor = 1.0
+    before = loss()
+    np.testing.assert_array_equal(loss(), before)
+    scaled_error.factor = 2.0
+    with pytest.warns(ckptavg.CkptavgWarning, match="loss was .* now, so the code of the model"):
+        np.testing.assert_allclose(loss(), 2 * before, rtol=1e-6)
+    np.testing.assert_allclose(loss(), 2 * before, rtol=1e-6)
 
 
 def test_a_dictionary_of_x_and_y_is_one_data_set(kernels):
@@ -327,7 +350,7 @@ def test_several_data_sets_share_a_pass(trained_run, monkeypatch):
         alone = surface(loss_line, one, two, points=[0.0, 0.5, 1.0], eval_data=data)
         for metric, values in alone.metrics["eval"].items():
             np.testing.assert_allclose(line.metrics[name][metric], values, rtol=1e-6)
-    assert len(passes) == 3  # both are known
+    assert len(passes) == 3 + 2  # both are known, and one point of each is evaluated again
 
 
 def state(model):
@@ -371,7 +394,7 @@ def test_points_that_overflow_are_nan_and_remembered(checkpoints, counted, tmp_p
     counted.clear()
     again = surface(loss_line, *checkpoints[:2], **options)
     np.testing.assert_array_equal(again.metrics["eval"]["loss"], loss)
-    assert not counted
+    assert len(counted) == 1  # the finite one, to see whether it still has its score
     with pytest.raises(NonFiniteError, match="at every point"):
         surface(loss_line, *checkpoints[:2], points=[1e39])
     # without BatchNorm it is what the network gives

@@ -256,7 +256,8 @@ def test_a_sweep_that_was_stopped_goes_on(trained_run, monkeypatch):
 
     monkeypatch.setattr(judging, "measure", counted)
     report = run_sweep(trained_run)
-    assert (report.known, len(evaluated)) == (2, 2)
+    # two that are new, and one that is known, to see whether its score still holds
+    assert (report.known, len(evaluated)) == (2, 3)
     assert run_sweep(trained_run).known == 4
     # other data, another model, or other weights are not taken for the same
     assert run_sweep(trained_run, eval_data=REPORT).known == 0
@@ -266,6 +267,71 @@ def test_a_sweep_that_was_stopped_goes_on(trained_run, monkeypatch):
     assert run_sweep(trained_run, model=other).known == 0
     # but the same samples in another order are
     assert run_sweep(trained_run, eval_data=(CHOOSE[0][::-1], CHOOSE[1][::-1])).known == 4
+
+
+@keras.saving.register_keras_serializable("sweeps")
+class Scaled(keras.layers.Dense):
+    """A layer whose code changes while its configuration does not."""
+
+    factor = 1.0
+
+    def call(self, inputs):
+        return super().call(inputs) * self.factor
+
+
+def scaled_model():
+    layers = [keras.Input((6,)), Scaled(3, name="head")]
+    model = keras.Sequential(layers, name="scaled")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_scores_of_a_model_whose_code_has_changed_are_not_used(tmp_path, monkeypatch):
+    run, model = tmp_path / "run", scaled_model()
+    model.fit(X, Y, epochs=3, callbacks=[ckptavg.CheckpointSaver(run, start_epoch=1)], verbose=0)
+
+    def swept(**options):
+        return run_sweep(run, model=scaled_model(), data=None, **options)
+
+    before = swept()
+    assert swept().known == 3
+    monkeypatch.setattr(Scaled, "factor", 2.0)
+    with pytest.warns(ckptavg.CkptavgWarning, match="loss was .* now, so the code of the model"):
+        few = swept(budget=1)
+    # one score is of the new code, and the others are those of the former code
+    after = swept()
+    assert (few.known, after.known) == (0, 1)
+    for one, other in zip(after.entries, before.entries, strict=True):
+        assert one.metrics != pytest.approx(other.metrics, rel=0.05)
+    assert swept().known == 3
+    monkeypatch.setattr(Scaled, "factor", 1.0)
+    with pytest.warns(ckptavg.CkptavgWarning, match="All averages are evaluated again"):
+        again = swept()
+    assert [e.metrics for e in again.entries] == [e.metrics for e in before.entries]
+
+
+class Augmented(keras.utils.PyDataset):
+    """Inputs with other noise at each reading, but for the first, which fingerprints them."""
+
+    noise = np.random.default_rng(3)
+
+    def __init__(self):
+        super().__init__()
+        self.read = 0
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        self.read += 1
+        noise = self.noise.normal(0, 2.0, X.shape) if self.read > 1 else 0.0
+        return (X + noise).astype("float32"), Y
+
+
+def test_scores_over_data_that_vary_are_known(trained_run):
+    first = run_sweep(trained_run, data=Augmented())
+    second = run_sweep(trained_run, data=Augmented(), recipes=["uniform", "ema:0.5"])
+    assert (first.known, second.known) == (0, 4)
 
 
 def test_plain_means_read_each_checkpoint_once(trained_run, monkeypatch):
@@ -373,7 +439,8 @@ def test_the_sweep_command(folder):
     best = ("-o", "best.keras", "--test-data", "train.py:report", "--recipes", "uniform,ema:0.5")
     status, out, err = main("sweep", "run", *options, *best)
     assert status == 0, err
-    assert "tried 7 candidates, 4 of them known from before" in out
+    assert "tried 7 candidates, chosen by accuracy on train.py:choose" in out
+    assert "4 scores of an earlier sweep; one was evaluated again and is the same" in out
     assert "wrote best.keras and best.keras.csv" in out
     assert "the best one on train.py:report: " in out
     with Path("best.keras.csv").open() as file:

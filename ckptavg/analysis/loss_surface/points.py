@@ -95,8 +95,11 @@ class Points:
             CkptavgError: as `update_batch_norm` and `evaluate` do.
         """
         found: dict[str, list[dict[str, float]]] = {name: [] for name in self._eval_data}
-        for place in places:
-            for name, metrics in self._at([round(float(c), _DIGITS) for c in place]).items():
+        rounded = [tuple(round(float(c), _DIGITS) for c in place) for place in places]
+        for name, cache in self._caches.items():
+            cache.confirm(rounded, lambda place, name=name: self._measure(place, [name])[name])
+        for place in rounded:
+            for name, metrics in self._at(place).items():
                 found[name].append(metrics)
             if progress is not None:
                 progress(1)
@@ -108,15 +111,18 @@ class Points:
         found = {name: metrics for name, metrics in known.items() if metrics is not None}
         missing = [name for name in self._eval_data if name not in found]
         if missing:
-            try:
-                self._live.take(self._corners.combine(dict(enumerate(place))))
-                new = {name: measure(self._live.model, self._eval_data[name]) for name in missing}
-            except NonFiniteError:  # a value of the surface, unlike other errors
-                new = {name: {} for name in missing}
+            new = self._measure(place, missing)
             for name in new.keys() & self._caches.keys():
                 self._caches[name].add(place, new[name])
             found |= new
         return found
+
+    def _measure(self, place: Sequence[float], names: Sequence[str]) -> dict[str, dict[str, float]]:
+        try:
+            self._live.take(self._corners.combine(dict(enumerate(place))))
+            return {name: measure(self._live.model, self._eval_data[name]) for name in names}
+        except NonFiniteError:  # a value of the surface, unlike other errors
+            return {name: {} for name in names}
 
 
 @contextmanager
