@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Points:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in self._eval_data}
         rounded = [tuple(round(float(c), _DIGITS) for c in place) for place in places]
         for name, cache in self._caches.items():
-            cache.confirm(rounded, lambda place, name=name: self._measure(place, [name])[name])
+            cache.confirm(rounded, partial(self._measure_on, name))
         for place in rounded:
             for name, metrics in self._at(place).items():
                 found[name].append(metrics)
@@ -116,6 +117,9 @@ class Points:
                 self._caches[name].add(place, new[name])
             found |= new
         return found
+
+    def _measure_on(self, name: str, place: Sequence[float]) -> dict[str, float]:
+        return self._measure(place, [name])[name]
 
     def _measure(self, place: Sequence[float], names: Sequence[str]) -> dict[str, dict[str, float]]:
         try:
