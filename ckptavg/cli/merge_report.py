@@ -9,12 +9,15 @@ import typer
 from ckptavg.cli.printing import NUMBER, NUMBERS, TEXT, WORD, pick, plural, print_table, resident
 from ckptavg.commands.merge import MergeResult
 from ckptavg.merging.plan import MergePlan
+from ckptavg.merging.planned_sources import SourcePlan
 from ckptavg.merging.reproduce import refreshing
-from ckptavg.recipes import effective_sample_size
+from ckptavg.recipes import COEFFICIENTS, effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import human_size, list_coefficients, list_epochs
 
 _ACTIONS = {"average": "average", "equal": "copy", "last": "copy", "drop": "drop"}
+_MOST_PAIRS = 40
+"""Checkpoints whose given coefficients are listed one by one."""
 _IN_PYTHON = "load it into your model, then call ckptavg.update_batch_norm(model, data)"
 
 
@@ -122,11 +125,19 @@ def _print_left_out(plan: MergePlan) -> None:
 def _print_recipe(plan: MergePlan) -> None:
     """Prints the coefficients of a plan and what they are worth."""
     coefficients = plan.coefficients
-    lines = textwrap.wrap(f"{plan.recipe}: {list_coefficients(coefficients)}", 66)
+    listed = list_coefficients(coefficients)
+    # Given numbers mean nothing without the checkpoint that each belongs to.
+    if plan.recipe == COEFFICIENTS and len(coefficients) <= _MOST_PAIRS:
+        listed = ", ".join(f"{s.coefficient:.4g} of {_named(s)}" for s in plan.sources)
+    lines = textwrap.wrap(f"{plan.recipe}: {listed}", 66)
     size = effective_sample_size(coefficients)
     lines.append(f"effective sample size {size:.3g} of {len(coefficients)}")
     for label, line in zip(("recipe", *[""] * len(lines)), lines, strict=False):
         typer.echo(f"  {label:<12}{line}")
+
+
+def _named(source: SourcePlan) -> str:
+    return source.path.name if source.epoch is None else f"epoch {source.epoch}"
 
 
 def _described(plan: MergePlan) -> str:

@@ -75,7 +75,12 @@ OPTIONS: dict[str, Argument | Option] = {
     ),
     "checkpoint": Argument("FILE", "A .weights.h5 or .keras file."),
     "run": Argument("RUN", "A directory that CheckpointSaver wrote."),
-    "epochs": Option(WHICH, "Only these epochs, such as 16-30 or 16,20,24.", "LIST", parse_epochs),
+    "epochs": Option(
+        WHICH,
+        "Only these epochs: 16,20,24, or those that there are in 16-30.",
+        "LIST",
+        parse_epochs,
+    ),
     "last": Option(WHICH, "Only the last N checkpoints.", "N", int),
     "best": Option(WHICH, "Only the N checkpoints with the best --monitor.", "N", int),
     "monitor": Option(WHICH, "Metric in the records for --best and --window.", "NAME"),
@@ -106,7 +111,8 @@ OPTIONS: dict[str, Argument | Option] = {
     "count": Option(WHICH, "Number of evenly spaced checkpoints.", "N", parse_count),
     "coefficients": Option(
         AVERAGE,
-        "One coefficient per checkpoint, such as 0.2,0.3,0.5, instead of a recipe.",
+        "One coefficient per checkpoint, such as 0.2,0.3,0.5, instead of a recipe; in the order "
+        "of --epochs, if these are given.",
         "LIST",
         parse_numbers,
     ),

@@ -19,14 +19,15 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def parse_epochs(text: str) -> list[int]:
-    """Reads a list of epochs such as `16-30` or `16,20,24-26`."""
-    epochs: list[int] = []
+def parse_epochs(text: str) -> list[int | range]:
+    """Reads a list of epochs and ranges of epochs such as `16-30` or `16,20,24-26`."""
+    epochs: list[int | range] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise ValueError(f"'{text}' names no epochs: write them like 16-30 or 16,20,24")
-        epochs.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        first = int(match[1])
+        epochs.append(range(first, int(match[2]) + 1) if match[2] else first)
     return epochs
 
 

@@ -1,6 +1,6 @@
 """`merge`: which checkpoints, which average, and what happens to the result in a live model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +18,7 @@ from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, all_parameters
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.describe import list_epochs, list_metrics
 from ckptavg.runs.json_values import Scalar
-from ckptavg.runs.selection import select
+from ckptavg.runs.selection import Epochs, all_epochs, paired, select
 from ckptavg.runs.sources import Sources, resolve
 
 _SWAD = "swad"
@@ -73,7 +73,7 @@ def merge(
     sources: Sources,
     output: str | Path,
     *,
-    epochs: Iterable[int] | None = None,
+    epochs: Epochs | None = None,
     last: int | None = None,
     best: int | None = None,
     monitor: str = "val_loss",
@@ -123,7 +123,8 @@ def merge(
         output: the file to write, or the prefix of a TensorFlow checkpoint. The suffix chooses the
             format, which must be able to hold the names of the tensors; without one, that of the
             checkpoints.
-        epochs: 1-based epochs to average; by default all.
+        epochs: 1-based epochs to average; by default all. Of a `range`, also of one among them,
+            those that are there. Coefficients are paired with epochs as both are listed.
         last: average only the last N checkpoints.
         best: average only the N checkpoints with the best `monitor`.
         monitor: metric in the records for `best` and `window`.
@@ -259,7 +260,7 @@ def plan_merge(
     sources: Sources,
     output: str | Path,
     *,
-    epochs: Iterable[int] | None = None,
+    epochs: Epochs | None = None,
     last: int | None = None,
     best: int | None = None,
     monitor: str = "val_loss",
@@ -299,7 +300,8 @@ def plan_merge(
         if window != _SWAD:
             raise RecipeError(f"window is {window!r:.40}, but must be '{_SWAD}' (--window)")
         window = Swad(n_converge, n_tolerance, tolerance_ratio)
-    epochs = None if epochs is None else tuple(epochs)
+    if epochs is not None and not isinstance(epochs, range | set | frozenset):
+        epochs = tuple(epochs)  # an iterator could be read only once
     if any(condition is not None for condition in (epochs, last, best, window)):
         if chosen_recipe.definition.over == "tracked averages":
             raise RecipeError(
@@ -315,6 +317,8 @@ def plan_merge(
             mode=mode,
             window=window,
         )
+        if coefficients is not None and epochs is not None:
+            coefficients = paired(coefficients, epochs, sources)
     return plan_weighted(
         sources,
         output,
@@ -333,14 +337,14 @@ def plan_merge(
 
 
 def _noted(
-    epochs: tuple[int, ...] | None,
+    epochs: Epochs | None,
     last: int | None,
     best: int | None,
     window: Swad | None,
     metric: Mapping[str, Scalar],
 ) -> Mapping[str, Scalar]:
     """How the checkpoints were chosen, for the record, each condition under its keyword."""
-    listed = None if epochs is None else list_epochs(epochs).replace(" ", "")
+    listed = None if epochs is None else list_epochs(all_epochs(epochs)).replace(" ", "")
     conditions = {"epochs": listed, "last": last, "best": best}
     noted: dict[str, Scalar] = {name: c for name, c in conditions.items() if c is not None}
     if best is not None or window is not None:

@@ -9,7 +9,7 @@ from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients
 from ckptavg.recipes.posthoc_ema import Reconstruction
 from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.json_values import Scalar
-from ckptavg.runs.selection import leave_out_non_finite, positions
+from ckptavg.runs.selection import check_order, leave_out_non_finite, positions_in
 from ckptavg.runs.sources import Sources, resolve, resolve_averages
 
 _TOLERANCE = 0.01
@@ -74,7 +74,10 @@ def weigh(
         # A copy takes over what is there, NaN too.
         if finite_only:
             checkpoints, left_out = leave_out_non_finite(checkpoints)
-        found = recipe.coefficients(positions(checkpoints))
+        places, unit = positions_in(checkpoints)
+        if unit == "checkpoint" and recipe.definition.distinct:
+            check_order(checkpoints, recipe.name, required=False)
+        found = recipe.coefficients(places)
     choice: dict[str, Scalar] = {}
     # The sources hold the coefficients; a plain mean needs no choice.
     if recipe.name not in (UNIFORM, COEFFICIENTS):

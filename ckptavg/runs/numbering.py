@@ -1,4 +1,4 @@
-"""Numbers in file names: their natural order, and the epochs that they give (pure)."""
+"""Numbers in file names: the order that they give, and the epochs (pure)."""
 
 import re
 from collections.abc import Sequence
@@ -37,6 +37,18 @@ def epochs_in(names: Sequence[str]) -> list[int] | None:
         found = list(differing[0]) if len(differing) == 1 else []
     # Two checkpoints of one epoch would be in no order.
     return found if found and len(set(found)) == len(found) else None
+
+
+def numbers_in(names: Sequence[str]) -> list[tuple[int, ...]] | None:
+    """The integers in file names, which order them, such as dates from the year to the day.
+
+    Returns:
+        The integers of each name; None if they do not order the names, because two have the same
+        ones or some have more than others.
+    """
+    found = [tuple(_whole_numbers(name)) for name in names]
+    ordered = len({len(numbers) for numbers in found}) == 1 and len(set(found)) == len(found)
+    return found if ordered else None
 
 
 def _whole_numbers(name: str) -> list[int]:

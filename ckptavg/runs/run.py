@@ -11,7 +11,7 @@ from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
 from ckptavg.runs.describe import describe_epochs, describe_tracked, human_size
 from ckptavg.runs.history import HISTORY_FILE, EpochLog, read_history
 from ckptavg.runs.record import Record
-from ckptavg.runs.selection import select
+from ckptavg.runs.selection import Epochs, select
 from ckptavg.storage.files import TEMPORARY_PREFIX
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -77,7 +77,7 @@ class Run:
     def select(
         self,
         *,
-        epochs: Iterable[int] | None = None,
+        epochs: Epochs | None = None,
         last: int | None = None,
         best: int | None = None,
         monitor: str = "val_loss",
@@ -87,7 +87,8 @@ class Run:
         """Chooses checkpoints of the run; conditions apply one after the other.
 
         Args:
-            epochs: 1-based epochs, each of which must have been saved.
+            epochs: 1-based epochs, each of which must have been saved; of a `range`, also of one
+                among them, those that were saved.
             last: number of checkpoints to keep, counted from the end.
             best: number of checkpoints to keep: those with the best `monitor`.
             monitor: metric in the records by which `best` and `window` choose.
@@ -97,6 +98,9 @@ class Run:
 
         Returns:
             The chosen checkpoints, by epoch.
+
+        Warns:
+            CkptavgWarning: so many metrics are NaN that fewer than `best` checkpoints are left.
 
         Raises:
             RunError: an epoch was not saved, there are fewer checkpoints than requested, a record

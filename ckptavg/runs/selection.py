@@ -1,16 +1,21 @@
 """The choice among checkpoints: by epoch, from the end, by a metric, by a window of the losses."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from ckptavg.errors import RunError
+from ckptavg.errors import CkptavgWarning, RecipeError, RunError
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs
+from ckptavg.runs.numbering import numbers_in
 
 _MAXIMIZED = {"accuracy", "acc", "auc", "precision", "recall", "f1", "iou"}
 _MINIMIZED = {"loss", "error", "mse", "mae", "rmse", "mape"}
+
+Epochs = Iterable[int | range]
+"""1-based epochs: each integer must be there, of a `range` those that are."""
 
 C = TypeVar("C", bound=Checkpoint)
 
@@ -18,7 +23,7 @@ C = TypeVar("C", bound=Checkpoint)
 def select(
     checkpoints: Sequence[C],
     *,
-    epochs: Iterable[int] | None = None,
+    epochs: Epochs | None = None,
     last: int | None = None,
     best: int | None = None,
     monitor: str = "val_loss",
@@ -29,7 +34,8 @@ def select(
 
     Args:
         checkpoints: in the order of training.
-        epochs: 1-based epochs, each of which must be there.
+        epochs: 1-based epochs, each of which must be there; of a `range`, also of one among them,
+            those that are there, at least one.
         last: number of checkpoints to keep, counted from the end.
         best: number of checkpoints to keep: those with the best `monitor`.
         monitor: metric in the records by which `best` and `window` choose.
@@ -39,20 +45,23 @@ def select(
     Returns:
         The chosen checkpoints, in the same order.
 
+    Warns:
+        CkptavgWarning: so many metrics are NaN that fewer than `best` checkpoints are left.
+
     Raises:
         RunError: an epoch is missing, there are fewer checkpoints than requested, they are not in
-            the order of their epochs, a record lacks the metric, or it is not known whether lower
-            or higher values of the metric are better.
+            the order of training or it is not known, a record lacks the metric, or it is not known
+            whether lower or higher values of the metric are better.
     """
     chosen = tuple(checkpoints)
     # In this order: `last` and `best` count among the epochs that were named.
     if epochs is not None:
         chosen = _at_epochs(chosen, epochs)
     if last is not None:
-        _check_order(chosen)
+        check_order(chosen, "last")
         chosen = _count(chosen, last, "last")[-last:]
     if window is not None:
-        _check_order(chosen)
+        check_order(chosen, "window")
         start, stop = window.window(_metrics(chosen, monitor))
         chosen = chosen[start:stop]
     if best is not None:
@@ -60,6 +69,35 @@ def select(
     if not chosen:
         raise RunError("no checkpoint was selected")
     return chosen
+
+
+def paired(
+    coefficients: Sequence[float], epochs: Epochs, checkpoints: Sequence[Checkpoint]
+) -> Sequence[float]:
+    """Coefficients in the order of checkpoints, which were given in the order of the epochs.
+
+    Args:
+        coefficients: one for each checkpoint.
+        epochs: as the checkpoints were chosen by, in any order.
+        checkpoints: those that were chosen, in the order of training.
+
+    Raises:
+        RecipeError: the epochs have no order, or are out of order where an epoch has several
+            checkpoints.
+    """
+    if isinstance(epochs, set | frozenset):
+        raise RecipeError("a set of epochs has no order to pair coefficients with: pass a list")
+    listed = all_epochs(epochs)
+    places = [listed.index(c.epoch) for c in checkpoints if c.epoch is not None]
+    # A number of coefficients that does not fit is refused with the recipe.
+    if listed == sorted(listed) or len(coefficients) != len(places):
+        return coefficients
+    if len(set(places)) < len(places):
+        raise RecipeError(
+            "epochs that are out of order cannot be paired with coefficients where an epoch has "
+            "several checkpoints: list the epochs in rising order"
+        )
+    return [coefficients[sorted(places).index(place)] for place in places]
 
 
 def leave_out_non_finite(checkpoints: Sequence[C]) -> tuple[tuple[C, ...], tuple[C, ...]]:
@@ -95,25 +133,66 @@ def positions_in(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[float, ...], 
     return tuple(map(float, range(1, len(checkpoints) + 1))), "checkpoint"
 
 
-def _at_epochs(checkpoints: Sequence[C], epochs: Iterable[int]) -> tuple[C, ...]:
-    wanted = set(epochs)
-    missing = sorted(wanted - {checkpoint.epoch for checkpoint in checkpoints})
-    if missing:
-        raise RunError(
-            f"there is no checkpoint of epoch {missing[0]}, only {describe_epochs(checkpoints)}"
-        )
-    return tuple(checkpoint for checkpoint in checkpoints if checkpoint.epoch in wanted)
+def training_order(checkpoints: Sequence[Checkpoint]) -> list[tuple[int, ...]] | None:
+    """What sorts checkpoints: epochs if all are known, else the numbers in names; None if neither.
 
-
-def _check_order(checkpoints: Sequence[Checkpoint]) -> None:
+    Folders, files in a row, `last` and recipes go by it, so that all have one order.
+    """
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
-    known = [epoch for epoch in epochs if epoch is not None]
-    if known != sorted(known):
+    if None in epochs:
+        return numbers_in([str(checkpoint.path) for checkpoint in checkpoints])
+    return [(epoch,) for epoch in epochs if epoch is not None]
+
+
+def check_order(checkpoints: Sequence[Checkpoint], word: str, *, required: bool = True) -> None:
+    """Makes sure that checkpoints stand in the order of training.
+
+    Args:
+        checkpoints: in the order in which they were named.
+        word: what takes that order for granted, for the message.
+        required: whether it is an error that nothing says in which order they were saved.
+
+    Raises:
+        RunError: they stand in another order.
+    """
+    order = training_order(checkpoints)
+    if order is None and required:
         raise RunError(
-            "`last` is ambiguous: the checkpoints are not in training order (epochs "
-            f"{', '.join(map(str, known))}). Name them in that order, or name their folder or a "
-            "quoted pattern"
+            f"`{word}` is ambiguous: neither records nor numbers in the names say in which order "
+            "the checkpoints were saved. Name those that you want"
         )
+    if order is not None and list(order) != sorted(order):
+        epochs = [checkpoint.epoch for checkpoint in checkpoints]
+        first = next(n for n, place in enumerate(order[1:]) if place < order[n])
+        names = " before ".join(c.path.name for c in checkpoints[first : first + 2])
+        listed = names if None in epochs else f"epochs {', '.join(map(str, epochs))}"
+        raise RunError(
+            f"`{word}` is ambiguous: the checkpoints are not in training order ({listed}). Name "
+            "them in that order, or name their folder or a quoted pattern"
+        )
+
+
+def all_epochs(epochs: Epochs) -> list[int]:
+    """Every epoch that is listed, in the order of the list."""
+    return [epoch for part in _parts(epochs) for epoch in part]
+
+
+def _parts(epochs: Epochs) -> list[range]:
+    """Epochs as ranges: one for each epoch that was named, and those that were given."""
+    if isinstance(epochs, range):
+        return [epochs]
+    return [part if isinstance(part, range) else range(part, part + 1) for part in epochs]
+
+
+def _at_epochs(checkpoints: Sequence[C], epochs: Epochs) -> tuple[C, ...]:
+    parts = _parts(epochs)
+    there = {checkpoint.epoch for checkpoint in checkpoints}
+    missing = [part for part in parts if len(part) and there.isdisjoint(part)]
+    if missing:
+        first, last = min(missing[0]), max(missing[0])
+        name = f"epoch {first}" if first == last else f"epochs {first}-{last}"
+        raise RunError(f"there is no checkpoint of {name}, only {describe_epochs(checkpoints)}")
+    return tuple(c for c in checkpoints if any(c.epoch in part for part in parts))
 
 
 def _count(checkpoints: tuple[C, ...], number: int, word: str) -> tuple[C, ...]:
@@ -127,8 +206,17 @@ def _count(checkpoints: tuple[C, ...], number: int, word: str) -> tuple[C, ...]:
 
 def _best(checkpoints: tuple[C, ...], number: int, monitor: str, mode: str) -> tuple[C, ...]:
     values, sign = _metrics(checkpoints, monitor), metric_sign(monitor, mode)
-    # NaN compares with nothing: it ranks last, whichever way is better.
-    ranked = sorted(range(len(values)), key=lambda n: (math.isnan(values[n]), sign * values[n]))
+    measured = [n for n, value in enumerate(values) if not math.isnan(value)]
+    if len(measured) < number:
+        told = f"'{monitor}' is NaN in {len(values) - len(measured)} of {len(values)} checkpoints"
+        if not measured:
+            raise RunError(f"{told}, so there is no best one: choose by --last or --epochs")
+        warnings.warn(
+            f"{told}: instead of the best {number}, the {len(measured)} others are taken",
+            CkptavgWarning,
+            stacklevel=2,
+        )
+    ranked = sorted(measured, key=lambda n: sign * values[n])
     return tuple(checkpoints[n] for n in sorted(ranked[:number]))
 
 

@@ -12,6 +12,7 @@ from ckptavg.formats.tensorflow.paths import checkpoint_path
 from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.numbering import epochs_in, natural_key
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
+from ckptavg.runs.selection import training_order
 from ckptavg.storage.files import TEMPORARY_PREFIX
 
 Sources = Run | Checkpoint | str | Path | Iterable["Run | Checkpoint | str | Path"]
@@ -34,7 +35,7 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
 
     Raises:
         RunError: a directory holds no checkpoints, or checkpoints of several kinds; a file is
-            missing; or nothing was named.
+            missing; nothing was named, or a set, which has no order.
         RecordError: a record is damaged.
     """
     # A run that the caller opened is taken as it was then.
@@ -51,6 +52,9 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
         raise RunError(
             f"expected a run, a checkpoint file or several, but got {type(sources).__name__}"
         )
+    # In which order a set iterates changes from process to process.
+    if isinstance(sources, set | frozenset):
+        raise RunError("checkpoints in a set have no order: pass a list, in the order of training")
     named = list(sources)
     files = [Path(source) for source in named if isinstance(source, str | Path)]
     # The epochs in names are found by comparing them, so files are taken together.
@@ -150,13 +154,15 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
 
 
 def _in_order(paths: Iterable[Path]) -> tuple[Checkpoint, ...]:
-    """Checkpoints by epoch where all are known, else by the numbers in their names."""
+    """Checkpoints by epoch where all are known, else by the numbers in their names, else by names.
+
+    Names are no order of training, but one that does not change; `select` asks for more.
+    """
     found = _opened(sorted(paths, key=lambda path: natural_key(str(path))))
-    epochs = [checkpoint.epoch for checkpoint in found if checkpoint.epoch is not None]
-    # Some epochs are not known: the order of names is the best guess.
-    if len(epochs) < len(found):
+    order = training_order(found)
+    if order is None:
         return found
-    return tuple(found[n] for n in sorted(range(len(found)), key=epochs.__getitem__))
+    return tuple(found[n] for n in sorted(range(len(found)), key=order.__getitem__))
 
 
 def _opened(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:

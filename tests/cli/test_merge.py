@@ -132,6 +132,7 @@ def test_selections(folder):
     for arguments, expected in (
         (("--epochs", "3,5-6"), [3, 5, 6]),
         (("--epochs", "4-6", "--last", 1), [6]),
+        (("--epochs", "1-4,6-110"), [3, 4, 6]),
         (("--coefficients", "0.1,0.2,0.3,0.4"), [3, 4, 5, 6]),
     ):
         status, out, err = main(
@@ -140,6 +141,10 @@ def test_selections(folder):
         assert status == 0, err
         assert [s["epoch"] for s in json.loads(out)["sources"]] == expected
     assert [s["coefficient"] for s in json.loads(out)["sources"]] == [0.1, 0.2, 0.3, 0.4]
+    paired = ("--epochs", "6,3,5", "--coefficients", "0.7,0.2,0.1")
+    status, out, err = main("merge", "run", "-o", "c.weights.h5", *paired)
+    assert status == 0, err
+    assert "recipe      coefficients: 0.2 of epoch 3, 0.1 of epoch 5, 0.7 of epoch 6" in out
     best = main("merge", "run", "-o", "b.weights.h5", "--best", 1, "--json")[1]
     losses = {
         r["epoch"]: r["metrics"]["val_loss"]

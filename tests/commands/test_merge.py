@@ -44,6 +44,26 @@ def test_choices_are_those_of_the_run(folder):
         assert plan.coefficients == report.plan.coefficients
 
 
+def test_coefficients_are_paired_with_epochs_as_listed(folder):
+    def pairs(epochs, coefficients, sources="run", **options):
+        plan = ckptavg.plan_merge(
+            sources, "a.weights.h5", epochs=epochs, coefficients=coefficients, **options
+        )
+        return {source.epoch: source.coefficient for source in plan.sources}
+
+    assert pairs([6, 3, 5], [0.7, 0.2, 0.1]) == {3: 0.2, 5: 0.1, 6: 0.7}
+    assert pairs([6, range(3, 6)], [0.4, 0.1, 0.2, 0.3]) == {3: 0.1, 4: 0.2, 5: 0.3, 6: 0.4}
+    assert pairs(iter([6, 3]), [0.7, 0.3]) == {3: 0.3, 6: 0.7}
+    assert pairs([6, 3, 5], [0.9, 0.1], last=2) == {5: 0.1, 6: 0.9}
+    with pytest.raises(RecipeError, match="2 coefficients for 3 checkpoints"):
+        pairs([6, 3, 5], [0.5, 0.5])
+    with pytest.raises(RecipeError, match="a set of epochs has no order"):
+        pairs({6, 3}, [0.5, 0.5])
+    with pytest.raises(RecipeError, match="where an epoch has several checkpoints"):
+        pairs([6, 3], [0.4, 0.3, 0.2, 0.1], ["run", "run"])
+    assert pairs([3, 6], [0.1, 0.2, 0.3, 0.4], ["run", "run"]) == {3: 0.3, 6: 0.4}
+
+
 def test_windows_of_swad(folder):
     window = {"n_converge": 1, "n_tolerance": 1, "tolerance_ratio": 0.1}
     one = ckptavg.merge("run", "a.weights.h5", window="swad", **window)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ckptavg import open_run
-from ckptavg.errors import RecordError, RunError
+from ckptavg.errors import CkptavgWarning, RecordError, RunError
 from ckptavg.runs.record import BatchNormRecord, Record, SourceRecord, TensorRecord, now
 from ckptavg.runs.record_files import find_record
 
@@ -56,12 +56,17 @@ def test_select(run):
     assert epochs(opened.select(best=1, monitor="val_accuracy")) == [3]
     assert epochs(opened.select(best=1, mode="max")) == [1]
     assert epochs(opened.select(epochs=range(1, 4), last=2, best=1, mode="max")) == [2]
+    # a range means those that there are
+    assert epochs(opened.select(epochs=range(3, 100))) == [3, 4]
+    assert epochs(opened.select(epochs=[1, range(3, 100, 2)])) == [1, 3]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"epochs": [2, 9]}, "no checkpoint of epoch 9.*4 checkpoints of epochs 1-4"),
+        ({"epochs": range(2, 0)}, "no checkpoint was selected"),
+        ({"epochs": [1, range(7, 10)]}, "no checkpoint of epochs 7-9, only 4 checkpoints"),
         ({"epochs": []}, "no checkpoint was selected"),
         ({"last": 5}, "ask for 1 to 4"),
         ({"last": 0}, "ask for 1 to 4"),
@@ -85,6 +90,11 @@ def test_nan_is_never_best(run):
     dataclasses.replace(record, metrics={"val_loss": math.nan}).write(path, TENSORS)
     assert epochs(open_run(run).select(best=3)) == [1, 2, 4]
     assert epochs(open_run(run).select(best=3, mode="max")) == [1, 2, 4]
+    message = "'val_loss' is NaN in 1 of 4 checkpoints: instead of the best 4, the 3 others"
+    with pytest.warns(CkptavgWarning, match=message):
+        assert epochs(open_run(run).select(best=4)) == [1, 2, 4]
+    with pytest.raises(RunError, match="'val_loss' is NaN in 1 of 1 checkpoints, so there is no"):
+        open_run(run).select(epochs=[3], best=1)
 
 
 def test_a_file_without_record_does_not_count(run):

@@ -78,6 +78,53 @@ def test_files_in_the_order_of_a_shell_are_not_taken_for_the_last_ones(filled):
         select(resolve(shell), last=3)
 
 
+DATES = ["m-2024-9-30", "m-2024-10-1", "m-2024-10-02"]
+
+
+@pytest.fixture
+def dated(checkpoints, tmp_path) -> list[Path]:
+    """Checkpoints with dates in their names, in the order of the dates."""
+    names = [tmp_path / "dated" / f"{date}.weights.h5" for date in DATES]
+    names[0].parent.mkdir()
+    return [path.rename(name) for path, name in zip(checkpoints, names, strict=False)]
+
+
+def test_folders_and_files_have_one_order(dated, tmp_path):
+    for sources in (dated[0].parent, str(dated[0].parent / "*.h5"), dated):
+        assert [c.path for c in select(resolve(sources), last=1)] == dated[2:]
+        assert [c.path for c in resolve(sources)] == dated
+    # the order of a shell, which a merge of all may have but `last` and recipes of time may not
+    shell = sorted(dated)
+    assert shell != dated
+    message = r"not in training order \(m-2024-10-02.weights.h5 before m-2024-10-1.weights.h5\)"
+    with pytest.raises(RunError, match=message):
+        select(resolve(shell), last=1)
+    with pytest.raises(RunError, match=f"`ema` is ambiguous: .*{message}"):
+        ckptavg.merge(shell, tmp_path / "o.weights.h5", recipe="ema:0.5")
+    ckptavg.merge(shell, tmp_path / "o.weights.h5")
+    plan = ckptavg.plan_merge(dated, tmp_path / "p.weights.h5", recipe="ema:0.5")
+    assert list(plan.coefficients) == sorted(plan.coefficients)
+
+
+def test_names_without_numbers_have_no_order(checkpoints, tmp_path):
+    (tmp_path / "abc").mkdir()
+    names = [tmp_path / "abc" / f"{letter}.weights.h5" for letter in "cab"]
+    paths = [path.rename(name) for path, name in zip(checkpoints, names, strict=False)]
+    for sources in (tmp_path / "abc", paths):
+        with pytest.raises(RunError, match="neither records nor numbers in the names say in which"):
+            select(resolve(sources), last=1)
+    # files that are named one by one are in the order in which they are named
+    plan = ckptavg.plan_merge(paths, tmp_path / "o.weights.h5", recipe="ema:0.5")
+    assert [source.path for source in plan.sources] == paths
+    assert list(plan.coefficients) == sorted(plan.coefficients)
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_set_has_no_order(checkpoints, tmp_path, kind):
+    with pytest.raises(RunError, match="checkpoints in a set have no order: pass a list"):
+        ckptavg.merge(kind(checkpoints), tmp_path / "o.weights.h5")
+
+
 def test_what_a_folder_may_not_hold(filled):
     randomize(tiny_model(), 1).save_weights(filled / "best.weights.h5")
     with pytest.raises(RunError, match=r"holds best.weights.h5 besides numbered checkpoints"):
