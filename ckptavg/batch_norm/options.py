@@ -1,12 +1,14 @@
 """`BatchNormOptions`: how a BatchNorm pass reads its data, and how and where it runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptavg.errors import DataError, ModelError, SpecError, check_count
 from ckptavg.models.devices import check_device
+from ckptavg.runs.reading import reading
 
 if TYPE_CHECKING:
     import keras
@@ -69,15 +71,19 @@ class BatchNormOptions:
                 )
 
     @contextmanager
-    def opened(self, model: Any, data: Any = None) -> Iterator[tuple["keras.Model", Any]]:
+    def opened(
+        self, model: Any, data: Any = None, *, checkpoints: Iterable[Path] = ()
+    ) -> Iterator[tuple["keras.Model", Any]]:
         """Yields the live model and its inputs, on the device that the options name.
 
         Args:
             model: a live model, or its SPEC; see `models.specs.as_model`.
             data: live data, or their SPEC, prepared as the options say; see
                 `models.specs.as_inputs`.
+            checkpoints: files that are read meanwhile: no training may replace them.
 
         Raises:
+            RunError: a training is removing the checkpoints.
             SpecError: a SPEC or a device cannot be found, or `distribute` is set for a live model.
         """
         from ckptavg.models.devices import computing_on
@@ -88,7 +94,7 @@ class BatchNormOptions:
                 "distribute needs a SPEC as model: a live model already has the strategy under "
                 "which it was made, and keeps it"
             )
-        with computing_on(self.device, self.distribute):
+        with reading(checkpoints), computing_on(self.device, self.distribute):
             live = as_model(model)
             yield (
                 live,

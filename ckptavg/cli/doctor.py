@@ -33,7 +33,7 @@ _EVALUATED = {"loss": "loss", "barrier": "barrier"}
     only={
         "eval_data": Option(
             SELECTION,
-            "Held-out (x, y) on which midpoints are evaluated: a callable or an .npz file.",
+            "Held-out (x, y) on which midpoints are evaluated: a name in a file or an .npz file.",
             "SPEC",
         )
     },

@@ -58,8 +58,8 @@ class Option:
     default: str | None = None
 
 
-CALLABLE = "file.py:callable or package.module:callable"
-_RETURNS = f"{CALLABLE}, which returns a tf.data.Dataset, arrays, a PyDataset or batches"
+CALLABLE = "file.py:name or package.module:name"
+_RETURNS = f"{CALLABLE}: a tf.data.Dataset, arrays, a PyDataset or batches, or a function for them"
 _DATA = (
     f"Training data: {_RETURNS}; an .npz file with x; a folder of images, by class or not; or a "
     "folder written by tf.data.Dataset.save. Targets are not needed."
@@ -148,7 +148,7 @@ OPTIONS: dict[str, Argument | Option] = {
     "distribute": Option(PASS, "mirrored: divide batches among all GPUs (TensorFlow).", "STRATEGY"),
     "eval_data": Option(
         SELECTION,
-        "Held-out (x, y) on which the result is evaluated: a callable or an .npz file.",
+        "Held-out (x, y) on which the result is evaluated: a name in a file or an .npz file.",
         "SPEC",
     ),
     "test_data": Option(
@@ -189,7 +189,7 @@ OPTIONS: dict[str, Argument | Option] = {
 
 FOR_SELECTION: dict[str, Argument | Option] = {
     "eval_data": Option(
-        SELECTION, "Held-out (x, y) used for selection: a callable or an .npz file.", "SPEC"
+        SELECTION, "Held-out (x, y) used for selection: a name in a file or an .npz file.", "SPEC"
     ),
     "monitor": Option(SELECTION, "Metric used for selection.", "NAME"),
     "mode": Option(

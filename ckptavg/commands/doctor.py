@@ -9,6 +9,7 @@ from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import SpecError
 from ckptavg.merging.worker import Advance
+from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.sources import Sources, resolve
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def doctor(
         distribute=distribute,
     )
     options.check_data(data)
+    check_specs(model, preprocess, data=data, eval_data=eval_data)
     if eval_data is None and (model is not None or data is not None):
         raise SpecError(
             "a model and training data are for midpoints: pass --eval-data SPEC, too (in Python "
@@ -94,6 +96,7 @@ def doctor(
     import_keras()
     from ckptavg.search.judge import Judge
 
-    with options.opened(model, data) as (network, inputs):
+    paths = (c.path for c in checkpoints)
+    with options.opened(model, data, checkpoints=paths) as (network, inputs):
         judge = Judge(network, data=inputs, eval_data=eval_data, monitor="loss", options=options)
         return diagnose(checkpoints, judge=judge, progress=progress)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ckptavg.commands.defaults import checkpoint_file, model_or_that_of
 from ckptavg.commands.display import bar, import_keras
+from ckptavg.models.spec_source import check_specs
+from ckptavg.runs.reading import reading
 
 if TYPE_CHECKING:
     import keras
@@ -41,13 +43,15 @@ def evaluate(
         >>> ckptavg.evaluate("swa.keras", data="train.py:test_data")["accuracy"]
     """
     path = checkpoint_file(checkpoint)
+    check_specs(model, data=data)
     model = model_or_that_of(model, path)
     import_keras()
     from ckptavg.models.batches import count_batches
     from ckptavg.models.evaluation import evaluate as evaluate_file
     from ckptavg.models.specs import as_data, as_model
 
-    network = as_model(model)
-    held_out = as_data(data, model=network)
-    progress = progress or bar("evaluating", count_batches(held_out, None))
-    return evaluate_file(path, model=network, data=held_out, progress=progress)
+    with reading([path]):
+        network = as_model(model)
+        held_out = as_data(data, model=network)
+        progress = progress or bar("evaluating", count_batches(held_out, None))
+        return evaluate_file(path, model=network, data=held_out, progress=progress)

@@ -14,6 +14,7 @@ from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.plan import plan_merge as plan_weighted
 from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Advance
+from ckptavg.models.spec_source import check_specs
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, all_parameters
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.describe import list_epochs, list_metrics
@@ -230,7 +231,8 @@ def merge(
     from ckptavg.models.evaluation import evaluate
     from ckptavg.models.specs import as_data, spec_name
 
-    with options.opened(model, data) as (network, inputs):
+    paths = (source.path for source in plan.sources)
+    with options.opened(model, data, checkpoints=paths) as (network, inputs):
         # Held-out data that lead nowhere are found before hours of merging, not after.
         held_out = None if eval_data is None else as_data(eval_data, model=network)
         if live:
@@ -372,6 +374,7 @@ def plan_with_model(
         CkptavgError: as `merge` does.
     """
     options.check_data(data)
+    check_specs(model, options.preprocess, data=data, eval_data=eval_data)
     if data is not None or eval_data is not None:
         if max_memory is not None:
             raise ResourceError(

@@ -10,6 +10,7 @@ from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import RecipeError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.worker import Advance
+from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.selection import leave_out_non_finite
 from ckptavg.runs.sources import Sources, resolve
@@ -98,6 +99,7 @@ def soup(
         distribute=distribute,
     )
     options.check_data(data)
+    check_specs(model, preprocess, data=data, eval_data=eval_data, test_data=test_data)
     if method not in (GREEDY, UNIFORM):
         raise RecipeError(f"method is {method!r:.40}, but must be '{GREEDY}' or '{UNIFORM}'")
     checkpoints, output = leave_out_non_finite(resolve(sources))[0], Path(output)
@@ -111,7 +113,8 @@ def soup(
 
     # A greedy soup evaluates each checkpoint alone, and each but the best together with the soup.
     evaluations = 2 * len(checkpoints) - 1 if method == GREEDY else 1
-    with options.opened(model, data) as (network, inputs):
+    paths = (c.path for c in checkpoints)
+    with options.opened(model, data, checkpoints=paths) as (network, inputs):
         judge = Judge(
             network,
             data=inputs,

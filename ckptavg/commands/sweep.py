@@ -10,6 +10,7 @@ from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.worker import Advance
+from ckptavg.models.spec_source import check_specs
 from ckptavg.recipes import UNIFORM, Recipe
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.run import Run, open_run
@@ -108,6 +109,7 @@ def sweep(
         distribute=distribute,
     )
     options.check_data(data)
+    check_specs(model, preprocess, data=data, eval_data=eval_data, test_data=test_data)
     run = run if isinstance(run, Run) else open_run(run)
     run = replace(run, checkpoints=leave_out_non_finite(run.checkpoints)[0])
     output = None if output is None else Path(output)
@@ -123,7 +125,8 @@ def sweep(
     candidates = list_candidates(
         run, windows=windows, stride=stride, recipes=recipes, budget=budget
     )
-    with options.opened(model, data) as (network, inputs):
+    paths = (c.path for c in run.checkpoints)
+    with options.opened(model, data, checkpoints=paths) as (network, inputs):
         judge = Judge(
             network,
             data=inputs,

@@ -9,6 +9,7 @@ from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
+from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.outputs import check_output
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def update_bn(
         raise FormatError(f"there is no checkpoint {checkpoint}")
     check_keras_output(output)
     check_output(output, overwrite)
+    check_specs(model, preprocess, data=data)
     model = model_or_that_of(model, checkpoint)
     options = BatchNormOptions(
         steps=steps,
@@ -84,7 +86,7 @@ def update_bn(
     from ckptavg.batch_norm.refresh import refresh_live
     from ckptavg.models.specs import spec_name
 
-    with options.opened(model, data) as (network, inputs):
+    with options.opened(model, data, checkpoints=[checkpoint]) as (network, inputs):
         return refresh_live(
             checkpoint,
             output,

@@ -11,6 +11,7 @@ from ckptavg.formats import CheckpointReader, Structure, open_reader
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import Proof
+from ckptavg.runs.reading import reading
 from ckptavg.runs.record import Record
 from ckptavg.storage.open_file import Stamp
 
@@ -108,9 +109,11 @@ def open_sources(sources: Sequence[SourcePlan]) -> Iterator[list[CheckpointReade
     Raises:
         IntegrityError: one has changed.
         ResourceError: there are more files than a process may open.
+        RunError: a training is removing them.
     """
     _allow_open_files(sum(len(source.stamps) for source in sources))
     with ExitStack() as stack:
+        stack.enter_context(reading(source.path for source in sources))
         readers = [
             stack.enter_context(open_reader(source.path, source.structure)) for source in sources
         ]

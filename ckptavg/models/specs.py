@@ -1,38 +1,35 @@
 """Models and data, given as live objects or as SPECs.
 
-A SPEC is `file.py:callable` or `package.module:callable`; the callable takes no arguments. A model
-SPEC may also be a `.keras` file or the `model.json` of a run. A data SPEC may also be an `.npz`
-file with an array `x`, and `y` where targets are needed; for a BatchNorm pass also a folder.
+A SPEC is `file.py:name` or `package.module:name`, of a function without arguments or of the model
+or the data themselves. A model SPEC may also be a `.keras` file or the `model.json` of a run. A
+data SPEC may also be an `.npz` file with an array `x`, and `y` where targets are needed; for a
+BatchNorm pass also a folder.
 """
 
-import importlib
-import importlib.util
 import os
-import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import keras
 import numpy as np
 
-from ckptavg.errors import CkptavgError, ModelError, SpecError, first_line
+from ckptavg.errors import ModelError, SpecError, first_line
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.data_folders import open_folder
 from ckptavg.models.model import from_config
-
-_FORMS = "file.py:callable or package.module:callable"
+from ckptavg.models.spec_source import FORMS
+from ckptavg.models.user_code import find, find_or_call
 
 
 def load_model(spec: str | Path | None) -> keras.Model:
     """Loads the model that a SPEC names, such as that of a run.
 
     Args:
-        spec: `file.py:callable`, `package.module:callable`, a `.keras` file, or the `model.json` of
-            a run, which is `run.model_file`; that is None for a run without one, and refused.
+        spec: `file.py:name` or `package.module:name`, of a model or of a function that returns one;
+            a `.keras` file; or the `model.json` of a run, which is `run.model_file`; that is None
+            for a run without one, and refused.
 
     Returns:
         The model, with the weights of the `.keras` file or with new ones.
@@ -47,7 +44,7 @@ def load_model(spec: str | Path | None) -> keras.Model:
     if spec is None:
         raise SpecError(
             "no model was given, and the run has no configuration of its own (model.json): pass "
-            f"{_FORMS}, or a .keras file"
+            f"{FORMS}, or a .keras file"
         )
     path = Path(spec)
     if path.suffix == ".keras":
@@ -55,7 +52,7 @@ def load_model(spec: str | Path | None) -> keras.Model:
     elif path.suffix == ".json":
         model = from_config(path)
     else:
-        model = _call(str(spec), "model", f"{_FORMS}, or a .keras file")
+        model = find_or_call(str(spec), "model")
     if not isinstance(model, keras.Model):
         raise SpecError(
             f"{spec} gave a {type(model).__name__}, but must give a keras.Model"
@@ -99,8 +96,9 @@ def as_data(data: Any, *, model: keras.Model | None = None) -> Any:
     """The data themselves, or those that a SPEC names.
 
     Args:
-        data: live data, as in `update_batch_norm` and `evaluate`, or a SPEC: `file.py:callable`,
-            `package.module:callable`, or an `.npz` file with `x` (and `y`). None stays None.
+        data: live data, as in `update_batch_norm` and `evaluate`, or a SPEC: `file.py:name` or
+            `package.module:name`, of data or of a function that returns them, or an `.npz` file
+            with `x` (and `y`). None stays None.
         model: the model that the data are for. A dictionary `{"x": ..., "y": ...}` stands for
             `(x, y)` unless the model has inputs of these names.
 
@@ -111,7 +109,7 @@ def as_data(data: Any, *, model: keras.Model | None = None) -> Any:
         path = Path(data)
         if path.suffix == ".npz":
             return _load_arrays(path)
-        spec, data = str(data), _call(str(data), "data", f"{_FORMS}, a folder, or an .npz file")
+        spec, data = str(data), find_or_call(str(data), "data")
         if data is None:
             raise SpecError(
                 f"{spec} gave None, but must give data: a tf.data.Dataset, arrays, a "
@@ -147,7 +145,10 @@ def as_inputs(
     if data is None or (batch_size is None and preprocess is None):
         return data
     if isinstance(preprocess, str):
-        preprocess = _callable(preprocess, "preprocess", _FORMS)
+        spec, preprocess = preprocess, find(preprocess, "preprocess")
+        if not callable(preprocess):
+            kind = type(preprocess).__name__
+            raise SpecError(f"the preprocess SPEC '{spec}' is a {kind}, but must be a function")
     return PreparedInputs(data, batch_size, preprocess)
 
 
@@ -157,73 +158,6 @@ def _by_position(data: Any, model: keras.Model | None) -> Any:
         return data
     inputs = {tensor.name for tensor in getattr(model, "inputs", None) or ()}
     return data if data.keys() <= inputs else keras.utils.pack_x_y_sample_weight(**data)
-
-
-def _callable(spec: str, what: str, forms: str) -> Callable[..., Any]:
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name:
-        raise SpecError(f"the {what} SPEC '{spec}' must have the form {forms}")
-    return _find(_import(spec, place), name, spec)
-
-
-def _call(spec: str, what: str, forms: str) -> Any:
-    function = _callable(spec, what, forms)
-    try:
-        return function()
-    except CkptavgError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise SpecError(f"{spec} was called and raised {_described(error)}") from error
-
-
-def _import(spec: str, place: str) -> ModuleType:
-    """Imports a file or a module, with its own folder first on the path, as Python would run it."""
-    file = Path(place).resolve() if place.endswith(".py") else None
-    if file is not None and not file.is_file():
-        raise SpecError(f"in the SPEC '{spec}': there is no file {place}")
-    folder = str(Path.cwd() if file is None else file.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(place) if file is None else _import_file(file)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if file is None and missing is not None and f"{place}.".startswith(f"{missing}."):
-            raise SpecError(f"in the SPEC '{spec}': there is no module {missing}") from error
-        raise SpecError(f"{place} cannot be imported: {_described(error)}") from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Imports a file once."""
-    name = f"_ckptavg_spec_{path.stem}_{abs(hash(str(path))):x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None  # the suffix is .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _find(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
-    if not hasattr(module, name):
-        own = (
-            key
-            for key, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        )
-        known = ", ".join(sorted(own)) or "no function"
-        raise SpecError(f"in the SPEC '{spec}': there is no '{name}' in the file, it has: {known}")
-    function: Callable[..., Any] = getattr(module, name)
-    if not callable(function):
-        raise SpecError(f"in the SPEC '{spec}': '{name}' is not a function but {function!r:.60}")
-    return function
 
 
 def _load_archive(path: Path) -> keras.Model:
@@ -251,17 +185,3 @@ def _load_arrays(path: Path) -> Any:
     if "x" not in found:
         raise SpecError(f"{path} must hold an array 'x', but holds {known}")
     return (found["x"], found["y"]) if "y" in found else found["x"]
-
-
-def _described(error: BaseException) -> str:
-    """The error, and where in the user's own code it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = next((f for f in reversed(frames) if _is_users(f.filename)), None)
-    where = f" ({Path(place.filename).name}, line {place.lineno})" if place else ""
-    return first_line(error) + where
-
-
-def _is_users(filename: str) -> bool:
-    return "site-packages" not in filename and not filename.startswith(
-        ("<", sys.base_prefix, str(Path(__file__).parent))
-    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ckptavg.errors import SaverError
+from ckptavg.models.user_code import refuse_training
 from ckptavg.saving.framework import Framework, Training
 from ckptavg.saving.options import KeepBest, KeepBestArgument, Options, sigmas_of
 from ckptavg.saving.prepared_training import PreparedTraining
@@ -86,6 +87,7 @@ class SavingCallback:
             self.on_train_batch_end = self._end_batch
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        refuse_training()  # before anything of an earlier training is touched
         # No hook says that an exception has ended a training: a former one may still hold its run.
         if self._prepared is not None:
             self._prepared.abandon()

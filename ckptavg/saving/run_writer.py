@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ckptavg.errors import SaverError
+from ckptavg.errors import RunError, SaverError
 from ckptavg.formats import Structure
 from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
 from ckptavg.runs.describe import describe_epochs
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.json_values import DAMAGE
+from ckptavg.runs.reading import replacing
 from ckptavg.runs.record import Record
 from ckptavg.runs.run import (
     CHECKPOINT_FOLDER,
@@ -116,16 +117,15 @@ class RunWriter:
             resumes: whether it resumes the one that wrote the checkpoints.
 
         Raises:
-            SaverError: it does not, but the checkpoints are to stay; or the history is damaged.
+            SaverError: it does not, but the checkpoints are to stay; or they are to go, but are
+                being read; or the history is damaged.
         """
         with explained(f"cannot use the directory {self.directory}"):
             for leftover in self._leftovers():
                 _log.debug("removing %s, left by a killed training", leftover)
                 leftover.unlink(missing_ok=True)
             if self._options.existing == "overwrite":
-                _remove(self.checkpoints, self.checkpoints)
-                _remove(self.averages, self.averages)
-                (self.directory / SAVER_FILE).unlink(missing_ok=True)
+                self._overwrite()
         # Checkpoints of later epochs than the one resumed from stay until their epochs end: whoever
         # resumes from too early an epoch would lose them.
         # See docs/decisions/0034-resuming-replaces-checkpoints-one-by-one.md.
@@ -217,6 +217,19 @@ class RunWriter:
         else:
             write_text(path, self.config)
         self._has_config = True
+
+    def _overwrite(self) -> None:
+        """Removes the checkpoints of an earlier training, unless somebody is reading them."""
+        try:
+            with replacing(self.directory / CHECKPOINT_FOLDER):
+                _remove(self.checkpoints, self.checkpoints)
+                _remove(self.averages, self.averages)
+                (self.directory / SAVER_FILE).unlink(missing_ok=True)
+        except RunError as error:
+            raise SaverError(
+                f"cannot replace the checkpoints of {self.directory}, because a merge or another "
+                "command is reading them: wait until it ends, or name another directory"
+            ) from error
 
     def _leftovers(self) -> Iterator[Path]:
         """What a kill left: temporary files; beside records also checkpoints without one.

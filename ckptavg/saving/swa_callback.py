@@ -12,6 +12,7 @@ from ckptavg.errors import CkptavgWarning, SaverError, check_count
 from ckptavg.merging.merge import run_plan
 from ckptavg.merging.plan import plan_merge
 from ckptavg.models.specs import as_inputs
+from ckptavg.models.user_code import refuse_training
 from ckptavg.runs.run import open_run
 from ckptavg.saving.callback import SavingCallback
 from ckptavg.saving.epoch_pass import EpochPass
@@ -70,6 +71,7 @@ class AveragingCallback(SavingCallback):
         return any(layer.trainable for layer in self.framework.batch_norm_layers(self.model))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        refuse_training()
         self._pass, self._final, self._last_epoch = None, None, 0
         self._takes_pass = self._has_statistics() and self.bn_data is None
         if not self.framework.is_chief(self.model):

@@ -1,9 +1,11 @@
-"""Files that one owner at a time holds locked; however the owner ends, the system unlocks them."""
+"""Files and folders that owners hold locked; however an owner ends, the system unlocks them."""
 
 import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -97,6 +99,38 @@ def open_locked(path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # the former owner removed the file between open and flock: try again
+
+
+@contextmanager
+def lock_folder(folder: Path, *, exclusive: bool) -> Iterator[None]:
+    """Holds a folder itself locked, which needs no right to write there.
+
+    Shared locks stand beside each other, in this process and others; an exclusive one stands alone.
+    A folder that cannot be locked, or not be opened, is used without a lock.
+
+    Raises:
+        BlockingIOError: it is locked in a way that excludes this one.
+    """
+    # See docs/decisions/0078-readers-lock-the-folder-of-checkpoints.md.
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks, or without those of folders
+        yield
+    finally:
+        # Closing alone would leave the lock to data loaders that were forked meanwhile.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 def _names(path: Path, status: os.stat_result) -> bool:

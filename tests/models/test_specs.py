@@ -47,9 +47,9 @@ def train(tmp_path, monkeypatch):
     (tmp_path / "helper.py").write_text("import numpy\ndef numbers(): return numpy.ones((4, 6))\n")
     (tmp_path / "train.py").write_text(_TRAIN)
     (tmp_path / "bad_syntax.py").write_text("def f(:\n")
-    (tmp_path / "bad_import.py").write_text("import no_such_thing\n")
-    (tmp_path / "bad_exit.py").write_text("raise SystemExit('bye')\n")
-    (tmp_path / "bad_file.py").write_text("open('gone.txt')\n")
+    (tmp_path / "bad_import.py").write_text("import no_such_thing\ndef f(): ...\n")
+    (tmp_path / "bad_exit.py").write_text("raise SystemExit('bye')\ndef f(): ...\n")
+    (tmp_path / "bad_file.py").write_text("open('gone.txt')\ndef f(): ...\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(__import__("sys").modules, "train", raising=False)
@@ -78,20 +78,20 @@ def test_a_file_is_imported_once(train):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("train.py", r"the model SPEC 'train.py' must have the form file.py:callable or"),
+        ("train.py", r"the model SPEC 'train.py' must have the form file.py:name or"),
         (":build_model", "must have the form"),
         ("train.py:", "must have the form"),
         ("gone.py:build_model", "there is no file gone.py"),
         ("gone.module:build_model", "there is no module gone"),
         ("train.py:build", "there is no 'build' in the file, it has: .*broken, build_model"),
-        ("train.py:constant", "'constant' is not a function but 5"),
+        ("train.py:constant", "'constant' is 5, but must be the model or data"),
         ("train.py:wrong", "gave a dict, but must give a keras.Model"),
         ("train.py:nothing", "gave a NoneType"),
         ("train.py:broken", r"raised ZeroDivisionError: division by zero \(train.py, line 18\)"),
         ("train.py:needs", "raised TypeError: .*missing 1 required"),
         ("bad_syntax.py:f", "bad_syntax.py cannot be imported: SyntaxError"),
         ("bad_import.py:f", r"cannot be imported: ModuleNotFoundError: .*no_such_thing.* line 1\)"),
-        ("bad_exit.py:f", "cannot be imported: SystemExit: bye"),
+        ("bad_exit.py:f", "bad_exit.py ends the program when it is imported: SystemExit: bye"),
         ("bad_file.py:f", "cannot be imported: FileNotFoundError: .*gone.txt"),
         ("gone.keras", "there is no model file gone.keras"),
     ],

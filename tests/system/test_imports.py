@@ -92,9 +92,11 @@ def test_merging_plain_weights_needs_no_tensorflow(trained_run, tmp_path):
 
 def test_a_command_that_needs_keras_says_so(tmp_path):
     randomize(tiny_model(), 1).save_weights(tmp_path / "a.weights.h5")
+    (tmp_path / "a.py").write_text("m = d = print\n")
     code = "import ckptavg.cli; ckptavg.cli.main()"
+    model, data = (f"{tmp_path}/a.py:{name}" for name in "md")
     result = run_blocked(
-        code, "evaluate", str(tmp_path / "a.weights.h5"), "--model", "a.py:m", "--data", "a.py:d"
+        code, "evaluate", str(tmp_path / "a.weights.h5"), "--model", model, "--data", data
     )
     assert result.returncode == 1
     assert "error: this needs Keras and TensorFlow" in result.stderr
