@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.formats.hdf5.keras3 import keras_structure
 from ckptavg.formats.tensors import TensorInfo
-from ckptavg.models.model import save_weights
+from ckptavg.models.model import optimizers_in, save_weights, tracked_optimizers
 from ckptavg.models.placement import Placement, tensor_in_file
 
 # See docs/decisions/0052-marks-show-rounding.md for why marks are what they are.
@@ -33,8 +33,12 @@ def place(model: keras.Model, *, include_optimizer: bool = False) -> Placement |
         include_optimizer: whether to find the variables of its optimizers, too.
 
     Returns:
-        None if a layer saves something other than its variables, as quantized ones do.
+        None if a layer saves something other than its variables, as quantized ones do, or if an
+        optimizer hangs where only Keras knows its folder: on a layer, in a list, or in another one.
     """
+    optimizers = dict(_optimizers(model)) if include_optimizer else {}
+    if include_optimizer and not _are_all(model, optimizers.values()):
+        return None
     marks = _Marks()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "marks.weights.h5"
@@ -44,7 +48,7 @@ def place(model: keras.Model, *, include_optimizer: bool = False) -> Placement |
             with marks:
                 save_weights(model, path)
                 # docs/decisions/0046-optimizers-are-marked-separately.md
-                for folder_name, optimizer in _optimizers(model) if include_optimizer else ():
+                for folder_name, optimizer in optimizers.items():
                     found: dict[str, Any] = {}
                     optimizer.save_own_variables(found)
                     stored |= {f"{folder_name}/vars/{key}": mark for key, mark in found.items()}
@@ -122,6 +126,13 @@ def _optimizers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             seen.add(id(value))
             yield f"{prefix}{name}", value
             yield from _optimizers(value, f"{prefix}{name}/")
+
+
+def _are_all(model: keras.Model, found: Iterable[Any]) -> bool:
+    """Whether there are no optimizers in a model but those that were found."""
+    known = {id(optimizer) for optimizer in found}
+    inner = (other for optimizer in found for other in optimizers_in(optimizer))
+    return all(id(optimizer) in known for optimizer in (*tracked_optimizers(model), *inner))
 
 
 def _read(reader: CheckpointReader, tensor: TensorInfo) -> np.ndarray:

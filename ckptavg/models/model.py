@@ -108,8 +108,21 @@ def save_weights(model: keras.Model, path: Path) -> None:
 
 
 def tracked_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The optimizers of a model: the one it was compiled with, and any other attributes."""
-    return [v for v in vars(model).values() if isinstance(v, keras.optimizers.Optimizer)]
+    """The optimizers that Keras saves with a model: wherever they hang on it or on its layers."""
+    found = (value for layer in (model, *all_layers(model)) for value in optimizers_in(layer))
+    return list({id(optimizer): optimizer for optimizer in found}.values())
+
+
+def optimizers_in(owner: Any) -> Iterator[keras.optimizers.Optimizer]:
+    """The optimizers among the attributes of an object, also those in lists and dictionaries."""
+    waiting, seen = [*vars(owner).values()], set()
+    while waiting:
+        value = waiting.pop(0)
+        if isinstance(value, keras.optimizers.Optimizer):
+            yield value
+        elif isinstance(value, (list, tuple, dict)) and id(value) not in seen:
+            seen.add(id(value))  # one may hold itself
+            waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
 def save_model(model: keras.Model, path: Path) -> None:

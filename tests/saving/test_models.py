@@ -357,6 +357,30 @@ def test_two_optimizers_of_the_models_own(tmp_path, include_optimizer):
     check_equal(model, tmp_path, x, y, include_optimizer=include_optimizer)
 
 
+def test_optimizers_in_lists_and_on_networks_within_stay_out_of_averages(tmp_path):
+    model = tiny_model()
+    model.spare = [keras.optimizers.SGD(momentum=0.9), {"more": keras.optimizers.Adam()}]
+    model.get_layer("block").own = keras.optimizers.Adam()
+    for optimizer in (model.spare[0], model.get_layer("block").own):
+        optimizer.build(model.trainable_variables)
+    x, y = tiny_data(32)
+    for include_optimizer in (False, True):
+        saver = CheckpointSaver(
+            tmp_path / "run",
+            start_epoch=1,
+            include_optimizer=include_optimizer,
+            existing="overwrite",
+        )
+        model.run_eagerly = True
+        model.fit(x, y, epochs=1, batch_size=16, verbose=0, callbacks=[saver])
+        [checkpoint] = open_run(tmp_path / "run").checkpoints
+        stored = read_tensors(checkpoint.path)
+        assert any("spare" in name for name in stored) == include_optimizer
+        recorded = checkpoint.record.read_tensors()
+        assert len(recorded) == len(model.weights)
+        assert not any("spare" in name or "own" in name for name in recorded)
+
+
 def test_steps_of_a_model_whose_optimizers_keras_does_not_know(tmp_path):
     """They are counted by batches, in a training that goes on as well."""
     x, y = tiny_data(64)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.hdf5.keras2 import is_legacy, legacy_structure
+from ckptavg.formats.hdf5.optimizers import optimizer_folders
 from ckptavg.formats.hdf5.preallocate import lay_out
 from ckptavg.formats.hdf5.reader import Hdf5Reader
 from ckptavg.formats.hdf5.walk import Place
@@ -14,7 +15,6 @@ from ckptavg.formats.reader import FLAT, LEGACY, Attribute, Structure, check_dis
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.formats.writer import CheckpointWriter
 
-_OPTIMIZER = "optimizer"
 _VARIABLES = "vars"
 
 
@@ -60,14 +60,15 @@ class WeightsH5Writer(CheckpointWriter):
 def keras_structure(
     tensors: Mapping[str, TensorInfo], groups: Mapping[str, Mapping[str, Attribute | None]]
 ) -> Structure:
-    """The structure of a file of Keras 3; its optimizer, if there is one, has a folder.
+    """The structure of a file of Keras 3; every optimizer in it has a folder.
 
     Args:
         tensors: of the file.
         groups: the attributes of its folders, None where they are damaged.
     """
-    names = (*tensors, *groups)
-    optimizer = frozenset(n for n in names if n == _OPTIMIZER or n.startswith(f"{_OPTIMIZER}/"))
+    folders = optimizer_folders(tensors, groups)
+    below = tuple(f"{folder}/" for folder in folders)
+    optimizer = frozenset(n for n in (*tensors, *groups) if n in folders or n.startswith(below))
     # Keras 3 finds its variables without attributes: a damaged one is left out.
     intact = {
         folder: {key: value for key, value in attributes.items() if value is not None}

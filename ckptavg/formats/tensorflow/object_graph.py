@@ -75,10 +75,10 @@ def _reached(nodes: list[bytes]) -> set[int]:
         if optimizer.is_optimizer(names, has_slots=any(protobuf.repeated(nodes[number], _SLOTS))):
             continue
         reached.add(number)
-        for child, name in _children(nodes[number]):
+        for child, _ in _children(nodes[number]):
             if child >= len(nodes):
                 raise Refused(f"its object graph refers to object {child}, which does not exist")
-            if child not in seen and name not in optimizer.EDGES:
+            if child not in seen:
                 seen.add(child)
                 waiting.append(child)
     return reached

@@ -23,9 +23,6 @@ _POWER = re.compile(r"beta[12]_power(_\d+)?")
 
 _SCOPE_LIMIT = 32
 
-EDGES = frozenset({b"optimizer", b"_optimizer"})
-"""Names under which a model or a `tf.train.Checkpoint` refers to its optimizer."""
-
 _CHILDREN = ({b"_iterations", b"_variables"}, {b"iter", b"decay"})
 """Children by which an optimizer is recognized under any name: since Keras 2.11, and before."""
 
@@ -42,7 +39,8 @@ def is_optimizer(children: Iterable[bytes], has_slots: bool) -> bool:
         children: the names of its children.
         has_slots: whether it has slot variables, which only optimizers have.
     """
-    # The keys of tensors do not tell: Keras 3 may store trainable variables below `optimizer/`.
+    # Names do not tell: Keras 3 may store trainable variables below `optimizer/`, and a layer may
+    # be called so.
     # See docs/decisions/0019-the-object-graph-finds-optimizer-state.md.
     names = set(children)
     return has_slots or any(known <= names for known in _CHILDREN)
