@@ -1,6 +1,11 @@
 """The exceptions and the warning of ckptavg."""
 
+import re
 from numbers import Integral
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_VALUES = re.compile(r", value=\[.*")
+_LONGEST = 600
 
 
 class CkptavgError(Exception):
@@ -91,7 +96,18 @@ def check_count(
         raise error(f"{name} is {value!r:.80}, but must be an integer >= {least}")
 
 
-def first_line(error: BaseException) -> str:
-    """The type and the first line of an error; those of Keras and HDF5 run over many lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def summary(error: BaseException) -> str:
+    """The type of an error and what its message tells; those of Keras and HDF5 run over many lines.
+
+    That is the first line. Keras' reasons follow after headings and before lists and values.
+    """
+    text = _COLOUR.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = lines[:1]
+    if told and (told[0].endswith(":") or told[0].startswith("Exception encountered when")):
+        told = lines[:2]
+    told += [line for line in lines[1:] if line.startswith("Exception encountered: ")][:1]
+    message = " ".join(_VALUES.sub(">", line) for line in told)
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST].rpartition(' ')[0]} ..."
+    return ": ".join(filter(None, (type(error).__name__, message)))

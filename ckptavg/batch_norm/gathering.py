@@ -14,7 +14,7 @@ from ckptavg.errors import (
     ModelError,
     NonFiniteError,
     ResourceError,
-    first_line,
+    summary,
 )
 from ckptavg.models.batches import Progress
 
@@ -138,4 +138,4 @@ class Gathering:
             return ResourceError(
                 f"memory ran out in batch {index} of the data: use smaller batches"
             )
-        return DataError(f"the model rejects batch {index} of the data: {first_line(error)}")
+        return DataError(f"the model rejects batch {index} of the data: {summary(error)}")

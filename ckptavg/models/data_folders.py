@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from ckptavg.errors import SpecError, first_line
+from ckptavg.errors import SpecError, summary
 from ckptavg.models.batches import BATCH_SIZE
 
 _SAVED = "dataset_spec.pb"
@@ -52,7 +52,7 @@ def open_folder(path: Path, model: keras.Model | None, batch_size: int | None) -
     except Exception as error:  # TensorFlow raises errors of nearly any kind
         raise SpecError(
             f"the folder {path} holds neither images (in class subfolders or not) nor a data set "
-            f"written by tf.data.Dataset.save: {first_line(error)}"
+            f"written by tf.data.Dataset.save: {summary(error)}"
         ) from error
 
 
@@ -81,6 +81,6 @@ def _image_shape(path: Path, model: keras.Model | None) -> tuple[tuple[int, int]
         raise SpecError(
             f"the images in {path} need a model with one input of fixed height, width and 1, 3 or "
             f"4 channels, but this one takes {[x.shape for x in inputs] or 'anything'}: pass "
-            "file.py:callable"
+            "file.py:name"
         )
     return (height, width), color_mode

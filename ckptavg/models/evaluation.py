@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.errors import DataError, ModelError, first_line
+from ckptavg.errors import DataError, ModelError, summary
 from ckptavg.models.batches import fit_arguments
 from ckptavg.models.model import build, load_weights
 
@@ -45,7 +45,7 @@ def measure(
             )
     except Exception as error:
         raise DataError(
-            f"the model cannot be evaluated on the data, which must be (x, y): {first_line(error)}"
+            f"the model cannot be evaluated on the data, which must be (x, y): {summary(error)}"
         ) from error
     return dict(_numbers(metrics))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from ckptavg.errors import ModelError, first_line
+from ckptavg.errors import ModelError, summary
 from ckptavg.formats import ModelConfig, open_reader
 from ckptavg.models.batches import peek
 from ckptavg.runs.proof import check_intact
@@ -54,7 +54,7 @@ def model_config(model: keras.Model) -> ModelConfig:
         config = json.dumps(keras.saving.serialize_keras_object(model))
     except Exception as error:  # a user's get_config may raise anything
         raise ModelError(
-            f"Keras cannot serialize the model '{model.name}': {first_line(error)}"
+            f"Keras cannot serialize the model '{model.name}': {summary(error)}"
         ) from error
     metadata = json.dumps({"keras_version": keras.__version__})
     return ModelConfig(config, metadata, any(hasattr(x, "save_assets") for x in all_layers(model)))
@@ -73,8 +73,7 @@ def from_config(path: Path) -> keras.Model:
         return keras.saving.deserialize_keras_object(json.loads(config.config), safe_mode=True)
     except Exception as error:
         raise ModelError(
-            f"Keras cannot build the model of {path} ({first_line(error)}): "
-            "pass --model file.py:callable"
+            f"Keras cannot build the model of {path} ({summary(error)}): pass --model file.py:name"
         ) from error
 
 
@@ -98,7 +97,7 @@ def build(model: keras.Model, data: Any = None) -> Any:
     try:
         model(keras.tree.map_structure(keras.ops.convert_to_tensor, first))
     except Exception as error:
-        raise ModelError(f"the model rejects its data: {first_line(error)}") from error
+        raise ModelError(f"the model rejects its data: {summary(error)}") from error
     return data
 
 
@@ -149,7 +148,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
             model.load_weights(path)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{path} does not fit the model '{model.name}': {first_line(error)}"
+            f"{path} does not fit the model '{model.name}': {summary(error)}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptavg.errors import ModelError, SpecError, first_line
+from ckptavg.errors import ModelError, SpecError, summary
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.data_folders import open_folder
 from ckptavg.models.model import from_config
@@ -169,7 +169,7 @@ def _load_archive(path: Path) -> keras.Model:
             warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
             return keras.saving.load_model(path)
     except Exception as error:
-        raise SpecError(f"Keras cannot load {path}: {first_line(error)}") from error
+        raise SpecError(f"Keras cannot load {path}: {summary(error)}") from error
 
 
 def _load_arrays(path: Path) -> Any:
@@ -181,7 +181,7 @@ def _load_arrays(path: Path) -> Any:
         known = ", ".join(arrays.files) or "no arrays"
         arrays.close()
     except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
-        raise SpecError(f"cannot read {path}: {first_line(error)}") from error
+        raise SpecError(f"cannot read {path}: {summary(error)}") from error
     if "x" not in found:
         raise SpecError(f"{path} must hold an array 'x', but holds {known}")
     return (found["x"], found["y"]) if "y" in found else found["x"]

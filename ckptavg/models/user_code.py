@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from ckptavg.errors import CkptavgError, SpecError, first_line
+from ckptavg.errors import CkptavgError, SpecError, summary
 from ckptavg.models.spec_source import check_source, not_found, split, wrong_kind
 
 _MAIN = 'if __name__ == "__main__":'
@@ -191,7 +191,7 @@ def _without_fit() -> Iterator[None]:
 def _described(error: BaseException) -> str:
     """The error, and where in the user's own code it was raised."""
     frame = _users_frame(traceback.extract_tb(error.__traceback__))
-    return first_line(error) + _place(frame)
+    return summary(error) + _place(frame)
 
 
 def _users_frame(frames: traceback.StackSummary) -> traceback.FrameSummary | None:

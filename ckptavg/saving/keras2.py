@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ckptavg.errors import ModelError, SaverError, first_line
+from ckptavg.errors import ModelError, SaverError, summary
 from ckptavg.formats import LEGACY, Structure
 from ckptavg.models.keras2 import batch_norm_layers
 from ckptavg.models.placement import Placement, tensor_in_file
@@ -91,7 +91,7 @@ class Keras2(Framework):
             model.load_weights(path)
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"{path} does not fit the model '{model.name}': {first_line(error)}"
+                f"{path} does not fit the model '{model.name}': {summary(error)}"
             ) from error
 
     def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:

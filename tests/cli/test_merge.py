@@ -100,7 +100,7 @@ def test_a_model_file_must_fit_and_hold_all_that_the_model_keeps(folder):
     model.save("words.keras")
     model.save_weights("words.weights.h5")
     status, _, err = main("merge", "words.weights.h5", "-o", "o.keras", "--model", "words.keras")
-    assert (status, "Pass --model file.py:callable" in err) == (1, True)
+    assert (status, "Pass --model file.py:name" in err) == (1, True)
     assert not Path("o.keras").exists()
     (folder / "words.py").write_text(
         "import keras\ndef build(): return keras.saving.load_model('words.keras')\n"

@@ -114,7 +114,7 @@ def test_keras_files_and_configurations(trained_run, tmp_path):
 def test_an_unknown_class_in_a_configuration_asks_for_a_callable(trained_run):
     path = trained_run / "model.json"
     path.write_text(path.read_text().replace('"class_name": "Dense"', '"class_name": "Denser"'))
-    with pytest.raises(ModelError, match=r"pass --model file\.py:callable"):
+    with pytest.raises(ModelError, match=r"pass --model file\.py:name"):
         load_model(path)
 
 

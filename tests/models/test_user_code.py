@@ -6,7 +6,8 @@ import keras
 import pytest
 
 from ckptavg.errors import SpecError
-from ckptavg.models.specs import as_data, load_model
+from ckptavg.models.batches import count_batches
+from ckptavg.models.specs import as_data, as_inputs, load_model
 from tests.helpers.command_line import TRAIN, main
 from tests.helpers.models import compiled_model, tiny_data
 
@@ -144,3 +145,65 @@ def test_a_run_that_is_read_is_not_overwritten(folder, at_module_level):
     after = content(folder / "run")
     assert {path: after[path] for path in before} == before
     load_model("train.py:build_model")
+
+
+_ARGUMENTS = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int, default=3)
+{more}
+options = parser.parse_args()
+def data(): return [options.epochs]
+"""
+
+
+def test_a_file_that_parses_arguments_gets_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ckptavg", "merge", "run", "--data", "train.py:data"])
+    (tmp_path / "own.py").write_text(_ARGUMENTS.format(more=""))
+    assert as_data("own.py:data") == [3]
+    needs = _ARGUMENTS.format(more="parser.add_argument('--run', required=True)")
+    (tmp_path / "needs.py").write_text(needs)
+    with pytest.raises(
+        SpecError,
+        match=r"needs\.py ends the program when it is imported: System.*"
+        r"2 \(needs\.py, line 6\)\. Put what reads the command line.* under `if __",
+    ):
+        as_data("needs.py:data")  # fmt: skip
+    assert "usage: needs.py" in capsys.readouterr().err
+    assert sys.argv[0] == "ckptavg"
+
+
+_OBJECTS = """
+import keras
+import numpy as np
+import tensorflow as tf
+x, y = np.ones((4, 6)), np.arange(4)
+arrays = x, y
+named = {"x": x, "y": y}
+dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(2)
+model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+class Batches(keras.utils.PyDataset):
+    def __len__(self): return 2
+    def __getitem__(self, index): return x[:2], y[:2]
+batches = Batches()
+computed = int("5")
+"""
+
+
+def test_models_and_data_at_module_level(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "objects.py").write_text(_OBJECTS)
+    model = load_model("objects.py:model")
+    assert load_model("objects.py:model") is model
+    assert as_data("objects.py:x").shape == (4, 6)
+    for name in ("arrays", "named"):
+        assert [part.shape for part in as_data(f"objects.py:{name}")] == [(4, 6), (4,)]
+    for name in ("dataset", "batches", "Batches"):
+        assert count_batches(as_data(f"objects.py:{name}"), None) == 2
+    with pytest.raises(SpecError, match="'computed' is 5, but must be the model or data"):
+        as_data("objects.py:computed")
+    with pytest.raises(SpecError, match=r"objects\.py:dataset gave a _BatchDataset, but must give"):
+        load_model("objects.py:dataset")
+    with pytest.raises(SpecError, match=r"the preprocess SPEC 'objects\.py:x' is a ndarray, but m"):
+        as_inputs([1], preprocess="objects.py:x")

@@ -60,7 +60,7 @@ class KerasArchiveWriter(WeightsH5Writer):
         if self._config.has_assets:
             raise FormatError(
                 f"cannot write {self.path}: the model has assets (such as a vocabulary), which are "
-                "not part of its configuration. Pass --model file.py:callable"
+                "not part of its configuration. Pass --model file.py:name"
             )
 
     def finish(self) -> int:
