@@ -12,7 +12,7 @@ from ckptavg.batch_norm.options import BATCH, BatchNormOptions
 from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batch_norm.update import ConfiguredPass
 from ckptavg.formats import check_keras_output
-from ckptavg.merging.merge import MergeReport, run_plan
+from ckptavg.merging.merge import MergeReport, owning_output, run_owned
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.worker import Advance
 from ckptavg.models.batches import Progress
@@ -22,7 +22,7 @@ from ckptavg.runs.outputs import check_output
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import BatchNormRecord, Record, now, versions
 from ckptavg.runs.record_files import commit_with_record, find_record, record_path
-from ckptavg.storage.files import commit, partial, temporary_sibling
+from ckptavg.storage.files import commit, partial
 
 _KEPT = ("epoch", "model", "recipe", "choice", "sources")
 """What a record says of a checkpoint that no pass changes."""
@@ -63,7 +63,7 @@ def refresh_live(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RefreshReport:
-    """`update_bn` for what `options.opened` gave: a live model and prepared inputs."""
+    """`update_bn` for an owner of the output, with what `options.opened` gave."""
     former = find_record(checkpoint)
     if former is not None:
         former = _moved(former, checkpoint.parent, output.parent)
@@ -118,7 +118,7 @@ def merge_into_model(
         steps=steps, bn_mode=bn_mode if mode is None else mode, mixed_precision=mixed_precision
     )
     options.check_data(data)
-    with options.opened(model, data) as (live, inputs):
+    with owning_output(plan), options.opened(model, data) as (live, inputs):
         return merge_live(
             plan,
             live,
@@ -144,13 +144,13 @@ def merge_live(
     batch_progress: Progress | None = None,
     refresh: Refresh | None = None,
 ) -> RefreshReport:
-    """`merge_into_model` for what `options.opened` gave: a live model and prepared inputs."""
+    """`merge_into_model` for an owner of the output, with what `options.opened` gave."""
     check_keras_output(plan.output)
     inputs = build(model, inputs)
     # The mean goes to a file first, so that it takes the merge's own path, proofs included.
     mean = partial(plan.output.with_name(f"{plan.output.name}.mean.weights.h5"))
     try:
-        merged = run_plan(
+        merged = run_owned(
             replace(plan, output=mean, overwrite=True, model_config=None),
             bytes_progress,
             resume=resume,
@@ -189,7 +189,8 @@ def _save(
         data_name: what the record calls the data of the pass.
         overwrite: whether to replace an existing output.
     """
-    temporary = temporary_sibling(output)
+    temporary = partial(output)
+    temporary.unlink(missing_ok=True)
     try:
         save_model(model, temporary)
         tensors = tensor_records(temporary)

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,7 @@ from typing import Any
 import typer
 
 from ckptavg.cli.printing import NUMBER, NUMBERS, print_table
-from ckptavg.errors import OutputError
-from ckptavg.runs.outputs import writing
+from ckptavg.runs.outputs import check_name, check_place, owning, writing
 from ckptavg.storage.files import write_text
 
 
@@ -44,7 +44,7 @@ class Leaderboard:
             typer.echo(f"and {len(self.lines) - limit} more")
 
     def write(self, output: Path) -> None:
-        """Writes all lines as a CSV beside an output."""
+        """Writes all lines as a CSV beside an output, for who owns the CSV, see `owning_csv`."""
         text, path = io.StringIO(), csv_path(output)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["rank", *self.lines[0][0], *self.metrics])
@@ -64,18 +64,12 @@ def print_scores(what: str, metrics: Mapping[str, float], data: str | None) -> N
     typer.echo(f"{what} on {data}: {told}")
 
 
-def check_csv(output: Path, overwrite: bool) -> None:
-    """Refuses an output whose leaderboard would replace a file.
-
-    Raises:
-        OutputError: there is one, and it is not to be overwritten.
-    """
-    path = csv_path(output)
-    if path.exists() and not overwrite:
-        raise OutputError(
-            f"{path} exists already: choose another name for {output.name}, or overwrite both "
-            "(--overwrite)"
-        )
+def owning_csv(output: Path | None, overwrite: bool) -> AbstractContextManager[None]:
+    """Owns the file of the leaderboard of an output, if there is one; see `owning`."""
+    if output is None:
+        return nullcontext()
+    check_name(output)
+    return owning(csv_path(output), overwrite, check=check_place)
 
 
 def csv_path(output: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ckptavg.cli.command import command
-from ckptavg.cli.leaderboard import Leaderboard, check_csv, csv_path, print_scores
+from ckptavg.cli.leaderboard import Leaderboard, csv_path, owning_csv, print_scores
 from ckptavg.cli.options import FOR_SELECTION, Argument
 from ckptavg.cli.printing import pick, plural, print_json
 from ckptavg.cli.session import session
@@ -35,13 +35,13 @@ def soup(*, output: Path, overwrite: bool, json: bool, **options: Any) -> None:
     A greedy soup begins with the best checkpoint and keeps each further one with which it is not
     worse on --eval-data. A CSV beside the output lists all that were tried.
     """
-    check_csv(output, overwrite)
-    with session():
-        report = cook(output=output, overwrite=overwrite, **options)
-    facts = [_facts(ingredient, report.monitor) for ingredient in report.ingredients]
-    scores = [ingredient.metrics for ingredient in report.ingredients]
-    board = Leaderboard([*zip(facts, scores, strict=True)], report.monitor)
-    board.write(output)
+    with owning_csv(output, overwrite):
+        with session():
+            report = cook(output=output, overwrite=overwrite, **options)
+        facts = [_facts(ingredient, report.monitor) for ingredient in report.ingredients]
+        scores = [ingredient.metrics for ingredient in report.ingredients]
+        board = Leaderboard([*zip(facts, scores, strict=True)], report.monitor)
+        board.write(output)
     if json:
         found = pick(report, "output", "monitor", "metrics", "tried", "test_metrics")
         print_json({**found, "ingredients": board.content()})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ckptavg.cli.command import command
-from ckptavg.cli.leaderboard import Leaderboard, check_csv, csv_path, print_scores
+from ckptavg.cli.leaderboard import Leaderboard, csv_path, owning_csv, print_scores
 from ckptavg.cli.options import FOR_SELECTION, OUTPUT, RESOURCES, Option
 from ckptavg.cli.printing import pick, plural, print_json
 from ckptavg.cli.session import session
@@ -46,13 +46,12 @@ def sweep(*, output: Path | None, overwrite: bool, json: bool, **options: Any) -
     Each average goes through a BatchNorm pass over --data and is evaluated on --eval-data. Scores
     are kept in the run's folder `search`: a sweep that was stopped continues where it was.
     """
-    if output is not None:
-        check_csv(output, overwrite)
-    with session():
-        report = search(output=output, overwrite=overwrite, **options)
-    board = Leaderboard([(_facts(e), e.metrics) for e in report.entries], report.monitor)
-    if report.output is not None:
-        board.write(report.output)
+    with owning_csv(output, overwrite):
+        with session():
+            report = search(output=output, overwrite=overwrite, **options)
+        board = Leaderboard([(_facts(e), e.metrics) for e in report.entries], report.monitor)
+        if report.output is not None:
+            board.write(report.output)
     if json:
         print_json(_content(report, board))
         return

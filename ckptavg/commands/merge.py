@@ -9,7 +9,7 @@ from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import RecipeError, ResourceError, SpecError
 from ckptavg.formats import check_keras_output
-from ckptavg.merging.merge import MergeReport, run_plan
+from ckptavg.merging.merge import MergeReport, owning_output, run_owned, run_plan
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.plan import plan_merge as plan_weighted
 from ckptavg.merging.tensor_rules import EQUAL
@@ -225,36 +225,37 @@ def merge(
         raise SpecError(
             "the checkpoints come with no model configuration: pass --model SPEC (in Python model=)"
         )
-    import_keras()
-    from ckptavg.batch_norm.refresh import merge_live
-    from ckptavg.models.batches import count_batches
-    from ckptavg.models.evaluation import evaluate
-    from ckptavg.models.specs import as_data, spec_name
+    with owning_output(plan):
+        import_keras()
+        from ckptavg.batch_norm.refresh import merge_live
+        from ckptavg.models.batches import count_batches
+        from ckptavg.models.evaluation import evaluate
+        from ckptavg.models.specs import as_data, spec_name
 
-    paths = (source.path for source in plan.sources)
-    with options.opened(model, data, checkpoints=paths) as (network, inputs):
-        # Held-out data that lead nowhere are found before hours of merging, not after.
-        held_out = None if eval_data is None else as_data(eval_data, model=network)
-        if live:
-            done = merge_live(
-                plan,
-                network,
-                inputs,
-                options,
-                data_name=spec_name(data) if data_name is None else data_name,
-                resume=resume,
-                bytes_progress=progress,
-                batch_progress=bar(
-                    "BatchNorm pass", None if data is None else options.count_batches(inputs)
-                ),
-            )
-            result = MergeResult.of_model(plan, done)
-        else:
-            result = MergeResult.of(run_plan(plan, progress, resume=resume))
-        if held_out is None:
-            return result
-        advance = bar("evaluating", count_batches(held_out, None))
-        metrics = evaluate(result.output, model=network, data=held_out, progress=advance)
+        paths = (source.path for source in plan.sources)
+        with options.opened(model, data, checkpoints=paths) as (network, inputs):
+            # Held-out data that lead nowhere are found before hours of merging, not after.
+            held_out = None if eval_data is None else as_data(eval_data, model=network)
+            if live:
+                done = merge_live(
+                    plan,
+                    network,
+                    inputs,
+                    options,
+                    data_name=spec_name(data) if data_name is None else data_name,
+                    resume=resume,
+                    bytes_progress=progress,
+                    batch_progress=bar(
+                        "BatchNorm pass", None if data is None else options.count_batches(inputs)
+                    ),
+                )
+                result = MergeResult.of_model(plan, done)
+            else:
+                result = MergeResult.of(run_owned(plan, progress, resume=resume))
+            if held_out is None:
+                return result
+            advance = bar("evaluating", count_batches(held_out, None))
+            metrics = evaluate(result.output, model=network, data=held_out, progress=advance)
     return replace(result, metrics=metrics)
 
 

@@ -11,7 +11,7 @@ from ckptavg.errors import RecipeError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.worker import Advance
 from ckptavg.models.spec_source import check_specs
-from ckptavg.runs.outputs import check_output
+from ckptavg.runs.outputs import owning
 from ckptavg.runs.selection import leave_out_non_finite
 from ckptavg.runs.sources import Sources, resolve
 
@@ -104,33 +104,33 @@ def soup(
         raise RecipeError(f"method is {method!r:.40}, but must be '{GREEDY}' or '{UNIFORM}'")
     checkpoints, output = leave_out_non_finite(resolve(sources))[0], Path(output)
     check_keras_output(output)  # refused before hours are spent on what goes into it
-    check_output(output, overwrite)
     model = model_or_that_of(model, checkpoints[0].path)
-    import_keras()
-    from ckptavg.models.specs import spec_name
-    from ckptavg.search.judge import Judge
-    from ckptavg.search.soup import make_soup
+    with owning(output, overwrite):
+        import_keras()
+        from ckptavg.models.specs import spec_name
+        from ckptavg.search.judge import Judge
+        from ckptavg.search.soup import make_soup
 
-    # A greedy soup evaluates each checkpoint alone, and each but the best together with the soup.
-    evaluations = 2 * len(checkpoints) - 1 if method == GREEDY else 1
-    paths = (c.path for c in checkpoints)
-    with options.opened(model, data, checkpoints=paths) as (network, inputs):
-        judge = Judge(
-            network,
-            data=inputs,
-            eval_data=eval_data,
-            monitor=monitor,
-            mode=mode,
-            options=options,
-            test_data=test_data,
-            allow_same_data=allow_same_data,
-        )
-        return make_soup(
-            checkpoints,
-            judge,
-            output,
-            method=method,
-            data_name=spec_name(data) if data_name is None else data_name,
-            overwrite=overwrite,
-            progress=progress or bar("evaluations", evaluations),
-        )
+        # A greedy soup evaluates each checkpoint alone, and all but the best with the soup.
+        evaluations = 2 * len(checkpoints) - 1 if method == GREEDY else 1
+        paths = (c.path for c in checkpoints)
+        with options.opened(model, data, checkpoints=paths) as (network, inputs):
+            judge = Judge(
+                network,
+                data=inputs,
+                eval_data=eval_data,
+                monitor=monitor,
+                mode=mode,
+                options=options,
+                test_data=test_data,
+                allow_same_data=allow_same_data,
+            )
+            return make_soup(
+                checkpoints,
+                judge,
+                output,
+                method=method,
+                data_name=spec_name(data) if data_name is None else data_name,
+                overwrite=overwrite,
+                progress=progress or bar("evaluations", evaluations),
+            )

@@ -1,6 +1,7 @@
 """`sweep`: many averages of a run compared, with models and data by SPEC."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from ckptavg.formats import check_keras_output
 from ckptavg.merging.worker import Advance
 from ckptavg.models.spec_source import check_specs
 from ckptavg.recipes import UNIFORM, Recipe
-from ckptavg.runs.outputs import check_output
+from ckptavg.runs.outputs import owning
 from ckptavg.runs.run import Run, open_run
 from ckptavg.runs.selection import leave_out_non_finite
 
@@ -115,35 +116,35 @@ def sweep(
     output = None if output is None else Path(output)
     if output is not None:  # refused before hours are spent on what goes into it
         check_keras_output(output)
-        check_output(output, overwrite)
     model = model_or_that_of(model, run.checkpoints[-1].path)
-    import_keras()
-    from ckptavg.models.specs import spec_name
-    from ckptavg.search.judge import Judge
-    from ckptavg.search.sweep import list_candidates, search_windows
+    with nullcontext() if output is None else owning(output, overwrite):
+        import_keras()
+        from ckptavg.models.specs import spec_name
+        from ckptavg.search.judge import Judge
+        from ckptavg.search.sweep import list_candidates, search_windows
 
-    candidates = list_candidates(
-        run, windows=windows, stride=stride, recipes=recipes, budget=budget
-    )
-    paths = (c.path for c in run.checkpoints)
-    with options.opened(model, data, checkpoints=paths) as (network, inputs):
-        judge = Judge(
-            network,
-            data=inputs,
-            eval_data=eval_data,
-            monitor=monitor,
-            mode=mode,
-            options=options,
-            test_data=test_data,
-            allow_same_data=allow_same_data,
+        candidates = list_candidates(
+            run, windows=windows, stride=stride, recipes=recipes, budget=budget
         )
-        return search_windows(
-            run,
-            candidates,
-            judge,
-            output,
-            data_name=spec_name(data) if data_name is None else data_name,
-            max_memory=max_memory,
-            overwrite=overwrite,
-            progress=progress or bar("candidates", len(candidates)),
-        )
+        paths = (c.path for c in run.checkpoints)
+        with options.opened(model, data, checkpoints=paths) as (network, inputs):
+            judge = Judge(
+                network,
+                data=inputs,
+                eval_data=eval_data,
+                monitor=monitor,
+                mode=mode,
+                options=options,
+                test_data=test_data,
+                allow_same_data=allow_same_data,
+            )
+            return search_windows(
+                run,
+                candidates,
+                judge,
+                output,
+                data_name=spec_name(data) if data_name is None else data_name,
+                max_memory=max_memory,
+                overwrite=overwrite,
+                progress=progress or bar("candidates", len(candidates)),
+            )

@@ -10,7 +10,7 @@ from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
 from ckptavg.models.spec_source import check_specs
-from ckptavg.runs.outputs import check_output
+from ckptavg.runs.outputs import owning
 
 if TYPE_CHECKING:
     import keras
@@ -70,7 +70,6 @@ def update_bn(
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
     check_keras_output(output)
-    check_output(output, overwrite)
     check_specs(model, preprocess, data=data)
     model = model_or_that_of(model, checkpoint)
     options = BatchNormOptions(
@@ -82,21 +81,22 @@ def update_bn(
         device=device,
         distribute=distribute,
     )
-    import_keras()
-    from ckptavg.batch_norm.refresh import refresh_live
-    from ckptavg.models.specs import spec_name
+    with owning(output, overwrite):
+        import_keras()
+        from ckptavg.batch_norm.refresh import refresh_live
+        from ckptavg.models.specs import spec_name
 
-    with options.opened(model, data, checkpoints=[checkpoint]) as (network, inputs):
-        return refresh_live(
-            checkpoint,
-            output,
-            network,
-            inputs,
-            options,
-            data_name=spec_name(data) if data_name is None else data_name,
-            overwrite=overwrite,
-            progress=progress or bar("BatchNorm pass", options.count_batches(inputs)),
-        )
+        with options.opened(model, data, checkpoints=[checkpoint]) as (network, inputs):
+            return refresh_live(
+                checkpoint,
+                output,
+                network,
+                inputs,
+                options,
+                data_name=spec_name(data) if data_name is None else data_name,
+                overwrite=overwrite,
+                progress=progress or bar("BatchNorm pass", options.count_batches(inputs)),
+            )
 
 
 def refresh_batch_norm(

@@ -39,7 +39,9 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {
-    ".weights.h5": _Format("hdf5.keras3.WeightsH5", (KERAS, FLAT, LEGACY)),
+    # Files of Keras 2 are read under this name, too, but no Keras loads them: by the name, all
+    # expect the layout of Keras 3.
+    ".weights.h5": _Format("hdf5.keras3.WeightsH5", (KERAS, FLAT)),
     ".weights.json": _Format("hdf5.keras3_shards.ShardedH5", (KERAS, FLAT)),
     ".h5": _Format("hdf5.keras3.WeightsH5", (LEGACY,)),
     ".hdf5": _Format("hdf5.keras3.WeightsH5", (LEGACY,)),

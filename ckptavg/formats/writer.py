@@ -144,7 +144,7 @@ class CheckpointWriter(ABC):
             OutputError: something other than a file has the name of one of them.
         """
         for _, target in self._moves:
-            if target.is_symlink() or target.is_dir():
+            if target.is_symlink() or (target.exists() and not target.is_file()):
                 raise OutputError(
                     f"{target} is in the way: it has the name of a file of the output"
                 )
@@ -153,9 +153,9 @@ class CheckpointWriter(ABC):
             # never one of old and new files. A single file is replaced in one step instead.
             # See docs/decisions/0024-outputs-are-replaced-as-a-whole.md.
             for _, target in reversed(self._moves):
+                former = partial(target.with_name(f"{target.name}.former"))
+                former.unlink(missing_ok=True)  # a commit that was killed may have left one
                 if target.exists():
-                    former = partial(target.with_name(f"{target.name}.former"))
-                    former.unlink(missing_ok=True)
                     clean_up.callback(former.unlink, missing_ok=True)
                     undo.callback(_move_back, former, target)
                     if len(self._moves) > 1:

@@ -9,13 +9,13 @@ from typing import Self
 from ckptavg.errors import OutputError
 from ckptavg.runs.digest import digest
 from ckptavg.storage.files import partial
-from ckptavg.storage.lock import open_locked
+from ckptavg.storage.lock import open_own
 
 _FORMAT = "ckptavg-journal 2"
 
 
 class Journal:
-    """The journal of a merge into one output, locked as long as it is open.
+    """The journal of a merge into one output, for whoever owns the output.
 
     Its first line names the plan. Each further line is a finished unit of work: its number, for
     each segment the digests of what was written and read, and a digest of the line itself, because
@@ -31,13 +31,13 @@ class Journal:
     keep: bool = False
 
     def __init__(self, output: Path, fingerprint: str, *, resume: bool) -> None:
-        """Opens and locks the journal of an output; without `resume` it is emptied.
+        """Opens the journal of an output; without `resume` it is emptied.
 
         Raises:
-            OutputError: another merge is writing this output now.
+            OutputError: something else has its name.
         """
         self.path = partial(output.with_name(f"{output.name}.journal"))
-        self._descriptor = _open_locked(self.path, output)
+        self._descriptor = _open(self.path)
         self._header = f"{_FORMAT} {fingerprint}\n".encode()
         try:
             self.entries = self._read() if resume else {}
@@ -97,13 +97,9 @@ class Journal:
         return digest(self._header + json.dumps(entry).encode()).hex()
 
 
-def _open_locked(path: Path, output: Path) -> int:
+def _open(path: Path) -> int:
     try:
-        return open_locked(path)
-    except BlockingIOError as error:
-        raise OutputError(
-            f"another merge is writing {output} now: wait for it, or name another output"
-        ) from error
+        return open_own(path)
     except FileExistsError as error:
         raise OutputError(f"{path} is in the way and is not a journal: remove it") from error
     except OSError as error:

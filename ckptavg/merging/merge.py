@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ckptavg.merging.resuming import fingerprint, recall
 from ckptavg.merging.work import WorkUnit
 from ckptavg.merging.worker import Advance
 from ckptavg.runs.describe import human_size
-from ckptavg.runs.outputs import check_output, writing
+from ckptavg.runs.outputs import check_output, owning, writing
 from ckptavg.runs.record import Record, SourceRecord, now, versions
 from ckptavg.runs.record_files import commit_with_record, record_path
 
@@ -67,6 +68,19 @@ def run_plan(
     Raises:
         CkptavgError: as for `ckptavg.merge`, which plans and runs.
     """
+    with owning_output(plan):
+        return run_owned(plan, progress, resume=resume)
+
+
+def owning_output(plan: MergePlan) -> AbstractContextManager[None]:
+    """Owns the output of a plan, so that nobody else writes it; see `owning`."""
+    return owning(plan.output, plan.overwrite, parts=plan.output_files)
+
+
+def run_owned(
+    plan: MergePlan, progress: Advance | None = None, *, resume: bool = False
+) -> MergeReport:
+    """`run_plan` for a caller that owns the output."""
     started = time.perf_counter()
     digests = MergeDigests(plan)
     with (
@@ -86,7 +100,7 @@ def run_plan(
             # Stopped, or out of disk: with `resume` what is done waits for the next merge.
             journal.keep = writer.keep_partial = resume
             raise
-        # Somebody else may have written there since the plan was made.
+        # A program other than this one may have written there since the plan was made.
         check_output(plan.output, plan.overwrite)
         record = commit_with_record(
             writer.commit, record, digests.tensor_records(), record_path(plan.output)

@@ -23,7 +23,7 @@ from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs, human_size
 from ckptavg.runs.digest import DIGEST_SIZE
 from ckptavg.runs.json_values import Scalar
-from ckptavg.runs.outputs import check_output
+from ckptavg.runs.outputs import check_name, check_output, is_text
 from ckptavg.runs.record import BatchNormRecord
 from ckptavg.runs.sources import Sources
 from ckptavg.storage.files import is_file, partial
@@ -138,7 +138,9 @@ def plan_merge(
     weighted = weigh(
         sources, recipe, coefficients=coefficients, normalize=normalize, finite_only=not copy
     )
-    output = named_like(checkpoint_path(output), weighted.checkpoints[0].path)
+    output = checkpoint_path(output)
+    check_name(output)
+    output = named_like(output, weighted.checkpoints[0].path)
     check_output(output, overwrite)
     plan = plan_average(
         weighted.checkpoints,
@@ -149,6 +151,7 @@ def plan_merge(
         max_memory=max_memory,
         jobs=jobs,
     )
+    _check_names(plan)
     _check_files(plan, overwrite)
     archive = writer_of(output, plan.structure.naming).needs_model_config
     # An archive needs the disk twice: the weights are written first, then the file around them.
@@ -219,6 +222,19 @@ def plan_mean(checkpoints: Sequence[Checkpoint], output: Path = Path()) -> Merge
     return plan_average(checkpoints, output, recipe=UNIFORM, coefficients=coefficients)
 
 
+def _check_names(plan: MergePlan) -> None:
+    """Makes sure that the record of the output can name its sources."""
+    folder = plan.output.parent.resolve()
+    folders = {source.path.parent for source in plan.sources}
+    found = {f: os.path.relpath(f.resolve(), folder) for f in folders}
+    for source in plan.sources:
+        if not is_text(found[source.path.parent] + source.path.name):
+            raise OutputError(
+                f"the record of {plan.output} cannot name {os.fsencode(source.path)!r}, which is "
+                "not valid UTF-8: rename it"
+            )
+
+
 def _check_files(plan: MergePlan, overwrite: bool) -> None:
     """Makes sure that none of the output's files is one that is read, or somebody else's."""
     read = {
@@ -231,7 +247,11 @@ def _check_files(plan: MergePlan, overwrite: bool) -> None:
     for file in plan.output_files:
         if file.resolve() in read:
             raise OutputError(f"{file} is also one of the checkpoints: choose another name")
-        if file != plan.output and os.path.lexists(file) and not (overwrite or unfinished):
+        if file == plan.output or not os.path.lexists(file):
+            continue
+        if file.is_symlink() or not file.is_file():
+            raise OutputError(f"{file} is in the way: it has the name of a file of the output")
+        if not (overwrite or unfinished):
             raise OutputError(
                 f"{file} exists already: {plan.output.name} would replace it. Choose another name "
                 "or overwrite it (--overwrite, in Python overwrite=True)"

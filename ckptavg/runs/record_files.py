@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptavg.errors import OutputError
 from ckptavg.runs.record import FORMAT, Record, TensorRecords
-from ckptavg.storage.files import staged_text, temporary_sibling
+from ckptavg.storage.files import partial, staged_text
 
 _MARKS = (FORMAT.encode(), b'"ckptavg":')
 """Either makes a file a record: damage to one would take a checkpoint's proof away unnoticed."""
@@ -57,7 +57,7 @@ def commit_with_record(
     if place.is_dir():
         raise OutputError(f"{place} is in the way: the record goes there")
     # See docs/decisions/0024-outputs-are-replaced-as-a-whole.md.
-    former = temporary_sibling(place)
+    former = partial(place.with_name(f"{place.name}.former"))
     with staged_text(place, record.to_json(tensors)) as commit_record:
         with suppress(FileNotFoundError):
             place.replace(former)

@@ -9,14 +9,17 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A new, random hidden name beside `path`."""
+    """A new, random hidden name beside `path`, for who does not own `path` alone."""
     # Keras and the readers here recognize a format by the last two suffixes.
     suffixes = "".join(path.suffixes[-2:])
     return path.with_name(f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}{suffixes}")
 
 
 def partial(path: Path) -> Path:
-    """The hidden name beside `path` under which it is written until it is complete."""
+    """The hidden name beside `path` under which its owner writes it until it is complete.
+
+    It is the same each time, so that what a killed process left is replaced by the next.
+    """
     return path.with_name(TEMPORARY_PREFIX + path.name)
 
 
@@ -40,7 +43,10 @@ def is_file(path: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a small file as a whole: readers find the new content or the former."""
+    """Replaces a small file as a whole: readers find the new content or the former.
+
+    As of all that is staged, there must be one writer at a time.
+    """
     with staged_text(path, text) as place:
         place()
 
@@ -51,9 +57,11 @@ def staged_text(path: Path, text: str) -> Iterator[Callable[[], None]]:
 
     Leaving the context without calling it removes the file.
     """
-    temporary = temporary_sibling(path)
+    temporary = partial(path)
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        # "x", not "w": whoever puts a link there chooses no file to be overwritten.
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())  # a full disk may be reported only now

@@ -184,18 +184,34 @@ def test_two_merges_into_one_output(large, tmp_path):
     out = tmp_path / "o.weights.h5"
     process = slowly(out, paths, resume=False)
     wait_for_entries(process, out, 1)
-    with pytest.raises(OutputError, match="another merge is writing"):
+    with pytest.raises(OutputError, match=f"being written by process {process.pid} on "):
         ckptavg.merge(paths, out, overwrite=True)
     process.wait()
     assert process.returncode == 0
     assert not leftovers(tmp_path)
 
 
-def test_a_journal_is_locked_once_and_goes_with_its_owner(tmp_path):
-    out = tmp_path / "o.weights.h5"
-    with Journal(out, "f" * 32, resume=False), pytest.raises(OutputError):
-        Journal(out, "f" * 32, resume=True)
+def test_a_journal_goes_with_its_owner(tmp_path):
+    with Journal(tmp_path / "o.weights.h5", "f" * 32, resume=False):
+        assert len(leftovers(tmp_path)) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_parts_of_an_output_are_owned_with_it(large, tmp_path):
+    paths, _ = large
+    out = tmp_path / "o.weights.json"
+    refused = []
+
+    def progress(_):
+        if not refused:
+            with pytest.raises(OutputError, match=r"o_00000.weights.h5 is being written by"):
+                ckptavg.merge(paths, tmp_path / "o_00000.weights.h5", overwrite=True)
+            refused.append(True)
+
+    ckptavg.merge(paths, out, jobs=1, progress=progress)
+    assert refused
+    assert [found.average for found in ckptavg.verify(out)] == ["reproduced"]
+    assert not leftovers(tmp_path)
 
 
 def test_the_merge_before_the_batch_norm_pass_can_be_gone_on_with(tmp_path):

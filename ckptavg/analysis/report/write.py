@@ -16,7 +16,7 @@ from ckptavg.merging.worker import Advance
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs
 from ckptavg.runs.history import EpochLog
-from ckptavg.runs.outputs import check_place, writing
+from ckptavg.runs.outputs import check_place, owning, writing
 from ckptavg.runs.record import Record
 from ckptavg.runs.run import Run, open_run
 from ckptavg.storage.files import write_text
@@ -82,35 +82,37 @@ def write_report(
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"cannot write a report to {output}: name an .html file")
-    check_place(output, overwrite)
     run = run if isinstance(run, Run) else open_run(run)
-    average = None if merged is None else Average.find(merged)
-    notes = list(_notes(run))
-    logs = _logs(run, notes)
-    geometry = _measure(run, average, notes, max_memory, progress)
-    commands = averaging(run) if average is None else reproduction(average)
-    training = figures.training_figures(logs, {c.epoch for c in run.checkpoints})
-    mapped = made_of = None
-    if geometry is not None:
-        mapped = sections.section("Geometry of the checkpoints", figures.geometry_figures(geometry))
-    if average is not None:
-        sources = average.sources_in(run)
-        picture = figures.coefficient_figure(average, sources)
-        made_of = sections.about_average(average, sources, picture)
-    text = page(
-        f"Run {run.directory.resolve().name}",
-        sections.header(run, average),
-        sections.about_run(run, logs, geometry, notes),
-        sections.section("Training", training),
-        sections.section("Checkpoints", sections.about_checkpoints(run, average)),
-        mapped,
-        made_of,
-        sections.section("Commands", sections.about_commands(commands, average)),
-    )
-    with writing(output):
-        check_place(output, overwrite)  # again, because reading takes a while
-        write_text(output, text)
-    return RunReport(output, output.stat().st_size, tuple(notes), commands)
+    with owning(output, overwrite, check=check_place):
+        average = None if merged is None else Average.find(merged)
+        notes = list(_notes(run))
+        logs = _logs(run, notes)
+        geometry = _measure(run, average, notes, max_memory, progress)
+        commands = averaging(run) if average is None else reproduction(average)
+        training = figures.training_figures(logs, {c.epoch for c in run.checkpoints})
+        mapped = made_of = None
+        if geometry is not None:
+            mapped = sections.section(
+                "Geometry of the checkpoints", figures.geometry_figures(geometry)
+            )
+        if average is not None:
+            sources = average.sources_in(run)
+            picture = figures.coefficient_figure(average, sources)
+            made_of = sections.about_average(average, sources, picture)
+        text = page(
+            f"Run {run.directory.resolve().name}",
+            sections.header(run, average),
+            sections.about_run(run, logs, geometry, notes),
+            sections.section("Training", training),
+            sections.section("Checkpoints", sections.about_checkpoints(run, average)),
+            mapped,
+            made_of,
+            sections.section("Commands", sections.about_commands(commands, average)),
+        )
+        with writing(output):
+            check_place(output, overwrite)  # again, because reading takes a while
+            write_text(output, text)
+        return RunReport(output, output.stat().st_size, tuple(notes), commands)
 
 
 def _notes(run: Run) -> Iterator[str]:

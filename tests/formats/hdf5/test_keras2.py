@@ -13,8 +13,8 @@ import tf_keras
 import ckptavg
 from ckptavg.errors import CkptavgError, FormatError
 from ckptavg.formats import open_reader, open_writer
-from ckptavg.formats.reader import KERAS, LEGACY
-from tests.formats.contract import ReaderContract, WriterContract, copy_into, output_structure
+from ckptavg.formats.reader import KERAS
+from tests.formats.contract import ReaderContract, WriterContract, output_structure
 from tests.helpers.files import read_tensors
 from tests.helpers.models import tiny_model
 
@@ -89,8 +89,9 @@ class TestHdf5OfTfKeras(WeightsOnly):
     suffix = ".hdf5"
 
 
-class TestLegacyContentNamedAsTheNew(WeightsOnly):
+class TestLegacyContentNamedAsTheNew(ReaderContract):
     suffix = ".weights.h5"
+    make = WeightsOnly.make
 
 
 class WholeModel(ReaderContract, WriterContract):
@@ -221,16 +222,25 @@ def test_the_new_layout_keeps_being_read_under_any_name(tmp_path):
 
 def test_legacy_names_are_not_written_into_new_files(tmp_path):
     build(tf_keras, 1).save_weights(tmp_path / "m.h5")
-    with pytest.raises(
-        FormatError, match="tensors named as in Keras 2 files would not be found there"
-    ):
-        open_writer(tmp_path / "o.weights.json", output_structure(tmp_path / "m.h5"))
-    with open_writer(tmp_path / "o.weights.h5", output_structure(tmp_path / "m.h5")) as writer:
-        copy_into(writer, tmp_path / "m.h5")
-        writer.finish()
-        writer.commit()
-    with open_reader(tmp_path / "o.weights.h5") as reader:
-        assert reader.structure.naming == LEGACY
+    for suffix in (".weights.json", ".weights.h5"):
+        with pytest.raises(FormatError, match=r"would not be found there.* ends in \.h5 or \.hdf5"):
+            open_writer(tmp_path / f"o{suffix}", output_structure(tmp_path / "m.h5"))
+
+
+@pytest.mark.parametrize("source", ["m.h5", "m.weights.h5"])
+def test_no_command_writes_what_no_keras_loads(tmp_path, source):
+    build(tf_keras, 1).save_weights(tmp_path / "m.h5")
+    (tmp_path / "m.h5").rename(tmp_path / source)
+    other = shutil.copy(tmp_path / source, tmp_path / f"other-{source}")
+    output, message = tmp_path / "o.weights.h5", r"ends in \.h5 or \.hdf5"
+    with pytest.raises(FormatError, match=message):
+        ckptavg.merge([tmp_path / source, other], output)
+    with pytest.raises(FormatError, match=message):
+        ckptavg.convert(tmp_path / source, output)
+    assert len(list(tmp_path.iterdir())) == 2
+    ckptavg.convert(tmp_path / source, tmp_path / "o.hdf5")
+    with h5py.File(tmp_path / "o.hdf5") as file:
+        assert "layer_names" in file.attrs
 
 
 def damage(kind, file):
