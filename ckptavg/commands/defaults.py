@@ -8,6 +8,7 @@ from ckptavg.errors import FormatError, SpecError
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record_files import find_record
 from ckptavg.runs.run import CHECKPOINT_FOLDER, open_run
+from ckptavg.storage.background import wait_for_writes
 
 if TYPE_CHECKING:
     import keras
@@ -20,6 +21,7 @@ def checkpoint_file(path: str | Path) -> Path:
         FormatError: there is no such file.
         RunError: the run holds no checkpoint.
     """
+    wait_for_writes()
     path = Path(path)
     if (path / CHECKPOINT_FOLDER).is_dir():
         path = open_run(path).checkpoints[-1].path

@@ -11,6 +11,7 @@ from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
 from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.outputs import owning
+from ckptavg.storage.background import wait_for_writes
 
 if TYPE_CHECKING:
     import keras
@@ -66,6 +67,7 @@ def update_bn(
     Example:
         >>> ckptavg.update_bn("swa.weights.h5", "swa-bn.weights.h5", data="train.py:bn_data")
     """
+    wait_for_writes()
     checkpoint, output = Path(checkpoint), Path(output)
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")

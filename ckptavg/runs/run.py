@@ -12,6 +12,7 @@ from ckptavg.runs.describe import describe_epochs, describe_tracked, human_size
 from ckptavg.runs.history import HISTORY_FILE, EpochLog, read_history
 from ckptavg.runs.record import Record
 from ckptavg.runs.selection import Epochs, select
+from ckptavg.storage.background import wait_for_writes
 from ckptavg.storage.files import TEMPORARY_PREFIX
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -122,7 +123,7 @@ class Run:
 
 
 def open_run(directory: str | Path) -> Run:
-    """Opens the directory of a run.
+    """Opens the directory of a run, once this process has written what it is writing.
 
     Args:
         directory: what `CheckpointSaver` was given.
@@ -136,6 +137,7 @@ def open_run(directory: str | Path) -> Run:
     """
     directory = Path(directory)
     folder = directory / CHECKPOINT_FOLDER
+    wait_for_writes()
     if not directory.is_dir():
         raise RunError(f"there is no run {directory}")
     if not folder.is_dir():

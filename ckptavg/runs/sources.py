@@ -13,6 +13,7 @@ from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.numbering import epochs_in, natural_key
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
 from ckptavg.runs.selection import training_order
+from ckptavg.storage.background import wait_for_writes
 from ckptavg.storage.files import TEMPORARY_PREFIX
 
 Sources = Run | Checkpoint | str | Path | Iterable["Run | Checkpoint | str | Path"]
@@ -38,6 +39,7 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
             missing; nothing was named, or a set, which has no order.
         RecordError: a record is damaged.
     """
+    wait_for_writes()
     # A run that the caller opened is taken as it was then.
     if isinstance(sources, Run):
         return (*sources.checkpoints, *(sources.averages if tracked else ()))

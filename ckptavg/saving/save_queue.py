@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from ckptavg.runs.record import Record
 from ckptavg.saving.host_copy import HostCopy
+from ckptavg.storage.background import announce
 
 Work = Callable[[], Record]
 Outcome = Record | BaseException
@@ -57,6 +58,8 @@ class SaveQueue:
             self._process = os.getpid()
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="ckptavg-saver")
         self._waiting.append([self._pool.submit(piece) for piece in work])
+        for future in self._waiting[-1]:
+            announce(future)
         # The memory moves on with its work alone: if a save that failed before it was submitted
         # moved it too, the next copy would overwrite what is being written.
         # See docs/decisions/0044-what-a-killed-training-leaves-behind.md.

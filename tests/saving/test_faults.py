@@ -427,6 +427,62 @@ def slow_down(monkeypatch, seconds):
     monkeypatch.setattr(os, "pwrite", slow)
 
 
+def interrupt():
+    raise KeyboardInterrupt
+
+
+_READERS = {
+    "run": lambda run: [c.epoch for c in open_run(run).checkpoints],
+    "merge": lambda run: [s.epoch for s in merged(run, run).sources],
+    "pattern": lambda run: [
+        s.epoch for s in merged(run, f"{run}/checkpoints/*.weights.h5").sources
+    ],
+    "folder": lambda run: [c.epoch for c in ckptavg.inspect(run / "checkpoints").checkpoints],
+    "file": lambda run: [
+        ckptavg.inspect(run / f"checkpoints/epoch-000{n}.weights.h5").checkpoints[0].epoch
+        for n in (1, 2, 3)
+    ],
+    "verify": lambda run: [int(v.path.name[6:10]) for v in ckptavg.verify(run)],
+}
+
+
+def merged(run, sources):
+    return ckptavg.merge(sources, run.with_name("o.weights.h5")).record
+
+
+@pytest.mark.parametrize("reader", _READERS)
+def test_whoever_reads_waits_for_what_an_interrupted_training_still_writes(
+    model, tmp_path, monkeypatch, reader
+):
+    slow_down(monkeypatch, 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, tmp_path / "run", in_flight=2, callbacks=[at_end(3, interrupt)])
+    assert not (tmp_path / "run/checkpoints/epoch-0003.json").exists()
+    assert _READERS[reader](tmp_path / "run") == [1, 2, 3]
+
+
+def test_a_fork_does_not_wait_for_what_its_parent_writes(model, tmp_path, monkeypatch):
+    slow_down(monkeypatch, 0.5)
+    found = []
+
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            os._exit(len(open_run(tmp_path / "run").checkpoints))
+        started = time.perf_counter()
+        found.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        assert time.perf_counter() - started < 60
+
+    fit(
+        model,
+        tmp_path / "run",
+        2,
+        in_flight=2,
+        callbacks=[at_begin(2, wait_until_idle), at_end(2, fork)],
+    )
+    assert found == [1]
+
+
 def test_training_waits_for_one_write_and_not_for_two(model, tmp_path, monkeypatch):
     slow_down(monkeypatch, 0.8)  # two tensors: 1.6 s a checkpoint
     with pytest.warns(CkptavgWarning, match=r"training waited 1\.\d s for the previous checkpoint"):
