@@ -110,7 +110,7 @@ def owning(
     Raises:
         OutputError: another process or thread owns it, or as `check` does.
     """
-    # See docs/decisions/0076-an-output-has-one-owner.md.
+    # See docs/decisions/0079-an-output-has-one-owner.md.
     check(output, overwrite)
     with ExitStack() as locks:
         for file in sorted({output, *parts}):
