@@ -6,9 +6,10 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 PIP_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 NOTEBOOKS ?=
 
-.PHONY: demo pictures notebooks test test-backends lint format bench bench-batch-norm mutants clean
+.PHONY: demo pictures notebooks test test-backends lint format bench bench-batch-norm mutants fuzz clean
 
 demo: .venv/installed
 	$(BIN)/ckptavg demo
@@ -53,8 +54,12 @@ bench-batch-norm: .venv/installed
 mutants: .venv/installed
 	$(BIN)/python -m tests.mutation $(MUTANTS)
 
+# At least 30,000 mutated files of every format, each read in a process that may die of it.
+fuzz: .venv/installed
+	$(BIN)/python -m tests.fuzzing $(FUZZ_ARGS)
+
 clean:
-	rm -rf .venv .venv-backends .pytest_cache .mypy_cache .ruff_cache .import_linter_cache ckptavg-demo
+	rm -rf .venv .venv-backends .pytest_cache .mypy_cache .ruff_cache .import_linter_cache ckptavg-demo fuzzing-failures
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

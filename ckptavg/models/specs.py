@@ -180,6 +180,9 @@ def _load_arrays(path: Path) -> Any:
         found = {name: arrays[name] for name in ("x", "y") if name in arrays.files}
         known = ", ".join(arrays.files) or "no arrays"
         arrays.close()
+        # Of a member without its signature numpy gives the bytes.
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise ValueError("it holds something else than arrays")
     except Exception as error:  # numpy and zipfile raise nearly anything on a damaged file
         raise SpecError(f"cannot read {path}: {summary(error)}") from error
     if "x" not in found:

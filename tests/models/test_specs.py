@@ -1,5 +1,7 @@
 """SPECs: what they lead to, and which part failed when they do not."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -125,12 +127,15 @@ def test_arrays_in_a_file(tmp_path):
     np.savez(tmp_path / "other.npz", images=x)
     np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
     (tmp_path / "text.npz").write_text("no arrays")
+    with zipfile.ZipFile(tmp_path / "bytes.npz", "w") as archive:
+        archive.writestr("x.npy", "no array")
     assert [part.shape for part in as_data(tmp_path / "xy.npz")] == [(4, 6), (4,)]
     assert as_data(tmp_path / "x.npz").shape == (4, 6)
     for name, message in (
         ("other.npz", "must hold an array 'x', but holds images"),
         ("pickled.npz", "cannot read"),
         ("text.npz", "cannot read"),
+        ("bytes.npz", "something else than arrays"),
         ("gone.npz", "there is no data file"),
     ):
         with pytest.raises(SpecError, match=message):

@@ -123,7 +123,8 @@ class _Walk:
                 raise self._refusal(f"{name}/{key!r}", "is not a name in UTF-8") from error
             path = f"{name}/{label}" if name else label
             # Keras, which opens such a name as a path, would come to another object.
-            if label in labels or label in ("", ".") or "/" in label:
+            # HDF5 ends a name at a null byte: what lies there would have two names.
+            if label in labels or label in ("", ".") or "/" in label or "\0" in label:
                 raise self._refusal(path, "is not a valid name: the file is damaged")
             labels.add(label)
             if target is None:

@@ -14,6 +14,7 @@ from ckptavg.errors import CkptavgError, FormatError, IntegrityError
 from ckptavg.formats import open_reader
 from ckptavg.formats.hdf5.chunks import decompress_lzf, fletcher32
 from ckptavg.formats.hdf5.window import DamagedError, lookup3, without_checksum
+from tests.fuzzing.mutations.hdf5 import mended
 from tests.helpers.files import read_tensors
 
 VERSIONS = [None, ("earliest", "v108"), ("v108", "v110"), "latest"]
@@ -213,6 +214,18 @@ def test_structures_that_lead_to_each_other_end(tmp_path, signature):
             path.write_bytes(changed)
             with contextlib.suppress(CkptavgError):  # anything else, or no end, is a bug
                 assert len(read_tensors(path)) <= 300
+
+
+def test_a_name_that_hdf5_would_cut_short(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file["dense_1/vars/0"] = np.zeros(3)
+    data = path.read_bytes()
+    path.write_bytes(mended(data.replace(b"dense_1", b"dense\0001"), data))
+    with h5py.File(path) as file:
+        assert list(file) == ["dense"]
+    with pytest.raises(FormatError, match="not a valid name"):
+        open_reader(path)
 
 
 def test_a_file_that_was_truncated(tmp_path):
