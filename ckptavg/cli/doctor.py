@@ -9,8 +9,9 @@ import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.options import SELECTION, Option
-from ckptavg.cli.printing import NUMBER, TEXT, WORD, pick, print_json, print_table
+from ckptavg.cli.printing import pick, print_json
 from ckptavg.cli.session import session
+from ckptavg.cli.tables import NAME, NUMBER, WORD, print_table
 from ckptavg.commands.doctor import doctor as examine
 from ckptavg.runs.describe import list_epochs
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _VALUES = {
     "norm": "norm",
     "cosine": "cosine",
-    "worst layer's": "worst_cosine",
+    "worst layer": "worst_cosine",
     "to mean": "to_mean",
     "step": "step",
 }
@@ -68,7 +69,7 @@ def _print(report: "DoctorReport") -> None:
         )
         for diagnosis in report.diagnoses
     ]
-    print_table(rows, (TEXT, ["checkpoint"]), (NUMBER, [*columns]), (WORD, ["verdict"]))
+    print_table(rows, (NAME, ["checkpoint"]), (NUMBER, [*columns]), (WORD, ["verdict"]))
     for diagnosis in report.diagnoses:
         for reason in diagnosis.reasons:
             typer.echo(f"\nleave out {diagnosis.checkpoint.path.name}: {reason}")

@@ -6,7 +6,8 @@ from typing import Any
 import typer
 
 from ckptavg.cli.command import command
-from ckptavg.cli.printing import NUMBER, NUMBERS, TEXT, as_json, pick, print_json, print_table
+from ckptavg.cli.printing import as_json, pick, print_json
+from ckptavg.cli.tables import NAME, NUMBER, print_table
 from ckptavg.commands.inspect import CheckpointContent, Inspection
 from ckptavg.commands.inspect import inspect as read
 from ckptavg.runs.checkpoint import Checkpoint
@@ -66,7 +67,7 @@ def _print_run(run: Run) -> None:
         )
         for checkpoint, record in zip(run.checkpoints, records, strict=True)
     ]
-    print_table(rows, (NUMBERS, ["epoch", "step", "rate", "size", *metrics]))
+    print_table(rows, (NUMBER, ["epoch", "step", "rate", "size", *metrics]))
 
 
 def _print_several(source: str, found: Inspection) -> None:
@@ -83,7 +84,7 @@ def _print_several(source: str, found: Inspection) -> None:
         )
         for content in found.contents
     ]
-    print_table(rows, (TEXT, ["checkpoint"]), (NUMBER, ["epoch", "tensors", "size", "record"]))
+    print_table(rows, (NAME, ["checkpoint"]), (NUMBER, ["epoch", "tensors", "size", "record"]))
 
 
 def _print_checkpoint(content: CheckpointContent) -> None:
@@ -98,7 +99,7 @@ def _print_checkpoint(content: CheckpointContent) -> None:
         typer.echo(f"  optimizer   {dropped} tensors, which a merge drops")
     typer.echo()
     rows = ((t.name, str(t.shape), t.dtype, human_size(t.nbytes)) for t in content.model_tensors)
-    print_table(rows, (TEXT, ["tensor"]), (NUMBER, ["shape", "dtype", "size"]))
+    print_table(rows, (NAME, ["tensor"]), (NUMBER, ["shape", "dtype", "size"]))
 
 
 def _print_record(record: Record) -> None:

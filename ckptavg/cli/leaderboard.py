@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ckptavg.cli.printing import NUMBER, NUMBERS, print_table
+from ckptavg.cli.tables import NAME, NUMBER, print_table
 from ckptavg.runs.outputs import check_name, check_place, owning, writing
 from ckptavg.storage.files import write_text
 
@@ -38,8 +38,9 @@ class Leaderboard:
             [str(rank), *map(_text, facts.values()), *(f"{scores[m]:.5g}" for m in self.metrics)]
             for rank, (facts, scores) in enumerate(self.lines[:limit], 1)
         ]
-        titles = [title.replace("_", " ") for title in self.lines[0][0]]
-        print_table(rows, (NUMBER, [""]), (NUMBERS, titles), (NUMBER, self.metrics))
+        # The first fact says which checkpoints: by path, or by epochs.
+        first, *others = (title.replace("_", " ") for title in self.lines[0][0])
+        print_table(rows, (NUMBER, [""]), (NAME, [first]), (NUMBER, [*others, *self.metrics]))
         if len(self.lines) > limit:
             typer.echo(f"and {len(self.lines) - limit} more")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import typer
 
-from ckptavg.cli.printing import NUMBER, NUMBERS, TEXT, WORD, pick, plural, print_table, resident
+from ckptavg.cli.printing import pick, plural, resident
+from ckptavg.cli.tables import NAME, NUMBER, PROSE, WORD, print_table
 from ckptavg.commands.merge import MergeResult
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.planned_sources import SourcePlan
@@ -102,7 +103,7 @@ def _print_sources(plan: MergePlan) -> None:
         )
         for source in plan.sources
     ]
-    print_table(rows, (TEXT, ["checkpoint"]), (NUMBER, ["epoch", "coefficient", "size", "proof"]))
+    print_table(rows, (NAME, ["checkpoint"]), (NUMBER, ["epoch", "coefficient", "size", "proof"]))
 
 
 def _print_tensors(plan: MergePlan) -> None:
@@ -111,7 +112,7 @@ def _print_tensors(plan: MergePlan) -> None:
         for item in plan.items
         for t in [item.tensor]
     )
-    looks = (TEXT, ["tensor"]), (NUMBERS, ["shape"]), (WORD, ["dtype", "action"]), (TEXT, ["why"])
+    looks = (NAME, ["tensor"]), (NUMBER, ["shape"]), (WORD, ["dtype", "action"]), (PROSE, ["why"])
     print_table(rows, *looks)
 
 

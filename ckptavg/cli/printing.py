@@ -1,8 +1,8 @@
-"""How commands print: JSON, tables, and numbers in them."""
+"""How commands print: JSON, and numbers in sentences."""
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import reduce
 from pathlib import Path
@@ -35,27 +35,6 @@ def as_json(value: object) -> Any:
 def pick(value: object, *names: str) -> dict[str, Any]:
     """Attributes of a result by name, for JSON; `plan.recipe` is an attribute of an attribute."""
     return {name.rpartition(".")[2]: reduce(getattr, name.split("."), value) for name in names}
-
-
-TEXT, NUMBERS = {"overflow": "fold"}, {"overflow": "fold", "justify": "right"}
-WORD, NUMBER = {"no_wrap": True}, {"no_wrap": True, "justify": "right"}
-"""Columns of tables; texts are folded in a narrow terminal, words and numbers are cut."""
-
-
-def print_table(
-    rows: Iterable[Sequence[str]], *columns: tuple[Mapping[str, Any], Sequence[str]]
-) -> None:
-    """Prints a table to fit the terminal; columns are titles by how they stand."""
-    from rich.console import Console  # only where there is a table
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for look, titles in columns:
-        for title in titles:
-            table.add_column(title, **look)
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
 
 
 def resident() -> int:

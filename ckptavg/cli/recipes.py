@@ -9,7 +9,8 @@ import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.options import Argument
-from ckptavg.cli.printing import NUMBER, TEXT, WORD, pick, print_json, print_table
+from ckptavg.cli.printing import pick, print_json
+from ckptavg.cli.tables import NUMBER, PROSE, WORD, print_table
 from ckptavg.commands.compare_recipes import RecipeComparison, compare_recipes
 from ckptavg.errors import OutputError, SpecError
 
@@ -48,9 +49,9 @@ def recipes(*, sources: tuple[str, ...], plot: Path | None, json: bool, **option
         rows.append((recipe.recipe, bars, "" if size is None else f"{size:.3g}", recipe.summary))
     print_table(
         rows,
-        (WORD, ["recipe", "coefficients, oldest first"]),
+        (WORD, ["recipe", "oldest first"]),
         (NUMBER, ["effective"]),
-        (TEXT, ["what it does"]),
+        (PROSE, ["what it does"]),
     )
     if plot is not None:
         typer.echo(f"\nwrote {plot}")

@@ -464,7 +464,6 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(folder):
     status, out, _ = main("merge", "run", "-o", "o.weights.h5", "--dry-run")
     assert status == 0
     assert sorted(p for p in folder.rglob("*") if "__pycache__" not in p.parts) == before
-    assert max(map(len, out.splitlines())) <= 80
     assert "would write o.weights.h5, nothing is written now" in out
     assert re.search(r"run/checkpoints/epoch-0003.weights.h5 +3 +0.25 .* record", out)
     assert re.search(r"layers/dense/vars/0 +\(6, 5\) +float32 +average +mean of 4", out)

@@ -143,33 +143,6 @@ def test_the_help_is_the_same_on_a_terminal(monkeypatch, in_terminal):
     assert in_terminal("ckptavg merge --help") == main("merge", "--help")[1]
 
 
-@pytest.fixture
-def in_terminal():
-    """Runs a command in a pseudo terminal; gives what it shows."""
-    import os
-    import pty
-    import subprocess
-    import sys
-
-    def run(command: str) -> str:
-        leader, follower = pty.openpty()
-        program, *arguments = shlex.split(command)
-        path = Path(sys.executable).with_name(program)
-        process = subprocess.Popen([path, *arguments], stdout=follower, stderr=follower)
-        os.close(follower)
-        shown = b""
-        try:
-            while chunk := os.read(leader, 65536):
-                shown += chunk
-        except OSError:  # the end of a terminal is an error on Linux
-            pass
-        os.close(leader)
-        assert process.wait() == 0
-        return shown.decode().replace("\r\n", "\n")
-
-    return run
-
-
 def test_the_examples_of_all_commands_run(folder):
     train = Path("train.py").read_text()
     Path("train.py").write_text(train + "\ndef val_data(): return x[:48], y[:48]\n")

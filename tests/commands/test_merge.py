@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -59,9 +60,10 @@ def test_coefficients_are_paired_with_epochs_as_listed(folder):
         pairs([6, 3, 5], [0.5, 0.5])
     with pytest.raises(RecipeError, match="a set of epochs has no order"):
         pairs({6, 3}, [0.5, 0.5])
+    shutil.copytree("run", "run2")
     with pytest.raises(RecipeError, match="where an epoch has several checkpoints"):
-        pairs([6, 3], [0.4, 0.3, 0.2, 0.1], ["run", "run"])
-    assert pairs([3, 6], [0.1, 0.2, 0.3, 0.4], ["run", "run"]) == {3: 0.3, 6: 0.4}
+        pairs([6, 3], [0.4, 0.3, 0.2, 0.1], ["run", "run2"])
+    assert pairs([3, 6], [0.1, 0.2, 0.3, 0.4], ["run", "run2"]) == {3: 0.3, 6: 0.4}
 
 
 def test_windows_of_swad(folder):
