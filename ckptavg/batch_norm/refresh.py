@@ -11,7 +11,7 @@ import keras
 from ckptavg.batch_norm.options import BATCH, BatchNormOptions
 from ckptavg.batch_norm.report import BatchNormReport
 from ckptavg.batch_norm.update import ConfiguredPass
-from ckptavg.formats import check_keras_output
+from ckptavg.formats import check_keras_output, open_reader
 from ckptavg.merging.merge import MergeReport, owning_output, run_owned
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.worker import Advance
@@ -19,12 +19,12 @@ from ckptavg.models.batches import Progress
 from ckptavg.models.model import build, load_weights, save_model
 from ckptavg.models.specs import spec_name
 from ckptavg.runs.outputs import check_output
-from ckptavg.runs.proof import tensor_records
+from ckptavg.runs.proof import part_digests, tensor_records
 from ckptavg.runs.record import BatchNormRecord, Record, now, versions
 from ckptavg.runs.record_files import commit_with_record, find_record, record_path
 from ckptavg.storage.files import commit, partial
 
-_KEPT = ("epoch", "model", "recipe", "choice", "sources")
+_KEPT = ("epoch", "model", "model_digest", "recipe", "choice", "sources")
 """What a record says of a checkpoint that no pass changes."""
 
 Refresh = Callable[[keras.Model], BatchNormReport]
@@ -194,6 +194,8 @@ def _save(
     try:
         save_model(model, temporary)
         tensors = tensor_records(temporary)
+        with open_reader(temporary) as reader:
+            parts = part_digests(reader.parts())
         batch_norm = former.batch_norm if former is not None else None
         if report is not None:
             batch_norm = _state(report, data_name, batch_norm)
@@ -208,6 +210,7 @@ def _save(
             time=now(),
             versions=versions(("numpy", "h5py", "keras", keras.backend.backend())),
             batch_norm=batch_norm,
+            parts=parts,
             **{name: getattr(former, name) for name in _KEPT if former is not None},
         )
         check_output(output, overwrite)  # once more: the pass may have taken hours

@@ -151,6 +151,7 @@ def _facts(record: Record | None) -> dict[str, Any] | None:
         return None
     facts: dict[str, Any] = as_json(record)
     del facts["path"]
-    if not facts["choice"]:
-        del facts["choice"]
+    for name in ("choice", "parts", "model_digest"):
+        if not facts[name]:
+            del facts[name]
     return facts

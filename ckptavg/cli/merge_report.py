@@ -35,6 +35,7 @@ def print_merged(result: MergeResult) -> None:
     speed = human_size(plan.bytes_read / max(result.seconds, 1e-9))
     typer.echo(f"  read        {human_size(plan.bytes_read)} in {result.seconds:.2f} s ({speed}/s)")
     typer.echo(f"  proof       {_proof(result)}")
+    _print_model(plan)
     _print_left_out(plan)
     if result.resumed:
         typer.echo(f"  resumed     {result.resumed:.0%} were done before, and proven again")
@@ -85,6 +86,7 @@ def print_plan(plan: MergePlan) -> None:
     decoded = sum(item.tensor.extent is None for item in plan.items)
     if decoded:
         typer.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
+    _print_model(plan)
     _print_left_out(plan)
     typer.echo()
     _print_sources(plan)
@@ -99,7 +101,7 @@ def _print_sources(plan: MergePlan) -> None:
             "" if source.epoch is None else str(source.epoch),
             f"{source.coefficient:.6g}",
             human_size(source.size),
-            "record" if source.proof else "checksums" if source.checksummed else "none",
+            "record" if source.proof else "checksums" if source.proven else "none",
         )
         for source in plan.sources
     ]
@@ -114,6 +116,11 @@ def _print_tensors(plan: MergePlan) -> None:
     )
     looks = (NAME, ["tensor"]), (NUMBER, ["shape"]), (WORD, ["dtype", "action"]), (PROSE, ["why"])
     print_table(rows, *looks)
+
+
+def _print_model(plan: MergePlan) -> None:
+    if plan.model_note:
+        typer.echo(f"  model       {plan.model_note}")
 
 
 def _print_left_out(plan: MergePlan) -> None:

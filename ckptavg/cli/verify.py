@@ -1,5 +1,7 @@
 """`ckptavg verify`: check files against their digests."""
 
+from dataclasses import replace
+
 import typer
 
 from ckptavg.cli.command import command
@@ -35,6 +37,9 @@ def verify(*, paths: tuple[str, ...], json: bool) -> None:
 
 
 def _line(found: Verification) -> str:
+    if found.unproven:
+        listed = ", ".join(found.unproven)
+        return f"{_line(replace(found, unproven=()))}; not proven by its older record: {listed}"
     if found.proof != INTACT:
         return f"{found.path}: readable, but unverified"
     if found.average == REPRODUCED:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ckptavg.errors import FormatError, SpecError
 from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.proof import check_model_file
 from ckptavg.runs.record_files import find_record
 from ckptavg.runs.run import CHECKPOINT_FOLDER, open_run
 from ckptavg.storage.background import wait_for_writes
@@ -37,12 +38,13 @@ def model_or_that_of(
 
     Raises:
         SpecError: no model was given, and the checkpoint comes with none.
+        IntegrityError: the configuration that it comes with was changed since.
     """
     if model is not None:
         return model
     if checkpoint.suffix == ".keras":
         return checkpoint
-    found = Checkpoint(checkpoint, find_record(checkpoint)).model_file
+    found = check_model_file(Checkpoint(checkpoint, find_record(checkpoint)))
     if found is not None:
         return os.path.relpath(found)
     raise SpecError(

@@ -1,16 +1,21 @@
 """The configuration of a model, which a `.keras` file holds beside the weights."""
 
 import json
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from ckptavg.errors import FormatError
+from ckptavg.errors import CkptavgError, FormatError, MemoryLimitError
+from ckptavg.formats.strict_json import memory_to_parse, parse
+from ckptavg.formats.zip_archive import ZipArchive
+from ckptavg.storage.open_file import OpenFile, read_small_file
 
 METADATA = "metadata.json"
 CONFIG = "config.json"
-_CONFIG_LIMIT = 64 * 1024 * 1024
+ASSETS = "assets/"
+_CONFIG_LIMIT = 32 * 1024 * 1024
 _MODEL_FORMAT = "ckptavg-model"
 
 
@@ -21,26 +26,44 @@ class ModelConfig:
     Attributes:
         config: the result of `keras.saving.serialize_keras_object(model)`, as JSON.
         metadata: the version of Keras, as JSON.
-        has_assets: whether the model has files, such as vocabularies, which are not included.
+        has_assets: whether the model has files, such as vocabularies.
+        archive: the `.keras` file that it was read from; None for a `model.json`, which holds no
+            assets.
+        assets: sizes of the assets in that file, by name.
     """
 
     config: str
     metadata: str
     has_assets: bool = False
+    archive: Path | None = None
+    assets: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, max_memory: int | None = None) -> Self:
         """Reads the `model.json` of a run, or the configuration inside a `.keras` file.
 
+        Args:
+            path: the file.
+            max_memory: bytes that this may take.
+
         Raises:
-            FormatError: the file is neither, or damaged.
+            FormatError: the file is neither, or is damaged.
+            IntegrityError: a part of the `.keras` file fails its checksum.
+            MemoryLimitError: it takes more memory.
         """
+        read = cls._from_archive if path.name.endswith(".keras") else cls._from_json
         try:
-            return cls._from_archive(path) if path.name.endswith(".keras") else cls._from_json(path)
-        except FormatError:
+            return read(path, max_memory)
+        except CkptavgError:
             raise
-        except Exception as error:  # zipfile raises nearly anything on a damaged file
-            raise FormatError(f"cannot read the model configuration {path}: {error!r}") from error
+        except OSError as error:
+            raise FormatError(
+                f"cannot read the model configuration {path}: {error.strerror}"
+            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise FormatError(
+                f"the model configuration {path} is damaged: {error!r:.200}"
+            ) from error
 
     def to_json(self) -> str:
         """The content of a run's `model.json`."""
@@ -54,8 +77,8 @@ class ModelConfig:
         return json.dumps(content, indent=1) + "\n"
 
     @classmethod
-    def _from_json(cls, path: Path) -> Self:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    def _from_json(cls, path: Path, max_memory: int | None) -> Self:
+        content = _parse(read_small_file(path, _CONFIG_LIMIT), max_memory)
         if content["format"] != _MODEL_FORMAT or content["version"] != 1:
             raise FormatError(f"{path} is not a model configuration written by ckptavg")
         if "class_name" not in content["config"]:
@@ -64,16 +87,21 @@ class ModelConfig:
         return cls(config, metadata, bool(content["has_assets"]))
 
     @classmethod
-    def _from_archive(cls, path: Path) -> Self:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            config, metadata = (_small_member(archive, name) for name in (CONFIG, METADATA))
-        return cls(config, metadata, any(name.startswith("assets/") for name in members))
+    def _from_archive(cls, path: Path, max_memory: int | None) -> Self:
+        with closing(OpenFile(path)) as file:
+            archive = ZipArchive(file)
+            config, metadata = (archive.read(name, _CONFIG_LIMIT) for name in (CONFIG, METADATA))
+            for data in (config, metadata):
+                _parse(data, max_memory)
+            assets = {n: m.size for n, m in archive.members.items() if n.startswith(ASSETS)}
+        for name in assets:
+            if {"", ".", ".."}.intersection(name.split("/")) or set(name) & set("\\\0"):
+                raise FormatError(f"refusing {path}: {name!r:.80} is not a path of folders")
+        return cls(config.decode(), metadata.decode(), bool(assets), path, assets)
 
 
-def _small_member(archive: zipfile.ZipFile, name: str) -> str:
-    if archive.getinfo(name).file_size > _CONFIG_LIMIT:
-        raise ValueError(f"its {name} is larger than {_CONFIG_LIMIT} bytes")
-    content = archive.read(name).decode("utf-8")
-    json.loads(content)
-    return content
+def _parse(data: bytes, max_memory: int | None) -> Any:
+    needed = memory_to_parse(data)
+    if max_memory is not None and needed > max_memory:
+        raise MemoryLimitError(needed, max_memory)
+    return parse(data)

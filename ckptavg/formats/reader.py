@@ -1,13 +1,14 @@
 """What every checkpoint format provides: a reader of any range of a tensor's bytes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from ckptavg.errors import FormatError, IntegrityError
 from ckptavg.formats.tensors import Extent, TensorInfo
+from ckptavg.formats.zip_archive import Member
 from ckptavg.storage.open_file import OpenFile, Range, Stamp, gaps_between
 
 Attribute = str | bytes | tuple[bytes, ...]
@@ -21,6 +22,13 @@ of names; TensorFlow, object paths or names of variables; safetensors, any names
 
 _OUTSIDE_LIMIT = 16 * 1024 * 1024
 """Bytes outside tensors up to which it pays to compare them with those of another checkpoint."""
+
+
+class Part(NamedTuple):
+    """What a checkpoint holds beside tensors, and what the network depends on."""
+
+    name: str
+    pieces: Iterable[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +146,24 @@ class CheckpointReader(ABC):
         """CRC-32C of whole tensors by name, where the format itself stores them."""
         return {}
 
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """The files in the checkpoint by name, if it is an archive; else empty."""
+        return {}
+
+    def parts(self) -> Iterator[Part]:
+        """What a record proves beside the tensors: the configuration, vocabularies, names."""
+        return attribute_parts(self.structure)
+
+    def check_members(self) -> None:
+        """Reads an archive as a whole and compares the checksums of its members.
+
+        Raises:
+            FormatError: a member cannot be read.
+            IntegrityError: a member is damaged.
+        """
+        return
+
     def read_into(self, tensor: TensorInfo, start: int, buffer: memoryview) -> None:
         """Fills `buffer` with the bytes of a tensor, beginning at its byte `start`.
 
@@ -231,6 +257,31 @@ def gaps_by_file(extents: Iterable[Extent], sizes: Sequence[int]) -> tuple[list[
     for extent in extents:
         ranges[extent.file].append(Range(extent.offset, extent.nbytes))
     return tuple(map(gaps_between, ranges, sizes))
+
+
+def attribute_parts(structure: Structure) -> Iterator[Part]:
+    """What a network depends on among the attributes of a checkpoint.
+
+    These are its configuration and the order of its weights (Keras 2), and its object graph
+    (TensorFlow). Keras 3 finds variables by the names of tensors alone.
+    """
+    if structure.naming not in (LEGACY, TENSORFLOW):
+        return
+    of_layers: list[bytes] = []
+    for folder, attributes in sorted(structure.groups.items()):
+        if folder in structure.optimizer:
+            continue
+        for key, value in sorted(attributes.items()):
+            items = value if isinstance(value, tuple) else (value,)
+            texts = [item.encode() if isinstance(item, str) else item for item in items]
+            # Each follows its length: otherwise names could move from one to the next.
+            pieces = [p for text in texts for p in (len(text).to_bytes(8, "little"), text)]
+            if folder:
+                of_layers += [f"{folder}/{key}\n".encode(), *pieces]
+            else:
+                yield Part(key, pieces)
+    if of_layers:  # one part for all: a model has hundreds of layers
+        yield Part("the lists of its layers", of_layers)
 
 
 def check_disjoint(path: Path, tensors: Iterable[TensorInfo], sizes: Sequence[int]) -> None:

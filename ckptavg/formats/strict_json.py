@@ -1,12 +1,40 @@
-"""Parses JSON of files that may be hostile: one object, no key twice, no invalid Unicode."""
+"""Parses JSON of files that may be hostile: bounded, no key twice, no invalid Unicode."""
 
 import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ckptavg.errors import FormatError
+
+_VALUES_LIMIT = 4_000_000
+"""Values in one file: the header of 400,000 tensors has as many."""
+_VALUE_MEMORY = 96
+"""Bytes of the smallest object of Python, an empty list, with its place in another."""
+
+
+def parse(data: bytes, **hooks: Any) -> Any:
+    """Parses JSON that may be hostile: a few bytes of it can stand for a hundred in memory.
+
+    Args:
+        data: the stored bytes, whose number the caller has limited.
+        **hooks: of `json.loads`.
+
+    Raises:
+        ValueError: the bytes are not JSON, or hold too many values.
+        RecursionError: the values are nested too deeply.
+    """
+    count = _count_values(data)
+    if count > _VALUES_LIMIT:
+        raise ValueError(f"it holds {count:,} values, but at most {_VALUES_LIMIT:,} are expected")
+    return json.loads(data.decode("utf-8"), **hooks)
+
+
+def memory_to_parse(data: bytes) -> int:
+    """Bytes of memory that parsing JSON may take, with the text itself."""
+    # A single character beyond the first 65,536 makes Python store every one in four bytes.
+    return 5 * len(data) + _VALUE_MEMORY * _count_values(data)
 
 
 def parse_object(path: Path, what: str, data: bytes) -> dict[str, object]:
@@ -19,14 +47,13 @@ def parse_object(path: Path, what: str, data: bytes) -> dict[str, object]:
 
     Raises:
         FormatError: the bytes are not a JSON object, or it is nested too deeply, has a key twice,
-            or holds an infinite number or an unpaired surrogate.
+            or holds too many values, an infinite number or an unpaired surrogate.
     """
     try:
-        text = data.decode("utf-8")
-        found = json.loads(
-            text, object_pairs_hook=_without_twins, parse_constant=_refuse, parse_float=_finite
+        found = parse(
+            data, object_pairs_hook=_without_twins, parse_constant=_refuse, parse_float=_finite
         )
-        if "\\u" in text:  # may be an unpaired surrogate, which no file name or output could hold
+        if b"\\u" in data:  # may be an unpaired surrogate, which no file name or output could hold
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise FormatError(f"refusing {path}: its {what} is nested too deeply") from error
@@ -35,6 +62,11 @@ def parse_object(path: Path, what: str, data: bytes) -> dict[str, object]:
     if not isinstance(found, dict):
         raise FormatError(f"{path} is not intact: its {what} is not a JSON object")
     return found
+
+
+def _count_values(data: bytes) -> int:
+    """At least as many as there are, since each follows one of these; strings may hold them too."""
+    return sum(map(data.count, (b",", b"[", b"{")))
 
 
 def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:

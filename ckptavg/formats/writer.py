@@ -1,14 +1,14 @@
 """What every format that can be written provides: a writer that commits or leaves nothing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
 from ckptavg.errors import OutputError
 from ckptavg.formats.model_config import ModelConfig
-from ckptavg.formats.reader import Structure, gaps_by_file
+from ckptavg.formats.reader import Part, Structure, attribute_parts, gaps_by_file
 from ckptavg.formats.tensors import Extent, TensorInfo
 from ckptavg.storage.files import commit, partial
 from ckptavg.storage.open_file import OpenFile
@@ -134,6 +134,10 @@ class CheckpointWriter(ABC):
             partial(path).write_bytes(index)
             self._moves.append((partial(path), path))
         return sum(file.stat().st_size for file, _ in self._moves)
+
+    def parts(self) -> Iterator[Part]:
+        """What the finished files hold beside tensors, as `CheckpointReader.parts` will find it."""
+        return attribute_parts(self.structure)
 
     def commit(self) -> None:
         """Makes the finished files durable and gives them their names; all of them, or none.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+from ckptavg.formats import CheckpointReader
 from ckptavg.merging.digests import UnitDigests
 from ckptavg.merging.ordered import run_in_order
 from ckptavg.merging.plan import MergePlan
@@ -47,6 +48,7 @@ def stream(
             Checksums(reader, numbers) if source.checksummed else None
             for source, reader in zip(plan.sources, readers, strict=True)
         ]
+        _check_archives(plan, readers)
         workers = [Worker(plan, readers, checksums, write, progress) for _ in range(plan.jobs)]
 
         def task(unit: WorkUnit) -> Callable[[Worker], UnitDigests]:
@@ -67,6 +69,18 @@ def stream(
             for unit, found in zip(units, results, strict=True):
                 finished(unit, found)
         _check_rest(plan, checksums)
+
+
+def _check_archives(plan: MergePlan, readers: Sequence[CheckpointReader]) -> None:
+    """Proves archives without a record as a whole: their checksums are of nothing smaller."""
+    pairs = zip(readers, plan.sources, strict=True)
+    unproven = [reader for reader, source in pairs if source.members and source.proof is None]
+
+    def check(reader: CheckpointReader) -> Callable[[None], None]:
+        return lambda _: reader.check_members()
+
+    for _ in run_in_order([None] * plan.jobs, map(check, unproven), _AHEAD * plan.jobs):
+        pass
 
 
 def _check_rest(plan: MergePlan, checksums: Sequence[Checksums | None]) -> None:

@@ -16,6 +16,7 @@ from ckptavg.merging.work import WorkUnit
 from ckptavg.merging.worker import Advance
 from ckptavg.runs.describe import human_size
 from ckptavg.runs.outputs import check_output, owning, writing
+from ckptavg.runs.proof import part_digests
 from ckptavg.runs.record import Record, SourceRecord, now, versions
 from ckptavg.runs.record_files import commit_with_record, record_path
 
@@ -96,6 +97,7 @@ def run_owned(
         try:
             resumed = _fill(writer, journal, plan, digests, progress)
             record = _record(plan, writer.finish(), digests)
+            record = replace(record, parts=part_digests(writer.parts()))
         except (KeyboardInterrupt, SystemExit, OSError):
             # Stopped, or out of disk: with `resume` what is done waits for the next merge.
             journal.keep = writer.keep_partial = resume
@@ -149,6 +151,7 @@ def _record(plan: MergePlan, size: int, digests: MergeDigests) -> Record:
         made,
         batch_norm=plan.batch_norm,
         model=os.path.relpath(plan.model_file, folder) if plan.model_file else None,
+        model_digest=plan.model_digest,
         recipe=plan.recipe,
         choice=plan.choice,
         sources=tuple(

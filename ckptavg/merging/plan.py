@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptavg.errors import FormatError, OutputError, ResourceError
-from ckptavg.formats import ModelConfig, Structure, named_like, open_reader, writer_of
+from ckptavg.formats import ModelConfig, Structure, named_like, writer_of
 from ckptavg.formats.layers import moving_statistics
 from ckptavg.formats.tensorflow.paths import checkpoint_path, main_file
 from ckptavg.formats.tensors import BLOCK_SIZE
 from ckptavg.merging.exact_mean import PIECE
 from ckptavg.merging.memory import fit_threads, index_memory
-from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
+from ckptavg.merging.model_source import find_model
+from ckptavg.merging.planned_sources import SourcePlan, plan_sources
 from ckptavg.merging.quantized import check_config_not_quantized, check_not_quantized
 from ckptavg.merging.tensor_rules import DROP, EQUAL, PlanItem, decide, sources_read
 from ckptavg.merging.weighting import weigh
@@ -26,7 +27,7 @@ from ckptavg.runs.json_values import Scalar
 from ckptavg.runs.outputs import check_name, check_output, is_text
 from ckptavg.runs.record import BatchNormRecord
 from ckptavg.runs.sources import Sources
-from ckptavg.storage.files import is_file, partial
+from ckptavg.storage.files import partial
 
 COPY = "copy"
 """What stands for the recipe where a checkpoint is written in another format."""
@@ -51,7 +52,9 @@ class MergePlan:
         memory: projected working memory in bytes, beyond the interpreter and its libraries.
         overwrite: whether a file of the output's name may be replaced.
         model_file: the model's configuration, if there is one.
+        model_digest: its digest, if it is a `model.json`.
         model_config: its content, if the output needs it.
+        model_note: which configuration was taken, and in what others differ; empty if none does.
         disk: bytes that the folder of the output must have free.
         left_out: checkpoints that hold NaN or infinity, as their records say.
         choice: what was asked for, as the record will note it.
@@ -68,7 +71,9 @@ class MergePlan:
     memory: int
     overwrite: bool = False
     model_file: Path | None = None
+    model_digest: str | None = None
     model_config: ModelConfig | None = None
+    model_note: str = ""
     disk: int = 0
     left_out: tuple[Checkpoint, ...] = ()
     choice: Mapping[str, Scalar] = field(default_factory=dict)
@@ -156,11 +161,20 @@ def plan_merge(
     archive = writer_of(output, plan.structure.naming).needs_model_config
     # An archive needs the disk twice: the weights are written first, then the file around them.
     disk = plan.bytes_written * (2 if archive or live_model else 1)
+    named, needed = None if model is None else Path(model), archive and not live_model
+    found = find_model(plan.sources, output, named, needed=needed, max_memory=max_memory)
+    disk += sum(found.config.assets.values()) if found.config is not None else 0
     _check_disk(output, disk)
-    file = Path(model) if model is not None else _model_file(weighted.checkpoints)
-    config = _model_config(file, output, plan.sources[0]) if archive and not live_model else None
+    plan = replace(
+        plan,
+        overwrite=overwrite,
+        model_file=found.file,
+        model_digest=found.digest,
+        model_config=found.config,
+        model_note=found.note,
+        disk=disk,
+    )
     noted = {**(choice or {}), **weighted.choice}
-    plan = replace(plan, overwrite=overwrite, model_file=file, model_config=config, disk=disk)
     return replace(plan, left_out=weighted.left_out, choice=noted)
 
 
@@ -193,8 +207,8 @@ def plan_average(
     last, copy = sources[-1], recipe == COPY
     if not copy:
         check_not_quantized(last.path, last.structure)
-        if last.path.name.endswith(".keras"):
-            check_config_not_quantized(last.path, ModelConfig.read(last.path))
+        if last.members:
+            check_config_not_quantized(last.path, ModelConfig.read(last.path, max_memory))
     items = decide(last.structure, len(sources), non_float, copy=copy)
     if all(item.action == DROP for item in items):
         raise FormatError(f"{sources[0].path} holds no weights")
@@ -276,30 +290,3 @@ def _batch_norm(sources: Sequence[SourcePlan]) -> BatchNormRecord | None:
     if known.batch_norm is None or not averaged:
         return known.batch_norm
     return BatchNormRecord(known.batch_norm.layers, "stale", moving=known.batch_norm.moving)
-
-
-def _model_file(checkpoints: Sequence[Checkpoint]) -> Path | None:
-    """The configuration on which the checkpoints' records agree."""
-    files = {
-        (checkpoint.path.parent / checkpoint.record.model).resolve()
-        for checkpoint in checkpoints
-        if checkpoint.record is not None and checkpoint.record.model is not None
-    }
-    existing = [file for file in files if is_file(file)]
-    # Of two different configurations neither can be known to be right.
-    return existing[0] if len(files) == 1 and existing else None
-
-
-def _model_config(model_file: Path | None, output: Path, source: SourcePlan) -> ModelConfig:
-    if model_file is None:
-        raise FormatError(
-            f"cannot write {output}: a .keras file needs the configuration of the model, and the "
-            "checkpoints have none. Pass a model (--model), or write a .weights.h5 file"
-        )
-    # Only an archive has weights that can be compared; a JSON file is taken at its word.
-    if model_file.suffix == ".keras":
-        with open_reader(model_file) as reader:
-            check_same_model(source, reader)
-    config = ModelConfig.read(model_file)
-    check_config_not_quantized(model_file, config)
-    return config

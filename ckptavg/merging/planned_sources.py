@@ -3,12 +3,13 @@
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.errors import IntegrityError, MismatchError, ResourceError
 from ckptavg.formats import CheckpointReader, Structure, open_reader
 from ckptavg.formats.tensorflow.paths import main_file
+from ckptavg.formats.zip_archive import Member
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import Proof
 from ckptavg.runs.reading import reading
@@ -30,6 +31,7 @@ class SourcePlan:
         epoch: 1-based; None if it is not known.
         files: names of its files, all in one folder.
         checksummed: whether, without a record, the format's own checksums prove its tensors.
+        members: of a `.keras` file, with their checksums.
     """
 
     path: Path
@@ -41,11 +43,12 @@ class SourcePlan:
     epoch: int | None = None
     files: tuple[str, ...] = ()
     checksummed: bool = False
+    members: Mapping[str, Member] = field(default_factory=dict)
 
     @property
     def proven(self) -> bool:
         """Whether its bytes are proven while they are read."""
-        return self.proof is not None or self.checksummed
+        return self.proof is not None or self.checksummed or bool(self.members)
 
     @property
     def size(self) -> int:
@@ -93,6 +96,7 @@ def plan_sources(
                     checkpoint.epoch,
                     tuple(file.name for file in reader.files),
                     proof is None and bool(reader.checksums),
+                    reader.members,
                 )
             )
     for source in planned[1:]:

@@ -1,7 +1,7 @@
 """Checks files against their digests; recomputes averages and compares."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptavg.errors import IntegrityError
@@ -10,7 +10,7 @@ from ckptavg.merging.engine import stream
 from ckptavg.merging.plan import COPY, plan_average
 from ckptavg.merging.tensor_rules import LAST
 from ckptavg.runs.checkpoint import Checkpoint
-from ckptavg.runs.proof import check_intact
+from ckptavg.runs.proof import check_intact, check_model_file
 from ckptavg.runs.record import Record
 from ckptavg.runs.sources import Sources, resolve
 
@@ -29,12 +29,15 @@ class Verification:
         average: of an average, `reproduced`: recomputed from its sources, it came out the same to
             the bit; `not recomputed`: some sources are gone; None for other checkpoints.
         reason: details about `average`.
+        unproven: what else the checkpoint comes with, its configuration, that its record does not
+            prove, because 0.1.0 wrote it.
     """
 
     path: Path
     proof: str
     average: str | None = None
     reason: str = ""
+    unproven: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         average = "" if self.average is None else f", average {self.average}: {self.reason}"
@@ -62,12 +65,18 @@ def verify(paths: Sources) -> list[Verification]:
 def verify_each(paths: Sources) -> Iterator[Verification]:
     """As `verify`, one by one."""
     for checkpoint in resolve(paths, tracked=True):
-        if not check_intact(checkpoint.path):
-            yield Verification(checkpoint.path, UNVERIFIED)
-        elif checkpoint.record is not None and checkpoint.record.sources:
-            yield _recompute(checkpoint.path, checkpoint.record)
-        else:
-            yield Verification(checkpoint.path, INTACT)
+        path, record = checkpoint.path, checkpoint.record
+        unproven = check_intact(path)
+        if unproven is None:
+            yield Verification(path, UNVERIFIED)
+            continue
+        model = check_model_file(checkpoint)
+        if model is not None and model.suffix == ".json" and record and not record.model_digest:
+            unproven = (*unproven, model.name)
+        found = Verification(path, INTACT)
+        if record is not None and record.sources:
+            found = _recompute(path, record)
+        yield replace(found, unproven=unproven)
 
 
 def _recompute(path: Path, record: Record) -> Verification:

@@ -12,6 +12,11 @@ from ckptavg.runs.record_files import find_record
 from ckptavg.storage.files import is_file
 
 
+def former_model_file(path: Path, digest: str) -> Path:
+    """Where the configuration of a model is kept when another one takes its name."""
+    return path.with_name(f"{path.stem}-{digest[:8]}{path.suffix}") if path.name else path
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint with its record, if it has one.
@@ -55,9 +60,12 @@ class Checkpoint:
         """The configuration of the model that its record names, if the file is there."""
         if self.record is None or self.record.model is None:
             return None
-        found = self.path.parent / self.record.model
+        named = self.path.parent / self.record.model
+        known = self.record.model_digest
+        # A training that resumed the run may have given another one this name.
+        places = [named] if known is None else [former_model_file(named, known), named]
         # A checkpoint that was moved away from its run has lost it.
-        return found if is_file(found) else None
+        return next(filter(is_file, places), None)
 
     @staticmethod
     def exists(path: Path) -> bool:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptavg.errors import RecordError
+from ckptavg.formats.strict_json import parse
 from ckptavg.runs.json_values import DAMAGE, decode, encode
+from ckptavg.storage.open_file import read_small_file
 
 HISTORY_FILE = "history.jsonl"
 
@@ -44,7 +46,8 @@ def read_history(path: Path) -> tuple[EpochLog, ...]:
         RecordError: a line is damaged.
     """
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was torn off
+        # What follows the last line end was torn off.
+        lines = read_small_file(path).split(b"\n")[:-1]
     # Runs of versions without a history.
     except FileNotFoundError:
         return ()
@@ -53,7 +56,7 @@ def read_history(path: Path) -> tuple[EpochLog, ...]:
     logs: list[EpochLog] = []
     for place, line in enumerate(lines, 1):
         try:
-            logs.append(decode(EpochLog, json.loads(line.decode())))
+            logs.append(decode(EpochLog, parse(line)))
         except DAMAGE as error:
             raise RecordError(
                 f"line {place} of the history {path} is damaged: {error!r:.200}. Remove the line "

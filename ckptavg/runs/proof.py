@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.formats.crc32c import crc32c, crc32c_combine
+from ckptavg.formats.reader import Part
 from ckptavg.formats.tensors import Block, TensorInfo, blocks, count_blocks
+from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.digest import DIGEST_SIZE, digest
 from ckptavg.runs.record import Record, TensorRecord, TensorRecords
 from ckptavg.runs.record_files import find_record
+from ckptavg.storage.open_file import read_small_file
 
 
 def tensor_records(path: Path) -> dict[str, TensorRecord]:
@@ -41,29 +45,68 @@ def read_block(reader: CheckpointReader, tensor: TensorInfo, block: Block) -> by
     return buffer
 
 
-def check_intact(path: Path) -> bool:
-    """Checks every byte of a checkpoint against its record, or the checksums of its format.
+def part_digests(parts: Iterable[Part]) -> dict[str, str]:
+    """The digests of what a checkpoint holds beside tensors, by name."""
+    found = {}
+    for name, pieces in parts:
+        hasher = xxhash.xxh3_128()
+        for piece in pieces:
+            hasher.update(piece)
+        found[name] = hasher.hexdigest()
+    return found
+
+
+def check_intact(path: Path) -> tuple[str, ...] | None:
+    """Checks every byte of a checkpoint against its record and the checksums of its format.
 
     Returns:
-        Whether it has a record, or checksums of its format; without them nothing is proven.
+        What is not proven beside the tensors, because its record is one of 0.1.0; None if it has
+        neither a record nor checksums, so that nothing is proven.
 
     Raises:
         FormatError: the file is not a checkpoint, or is damaged.
-        IntegrityError: it differs from its record.
+        IntegrityError: it differs from its record, or fails a checksum.
     """
     record = find_record(path)
     with open_reader(path) as reader:
+        reader.check_members()
         if record is None:
+            if reader.members:
+                return ()
             if not reader.checksums:
-                return False
+                return None
             names = reader.structure.model_tensors
             Checksums(reader, {name: n for n, name in enumerate(names)}).finish(names)
-            return True
+            return ()
         proof = Proof.of(record, reader)
         for tensor in reader.structure.model_tensors.values():
             for block in blocks(tensor.nbytes):
                 proof.check(path, tensor, block, digest(read_block(reader, tensor, block)))
-    return True
+        return () if record.parts else tuple(part.name for part in reader.parts())
+
+
+def check_model_file(checkpoint: Checkpoint) -> Path | None:
+    """The configuration of the model that a checkpoint's record names, as it was then.
+
+    Returns:
+        Its file; None if there is none.
+
+    Raises:
+        IntegrityError: the file was changed since the checkpoint was saved.
+    """
+    path, record = checkpoint.model_file, checkpoint.record
+    if path is None or record is None or record.model_digest is None:
+        return path
+    try:
+        found = digest(read_small_file(path)).hex()
+    except OSError as error:
+        raise IntegrityError(f"cannot read {path}: {error.strerror}") from error
+    if found != record.model_digest:
+        raise IntegrityError(
+            f"{path} is not the model configuration that {checkpoint.path} was saved with: it was "
+            "changed since. Restore it, or name a model (--model, in Python model=)"
+        )
+    return path
 
 
 def read_proven(path: Path, record: Record) -> dict[str, np.ndarray]:
@@ -170,13 +213,15 @@ class Proof:
 
         Raises:
             RecordError: the record's file is gone or damaged.
-            IntegrityError: the file has not the size or the tensors that the record says.
+            IntegrityError: the file has not the size or the tensors that the record says, or holds
+                another configuration.
         """
         if record.size != reader.size:
             raise IntegrityError(
                 f"{reader.path} has {reader.size:,} bytes but its record says {record.size:,}: "
                 "it was changed or truncated after it was saved"
             )
+        _check_parts(record, reader)
         stored = reader.structure.model_tensors
         # Records of 0.1.0 also list the state of optimizers other than the compiled one.
         dropped = reader.structure.optimizer - stored.keys()
@@ -216,6 +261,18 @@ class Proof:
             raise IntegrityError(
                 f"{path} is damaged: block {block.index} of '{tensor.name}' (its bytes from "
                 f"{block.start:,} on) is not what was saved, by the digest in its record"
+            )
+
+
+def _check_parts(record: Record, reader: CheckpointReader) -> None:
+    if not record.parts:  # one of 0.1.0, or of a file that holds nothing but tensors
+        return
+    found = part_digests(reader.parts())
+    for name in sorted(record.parts.keys() | found.keys()):
+        if record.parts.get(name) != found.get(name):
+            raise IntegrityError(
+                f"{reader.path} is damaged: its '{name}' is not what was saved, by the digest in "
+                "its record"
             )
 
 

@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ckptavg.errors import RecordError
+from ckptavg.formats.strict_json import parse
 from ckptavg.recipes.posthoc_ema import TrackedAverage
 from ckptavg.runs.json_values import DAMAGE, Digest, Scalar, decode, encode
 from ckptavg.storage.files import write_text
+from ckptavg.storage.open_file import read_small_file
 from ckptavg.version import __version__
 
 FORMAT = "ckptavg-record"
 VERSION = 1
+_OMITTED = ("choice", "parts", "model_digest")
+"""Fields that are not written while they are empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,10 @@ class Record:
         ema: the tracked average that the file holds; None for the weights themselves.
         choice: what `merge` was asked for, such as `{"last": 10, "recipe": "ema", "decay": 0.9}`;
             empty for the plain mean of all checkpoints, and in records of 0.1.0.
+        parts: digests of what the file holds beside tensors and what the network depends on, by
+            name, such as `config.json` and `assets/...`; records of 0.1.0 have none.
+        model_digest: digest of the file that `model` names; None if that is no `model.json`, and in
+            records of 0.1.0.
         path: the file that the record was read from or written to.
     """
 
@@ -133,6 +141,8 @@ class Record:
     non_finite: tuple[str, ...] = ()
     ema: TrackedAverage | None = None
     choice: Mapping[str, Scalar] = field(default_factory=dict)
+    parts: Mapping[str, Digest] = field(default_factory=dict)
+    model_digest: Digest | None = None
     path: Path | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -162,9 +172,10 @@ class Record:
     def to_json(self, tensors: TensorRecords) -> str:
         """The record with the proof of the checkpoint, strict JSON."""
         content = {"format": FORMAT, "version": VERSION, **encode(self), "tensors": encode(tensors)}
-        # Records of plain means stay as 0.1.0 wrote them.
-        if not self.choice:
-            del content["choice"]
+        # Records of what 0.1.0 knew stay as it wrote them.
+        for name in _OMITTED:
+            if not content[name]:
+                del content[name]
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -207,7 +218,7 @@ def versions(packages: Iterable[str] = ("numpy", "h5py")) -> dict[str, str]:
 
 def _read_content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse(read_small_file(path))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"cannot read the record {path}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -1,19 +1,24 @@
 """Where the record of a checkpoint lies, how it is found, and how it is written with its file."""
 
+import errno
 import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ckptavg.errors import OutputError
+from ckptavg.errors import OutputError, RecordError
 from ckptavg.runs.record import FORMAT, Record, TensorRecords
 from ckptavg.storage.files import partial, staged_text
+from ckptavg.storage.open_file import OpenFile
 
 _MARKS = (FORMAT.encode(), b'"ckptavg":')
 """Either makes a file a record: damage to one would take a checkpoint's proof away unnoticed."""
 _HEAD = 4096
 """Bytes in which marks stand, however long the name of the file between them is."""
+
+_ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
+"""Errors of names that no file has: that of a record is longer than that of its checkpoint."""
 
 _SUFFIXES = re.compile(r"(\.weights)?\.\w+$")
 
@@ -32,7 +37,7 @@ def find_record(checkpoint: Path) -> Record | None:
     # The record of a merged file first: it names its file in full, and cannot be of another.
     stem = _SUFFIXES.sub("", checkpoint.name)
     for path in (record_path(checkpoint), checkpoint.with_name(stem + ".json")):
-        if path.is_file() and is_record(path):
+        if is_record(path):
             record = Record.read(path)
             # Beside a file of its very name it is of that file, which may have been renamed.
             if record.file == checkpoint.name or path == record_path(checkpoint):
@@ -74,7 +79,16 @@ def commit_with_record(
 
 
 def is_record(path: Path) -> bool:
-    """Tells a record, even a damaged one, from somebody else's JSON file of the same name."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    """Tells a record, even a damaged one, from somebody else's JSON file of the same name.
+
+    Raises:
+        RecordError: what is there cannot be read, or is not a regular file.
+    """
+    try:
+        with closing(OpenFile(path)) as file:
+            head = file.read(0, _HEAD)
+    except OSError as error:
+        if error.errno in _ABSENT or path.is_dir():
+            return False
+        raise RecordError(f"cannot read the record {path}: {error.strerror}") from error
     return any(mark in head for mark in _MARKS)

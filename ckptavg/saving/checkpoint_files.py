@@ -13,6 +13,7 @@ from ckptavg.formats.tensors import Extent, TensorInfo, all_finite, blocks
 from ckptavg.merging.exact_mean import round_once
 from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
 from ckptavg.runs.digest import digest
+from ckptavg.runs.proof import part_digests
 from ckptavg.runs.record import Record, TensorRecord
 from ckptavg.runs.record_files import commit_with_record
 from ckptavg.storage.files import commit, temporary_sibling
@@ -77,7 +78,10 @@ def write_checkpoint(
         # a file read back from the page cache would not.
         # See docs/decisions/0032-the-saver-copies-another-thread-writes.md.
         tensors, non_finite = _examined(structure.tensors, structure.optimizer, written)
-        record = replace(record, size=writer.finish(), non_finite=non_finite)
+        size = writer.finish()
+        record = replace(
+            record, size=size, non_finite=non_finite, parts=part_digests(writer.parts())
+        )
         return commit_with_record(writer.commit, record, tensors, place)
 
 
@@ -109,7 +113,9 @@ def adopt_checkpoint(temporary: Path, path: Path, place: Path, record: Record) -
                 yield np.frombuffer(buffer, tensor.numpy_dtype)
 
         tensors, non_finite = _examined(reader.structure.model_tensors, (), read)
-    record = replace(record, size=temporary.stat().st_size, non_finite=non_finite)
+        parts = part_digests(reader.parts())
+    size = temporary.stat().st_size
+    record = replace(record, size=size, non_finite=non_finite, parts=parts)
     return commit_with_record(lambda: commit(temporary, path), record, tensors, place)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from ckptavg.errors import RecordError, SaverError
 from ckptavg.runs.history import HISTORY_FILE, EpochLog, read_history
 from ckptavg.storage.files import write_text
+from ckptavg.storage.open_file import read_small_file
 
 
 class HistoryWriter:
@@ -36,7 +37,7 @@ class HistoryWriter:
         except RecordError as error:
             raise SaverError(str(error)) from error
         content = "".join(log.to_line() for log in logs if log.epoch <= epochs)
-        if content.encode() != self._path.read_bytes():
+        if content.encode() != read_small_file(self._path):
             write_text(self._path, content)
 
     def append(self, log: EpochLog) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 
 from ckptavg.errors import RunError, SaverError
 from ckptavg.formats import Structure
-from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
+from ckptavg.formats.strict_json import parse
+from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint, former_model_file
 from ckptavg.runs.describe import describe_epochs
+from ckptavg.runs.digest import digest
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.json_values import DAMAGE
 from ckptavg.runs.reading import replacing
@@ -38,6 +40,7 @@ from ckptavg.saving.options import Options
 from ckptavg.saving.retention import superfluous
 from ckptavg.saving.run_lock import RunLock
 from ckptavg.storage.files import TEMPORARY_PREFIX, write_text
+from ckptavg.storage.open_file import read_small_file
 
 SAVER_FILE = "saver.json"
 _FORMAT = "ckptavg-saver"
@@ -93,6 +96,7 @@ class RunWriter:
         self._history = HistoryWriter(directory)
         self.config: str | None = None
         self._has_config = False
+        self._model_digest: str | None = None
         self._passing: list[TrackedCheckpoint] = []
         with explained(f"cannot use the directory {directory}"):
             (directory / CHECKPOINT_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -210,13 +214,22 @@ class RunWriter:
         return [*self.checkpoints, *self.averages]
 
     def _write_config(self) -> None:
-        """Writes the configuration of the model; an earlier one may be another model's."""
+        """Writes the configuration of the model; an earlier one may be another model's.
+
+        That of the training which is resumed gets another name, under which its checkpoints find
+        it: an optimizer with another learning rate is enough to make it another one.
+        """
         path = self.directory / MODEL_FILE
+        new = None if self.config is None else digest(self.config.encode()).hex()
+        if path.exists():
+            old = digest(read_small_file(path)).hex()
+            if old != new and any(saved.record.model_digest == old for saved in self._saved):
+                path.replace(former_model_file(path, old))
         if self.config is None:
             path.unlink(missing_ok=True)
         else:
             write_text(path, self.config)
-        self._has_config = True
+        self._has_config, self._model_digest = True, new
 
     def _overwrite(self) -> None:
         """Removes the checkpoints of an earlier training, unless somebody is reading them."""
@@ -224,7 +237,8 @@ class RunWriter:
             with replacing(self.directory / CHECKPOINT_FOLDER):
                 _remove(self.checkpoints, self.checkpoints)
                 _remove(self.averages, self.averages)
-                (self.directory / SAVER_FILE).unlink(missing_ok=True)
+                for file in (self.directory / SAVER_FILE, *self._former_configs()):
+                    file.unlink(missing_ok=True)
         except RunError as error:
             raise SaverError(
                 f"cannot replace the checkpoints of {self.directory}, because a merge or another "
@@ -244,14 +258,18 @@ class RunWriter:
             orphans = uncommitted(folder, (saved.record for saved in self._saved))
             yield from (path for path in orphans if _OWN.match(path.name) and path.is_file())
 
+    def _former_configs(self) -> Iterator[Path]:
+        stem, _, suffix = MODEL_FILE.partition(".")
+        return self.directory.glob(f"{stem}-{'[0-9a-f]' * 8}.{suffix}")
+
     def _places(self, stem: str, record: Record) -> tuple[Path, Path, Record]:
         """Where a checkpoint and its record go, and that record with its model."""
         path = self.path(record)
         place = path.with_name(f"{stem}.json")
         if place.exists() and all(saved.record.path != place for saved in self._saved):
             raise SaverError(f"{path} was written meanwhile: does another training use this run?")
-        model = f"../{MODEL_FILE}" if (self.directory / MODEL_FILE).is_file() else None
-        return path, place, replace(record, model=model)
+        model = None if self._model_digest is None else f"../{MODEL_FILE}"
+        return path, place, replace(record, model=model, model_digest=self._model_digest)
 
     @contextmanager
     def _saving(self, what: str) -> Iterator[None]:
@@ -307,7 +325,7 @@ def read_rate(directory: Path) -> float | None:
     """
     path = directory / SAVER_FILE
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = parse(read_small_file(path))
         if content["format"] != _FORMAT or content["version"] != 1:
             raise ValueError("it was written by another program or version")
         return float(content["initial_learning_rate"])

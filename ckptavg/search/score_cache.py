@@ -5,13 +5,17 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ckptavg.errors import CkptavgWarning
+from ckptavg.formats.strict_json import parse
 from ckptavg.merging.planned_sources import SourcePlan
 from ckptavg.runs.digest import digest
+from ckptavg.runs.json_values import DAMAGE
 from ckptavg.runs.outputs import writing
+from ckptavg.storage.open_file import read_small_file
 from ckptavg.version import __version__
 
 SEARCH_FOLDER = "search"
@@ -65,12 +69,16 @@ class ScoreCache:
         self._of = digest(json.dumps(self._context).encode()).hex()
         self._known: dict[str, dict[str, float]] = {}
         self._generation = 0
-        self._read()
         with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
-            if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+            stored = read_small_file(self.path) if self.path.exists() else b""
+            if stored and not stored.endswith(b"\n"):
                 with self.path.open("a") as file:
                     file.write("\n")  # so that a line which a kill cut off spoils no other
+        for line in stored.splitlines():
+            # A line of another version, or damaged: the average is evaluated again.
+            with suppress(*DAMAGE):
+                self._take(parse(line))
 
     def get(self, coefficients: Sequence[float]) -> dict[str, float] | None:
         """The metrics of an average; None if it has not been evaluated."""
@@ -138,16 +146,6 @@ class ScoreCache:
             file.flush()
             # A kill or a power failure loses no score that took minutes.
             os.fsync(file.fileno())
-
-    def _read(self) -> None:
-        if not self.path.is_file():
-            return
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                self._take(json.loads(line))
-            # A line of another version, or damaged: the average is evaluated again.
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-                continue
 
     def _take(self, entry: dict[str, Any]) -> None:
         if "of" not in entry:

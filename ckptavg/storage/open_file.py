@@ -4,9 +4,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+SMALL_FILE_LIMIT = 64 * 1024 * 1024
+"""Bytes of a file that is read as a whole: the record of a model of 10 TB has as many."""
 
 
 class Range(NamedTuple):
@@ -127,3 +130,19 @@ def gaps_between(ranges: Iterable[Range], size: int) -> list[Range]:
             gaps.append(Range(position, offset - position))
         position = max(position, offset + nbytes)
     return gaps
+
+
+def read_small_file(path: Path, limit: int = SMALL_FILE_LIMIT) -> bytes:
+    """All bytes of a file that belongs to checkpoints without being one, such as a record.
+
+    What stands there may be anything: a named pipe would be waited for, a device never ends.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be opened, is not a regular file, or has more than `limit` bytes.
+    """
+    with closing(OpenFile(path)) as file:
+        if file.size > limit:
+            why = f"it has {file.size:,} bytes, but at most {limit:,} are expected"
+            raise OSError(errno.EFBIG, why, str(path))
+        return file.read(0, limit)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +95,14 @@ def fill(folder: Path, leave: int = 0) -> Path:
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, free(folder) - leave))
     return ballast
+
+
+def rewrite_zip(path: Path, to: Path, members: dict[str, bytes], *, deflate: bool = False) -> Path:
+    """Writes an archive again, with correct checksums, but with other members."""
+    method = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path) as source:
+        contents = {name: source.read(name) for name in source.namelist()} | members
+    with zipfile.ZipFile(to, "w") as target:
+        for name, content in contents.items():
+            target.writestr(name, content, method if name in members else zipfile.ZIP_STORED)
+    return to

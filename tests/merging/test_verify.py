@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import zipfile
+from zipfile import BadZipFile
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from ckptavg.errors import FormatError, IntegrityError, RecordError, RunError
 from ckptavg.formats import open_reader
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
-from tests.helpers.files import flip_bit, read_tensors, write_h5
-from tests.helpers.models import randomize, tiny_model
+from tests.helpers.files import flip_bit, read_tensors, rewrite_zip, write_h5
+from tests.helpers.models import evaluator, randomize, tiny_model
 
 
 def test_a_run_is_intact_and_its_average_is_reproduced(trained_run, tmp_path):
@@ -95,6 +97,61 @@ def test_an_average_with_fresh_statistics_is_told_apart(checkpoints, tmp_path):
     (found,) = ckptavg.verify(out)
     assert found.average == "reproduced"
     assert "but for 4 BatchNorm statistics that were re-estimated" in found.reason
+
+
+@pytest.mark.parametrize("is_mended", [False, True])
+def test_another_configuration_in_an_average_is_found_out(trained_run, tmp_path, is_mended):
+    out = tmp_path / "swa.keras"
+    ckptavg.merge(trained_run, out)
+    data = out.read_bytes()
+    assert data.count(b'"activation": "relu"') == 1
+    out.write_bytes(data.replace(b'"activation": "relu"', b'"activation": "tanh"'))
+    if is_mended:
+        with zipfile.ZipFile(tmp_path / "swa.keras") as archive, pytest.raises(BadZipFile):
+            archive.read("config.json")
+        config = data[data.index(b'{"module"') :].partition(b"PK")[0]
+        changed = config.replace(b'"activation": "relu"', b'"activation": "tanh"')
+        out.write_bytes(data)
+        rewrite_zip(out, tmp_path / "new", {"config.json": changed}).rename(out)
+        assert len(data) == out.stat().st_size
+    for command in (
+        lambda: ckptavg.verify(out),
+        lambda: ckptavg.merge(out, tmp_path / "o.keras"),
+        lambda: ckptavg.convert(out, tmp_path / "o.weights.h5"),
+    ):
+        with pytest.raises(IntegrityError, match=r"swa.keras is damaged: its '?config.json"):
+            command()
+
+
+def test_another_configuration_in_a_whole_model_of_keras_2_is_found_out(tmp_path):
+    paths = [tmp_path / f"{seed}.h5" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        randomize(evaluator(), seed).save(path)
+    out = tmp_path / "swa.h5"
+    assert set(ckptavg.merge(paths, out).record.parts) > {"model_config", "keras_version"}
+    assert [found.average for found in ckptavg.verify(out)] == ["reproduced"]
+    data = out.read_bytes()
+    out.write_bytes(data.replace(b'"activation": "relu"', b'"activation": "tanh"'))
+    with pytest.raises(IntegrityError, match="its 'model_config' is not what was saved"):
+        ckptavg.verify(out)
+
+
+def test_another_configuration_beside_a_run_is_found_out(trained_run, tmp_path):
+    config, out = trained_run / "model.json", tmp_path / "swa.weights.h5"
+    ckptavg.merge(trained_run, out)
+    config.write_text(config.read_text().replace('"relu"', '"tanh"'))
+    for command in (
+        lambda: ckptavg.verify(trained_run),
+        lambda: ckptavg.verify(out),
+        lambda: ckptavg.merge(trained_run, tmp_path / "o.keras"),
+    ):
+        with pytest.raises(IntegrityError, match=r"model.json is not the model configuration"):
+            command()
+    # Whoever names it wants it; and weights need none.
+    ckptavg.merge(trained_run, tmp_path / "o.keras", model=config)
+    ckptavg.merge(trained_run, tmp_path / "o.weights.h5")
+    config.unlink()
+    assert [found.proof for found in ckptavg.verify(out)] == ["intact"]
 
 
 def test_integers_that_agreed_are_no_obstacle(tmp_path):

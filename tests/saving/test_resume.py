@@ -24,7 +24,8 @@ from ckptavg.saving.options import KeepBest, Options
 from ckptavg.saving.run_lock import RunLock
 from ckptavg.saving.run_writer import RunWriter
 from tests.helpers.files import leftovers
-from tests.helpers.models import Reusable
+from tests.helpers.models import Reusable, compiled_model
+from tests.helpers.saving import fit as fit_tiny
 
 EPOCHS, BATCHES = 6, 5
 X, Y = np.random.default_rng(3).normal(size=(2, 10, 4)).astype("float32")
@@ -376,3 +377,19 @@ def test_a_lock_that_another_training_took_over_is_not_taken_back(tmp_path):
     one.release()
     two.renew()
     two.release()
+
+
+def test_the_configuration_of_each_training_is_kept(tmp_path):
+    run, model = tmp_path / "run", compiled_model()
+    fit_tiny(model, run, epochs=2, start_epoch=1)
+    model.optimizer.learning_rate = 0.002
+    fit_tiny(model, run, epochs=3, initial_epoch=2, start_epoch=1, existing="resume")
+    former, _, now = open_run(run).checkpoints
+    assert now.model_file.resolve() == run / "model.json"
+    assert former.model_file.resolve() == run / f"model-{former.record.model_digest[:8]}.json"
+    assert {found.proof for found in ckptavg.verify(run)} == {"intact"}
+    plan = ckptavg.plan_merge(run, tmp_path / "swa.keras")
+    assert "'learning_rate' (0.01 and 0.002)" in plan.model_note
+    assert plan.model_file == run / "model.json"
+    fit_tiny(model, run, epochs=1, start_epoch=1, existing="overwrite")
+    assert sorted(path.name for path in run.glob("model*")) == ["model.json"]

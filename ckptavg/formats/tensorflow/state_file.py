@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.tensorflow.paths import has_index
+from ckptavg.storage.open_file import read_small_file
 
 STATE_FILE = "checkpoint"
 _SIZE_LIMIT = 4 * 1024 * 1024
@@ -66,11 +67,7 @@ def _parse(file: Path) -> tuple[list[str], list[str]]:
 
 def _read(file: Path) -> str:
     try:
-        with file.open("rb") as opened:
-            content = opened.read(_SIZE_LIMIT + 1)
-        if len(content) > _SIZE_LIMIT:
-            raise FormatError(f"refusing {file}: it has more than {_SIZE_LIMIT:,} bytes")
-        return content.decode()
+        return read_small_file(file, _SIZE_LIMIT).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"cannot read the list of checkpoints {file}: {error}") from error
 

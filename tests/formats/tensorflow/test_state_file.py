@@ -97,7 +97,7 @@ def test_the_latest_comes_last_and_all_come_once(tmp_path):
         ("model_checkpoint_path: 5", "see line 1"),
         ('model_checkpoint_path: "a', "see line 1"),
         ("<html>", "see line 1"),
-        ("x" * 5_000_000, "more than 4,194,304 bytes"),
+        ("x" * 5_000_000, "at most 4,194,304 are expected"),
     ],
 )
 def test_lists_that_are_damaged_or_lead_elsewhere_are_refused(tmp_path, line, reason):
