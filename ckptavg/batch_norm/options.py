@@ -87,15 +87,16 @@ class BatchNormOptions:
             SpecError: a SPEC or a device cannot be found, or `distribute` is set for a live model.
         """
         from ckptavg.models.devices import computing_on
-        from ckptavg.models.specs import as_inputs, as_model, is_spec
+        from ckptavg.models.specs import as_inputs, is_spec, open_model
 
         if self.distribute is not None and not is_spec(model):
             raise SpecError(
                 "distribute needs a SPEC as model: a live model already has the strategy under "
                 "which it was made, and keeps it"
             )
-        with reading(checkpoints), computing_on(self.device, self.distribute):
-            live = as_model(model)
+        paths = list(checkpoints)
+        with reading(paths), computing_on(self.device, self.distribute):
+            live = open_model(model, paths)
             yield (
                 live,
                 as_inputs(data, model=live, batch_size=self.batch_size, preprocess=self.preprocess),

@@ -48,10 +48,10 @@ def evaluate(
     import_keras()
     from ckptavg.models.batches import count_batches
     from ckptavg.models.evaluation import evaluate as evaluate_file
-    from ckptavg.models.specs import as_data, as_model
+    from ckptavg.models.specs import as_data, open_model
 
     with reading([path]):
-        network = as_model(model)
+        network = open_model(model, [path])
         held_out = as_data(data, model=network)
         progress = progress or bar("evaluating", count_batches(held_out, None))
         return evaluate_file(path, model=network, data=held_out, progress=progress)

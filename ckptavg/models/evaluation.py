@@ -54,7 +54,8 @@ def _check_compiled(model: keras.Model) -> None:
     if not model.compiled:
         raise ModelError(
             f"the model '{model.name}' is not compiled, so it has no loss to evaluate: "
-            "compile it in the function that builds it"
+            "compile it where it is built, or omit --model (in Python model=) if the checkpoint "
+            "comes with a compiled one"
         )
 
 

@@ -8,7 +8,7 @@ BatchNorm pass also a folder.
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.data_folders import open_folder
 from ckptavg.models.model import from_config
 from ckptavg.models.spec_source import FORMS
+from ckptavg.models.trained_model import resemble_trained
 from ckptavg.models.user_code import find, find_or_call
 
 
@@ -90,6 +91,18 @@ def as_model(model: Any) -> keras.Model:
             "re-estimates statistics at the end of fit"
         )
     return model
+
+
+def open_model(model: Any, checkpoints: Sequence[Path]) -> keras.Model:
+    """As `as_model`, for checkpoints: a SPEC's model is compared with the one that was trained.
+
+    Warns:
+        CkptavgWarning: as `resemble_trained` does.
+    """
+    live = as_model(model)
+    if checkpoints and is_spec(model):
+        resemble_trained(live, str(model), checkpoints[-1])
+    return live
 
 
 def as_data(data: Any, *, model: keras.Model | None = None) -> Any:

@@ -37,7 +37,7 @@ def test_data_of_another_shape():
 def test_a_class_that_keras_does_not_know(trained_run):
     path = trained_run / "model.json"
     path.write_text(path.read_text().replace('"class_name": "Dense"', '"class_name": "Denser"'))
-    with pytest.raises(ModelError, match="Could not locate class 'Denser'"):
+    with pytest.raises(ModelError, match=r"\'keras\.layers\.Denser\'"):
         load_model(path)
 
 
@@ -45,6 +45,8 @@ def test_summaries():
     assert summary(ValueError("one\n\ntwo")) == "ValueError: one"
     assert summary(ValueError()) == "ValueError"
     assert summary(ValueError("such as:\n\n\x1b[1mtwo\x1b[0m\nthree")) == "ValueError: such as: two"
+    located = "Net could not be made.\n\nconfig={}\n\nException encountered: no class 'Own'\nmore"
+    assert summary(TypeError(located)).endswith("made. Exception encountered: no class 'Own'")
     long = summary(ValueError("word " * 1000))
     assert long.endswith("word ...")
     assert len(long) < 700
