@@ -29,7 +29,7 @@ def resemble_trained(model: keras.Model, spec: str, checkpoint: Path) -> None:
         checkpoint: a checkpoint that the model is for.
 
     Warns:
-        CkptavgWarning: the model cannot be compiled so, or has another loss or other dtype policies.
+        CkptavgWarning: the model cannot be compiled so, or has another loss or dtype policy.
     """
     found = Checkpoint.open(checkpoint).model_file
     if found is None or found.resolve() == Path(spec).resolve():
