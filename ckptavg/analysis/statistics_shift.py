@@ -1,12 +1,13 @@
 """How far the moving statistics of BatchNorm layers differ between two checkpoints."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ckptavg.analysis.average import Average
 from ckptavg.analysis.tables import Column, frame
 from ckptavg.errors import FormatError, IntegrityError
 from ckptavg.formats.layers import moving_statistics
@@ -123,6 +124,34 @@ def batch_norm_shift(
         >>> shift.by_layer().sort_values("mean_shift")
     """
     checkpoints = [c if isinstance(c, Checkpoint) else Checkpoint.open(c) for c in (before, after)]
+    return _shift(checkpoints, (1.0,), checkpoints[0].path.name, epsilon)
+
+
+def shift_of_pass(average: Average, *, epsilon: float = _EPSILON) -> BatchNormShift:
+    """How far a BatchNorm pass moved the statistics of an average from the mean of its sources'.
+
+    Raises:
+        CkptavgError: as `batch_norm_shift` does, also for the sources.
+    """
+    before = "the mean of its sources"
+    return _shift([*average.open_sources(), average], average.coefficients, before, epsilon)
+
+
+def mean_statistics(average: Average) -> dict[str, np.ndarray]:
+    """What the mean of its sources has as moving statistics, by stored name, (values,) float64.
+
+    Raises:
+        CkptavgError: as `batch_norm_shift` does.
+    """
+    plan = plan_mean(average.open_sources())
+    found = _read(plan, {name for names in statistics_in(plan).values() for name in names})
+    return {name: np.asarray(average.coefficients) @ rows for name, rows in found.items()}
+
+
+def _shift(
+    checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], before: str, epsilon: float
+) -> BatchNormShift:
+    """The shift from the average of all checkpoints but the last one to the last one."""
     plan = plan_mean(checkpoints)
     # Mean and variance come first; renorm keeps three further statistics.
     layers = {layer: names[:2] for layer, names in statistics_in(plan).items() if len(names) > 1}
@@ -140,14 +169,15 @@ def batch_norm_shift(
             raise IntegrityError(
                 f"'{names[1]}' in {plan.sources[number].path} is a variance, but has values below 0"
             )
-        means.append((mean[1] - mean[0]) / np.sqrt(variance[1] + epsilon))
-        variances.append(np.log((variance[1] + epsilon) / (variance[0] + epsilon)))
+        first_mean, first_variance = (np.asarray(coefficients) @ v[:-1] for v in (mean, variance))
+        means.append((mean[-1] - first_mean) / np.sqrt(variance[-1] + epsilon))
+        variances.append(np.log((variance[-1] + epsilon) / (first_variance + epsilon)))
     return BatchNormShift(
         layers=tuple(layers),
         means=tuple(means),
         variances=tuple(variances),
-        before=checkpoints[0].path.name,
-        after=checkpoints[1].path.name,
+        before=before,
+        after=checkpoints[-1].path.name,
         epsilon=epsilon,
     )
 

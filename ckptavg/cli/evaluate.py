@@ -1,10 +1,11 @@
-"""`ckptavg evaluate`: loss and metrics of a checkpoint."""
+"""`ckptavg evaluate`: loss and metrics of checkpoints."""
 
 from typing import Any
 
 import typer
 
 from ckptavg.cli.command import command
+from ckptavg.cli.comparison_report import print_comparison
 from ckptavg.cli.options import CALLABLE, HELD_OUT, SELECTION, Argument, Option
 from ckptavg.cli.pass_report import print_metrics
 from ckptavg.cli.printing import print_json
@@ -17,7 +18,9 @@ from ckptavg.commands.evaluate import evaluate as compute
     compute,
     only={
         "checkpoint": Argument(
-            "FILE|RUN", "A .weights.h5 or .keras file; for a run, its last checkpoint."
+            "FILE|RUN",
+            "A .weights.h5 or .keras file; for a run, its last checkpoint. Several are compared.",
+            several=True,
         ),
         "model": Option(
             SELECTION,
@@ -27,15 +30,24 @@ from ckptavg.commands.evaluate import evaluate as compute
         ),
         "data": Option(SELECTION, HELD_OUT, "SPEC"),
     },
-    example="ckptavg evaluate swa-bn.weights.h5 --data train.py:test_data",
+    example="ckptavg evaluate run swa-bn.weights.h5 --data train.py:test_data",
 )
-def evaluate(*, checkpoint: str, json: bool, **options: Any) -> None:
-    """Print loss and metrics of a checkpoint on data."""
-    path = checkpoint_file(checkpoint)
-    with session():
-        metrics = compute(path, **options)
-    if json:
-        print_json({"checkpoint": path, "metrics": metrics})
+def evaluate(*, checkpoint: tuple[str, ...], json: bool, bn_data: Any, **options: Any) -> None:
+    """Print loss and metrics of a checkpoint on data, or compare several.
+
+    A comparison says whether an average is better than the last checkpoint, and what the path of
+    the weights has to do with it. With --bn-data, like is compared with like.
+    """
+    paths = list(map(checkpoint_file, checkpoint))
+    if len(paths) > 1 or bn_data is not None:
+        with session():
+            found = compute(paths, bn_data=bn_data, **options)
+        print_json(found.to_dict()) if json else print_comparison(found)
         return
-    typer.echo(f"{path}")
+    with session():
+        metrics = compute(paths[0], **options)
+    if json:
+        print_json({"checkpoint": paths[0], "metrics": metrics})
+        return
+    typer.echo(f"{paths[0]}")
     print_metrics(metrics)

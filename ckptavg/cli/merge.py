@@ -5,8 +5,11 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+import typer
+
 from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.cli.command import command
+from ckptavg.cli.comparison_report import print_comparison
 from ckptavg.cli.merge_report import (
     plan_content,
     print_merged,
@@ -41,7 +44,8 @@ def merge(*, dry_run: bool, json: bool, max_memory: int | None, **options: Any) 
     """Average checkpoints into one file, with a record beside it.
 
     With --data, the mean is loaded into the model and its BatchNorm statistics are re-estimated
-    before it is saved. With --eval-data, the result is evaluated.
+    before it is saved. With --eval-data, the result is compared with the last and the best
+    checkpoint.
     """
     with _limit_of_the_process(max_memory) as working_memory:
         options["max_memory"] = working_memory
@@ -61,6 +65,9 @@ def merge(*, dry_run: bool, json: bool, max_memory: int | None, **options: Any) 
         print_pass(result.batch_norm)
     if result.metrics is not None:
         print_metrics(result.metrics)
+    if result.comparison is not None:
+        typer.echo()
+        print_comparison(result.comparison)
 
 
 def _plan(*, resume: bool, **options: Any) -> MergePlan:  # noqa: ARG001 (a plan is new work)

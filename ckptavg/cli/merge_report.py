@@ -168,7 +168,11 @@ def result_content(result: MergeResult) -> dict[str, Any]:
         "left_out": [checkpoint.path for checkpoint in plan.left_out],
         **pick(result, "record.batch_norm"),
     }
-    return content if result.metrics is None else {**content, "metrics": result.metrics}
+    if result.metrics is not None:
+        content["metrics"] = result.metrics
+    if result.comparison is not None:
+        content["comparison"] = result.comparison.to_dict()
+    return content
 
 
 def plan_content(plan: MergePlan) -> dict[str, Any]:

@@ -128,7 +128,10 @@ OPTIONS: dict[str, Argument | Option] = {
         "SPEC",
     ),
     "data": Option(PASS, _DATA, "SPEC"),
-    "steps": Option(PASS, "Number of batches of --data to use.", "N", int, default="all"),
+    "bn_data": Option(
+        PASS, "Training data: evaluate also after a BatchNorm pass over them.", "SPEC"
+    ),
+    "steps": Option(PASS, "Number of batches of training data to use.", "N", int, default="all"),
     "batch_size": Option(
         PASS,
         "Samples per batch of arrays, images or a tf.data.Dataset.",
@@ -148,7 +151,8 @@ OPTIONS: dict[str, Argument | Option] = {
     "distribute": Option(PASS, "mirrored: divide batches among all GPUs (TensorFlow).", "STRATEGY"),
     "eval_data": Option(
         SELECTION,
-        "Held-out (x, y) on which the result is evaluated: a name in a file or an .npz file.",
+        "Held-out (x, y) on which the result is compared with the last and the best checkpoint: a "
+        "name in a file or an .npz file.",
         "SPEC",
     ),
     "test_data": Option(

@@ -27,6 +27,7 @@ _SWAD = "swad"
 if TYPE_CHECKING:
     import keras
 
+    from ckptavg.analysis.comparison.results import Comparison
     from ckptavg.batch_norm.refresh import RefreshReport
     from ckptavg.batch_norm.report import BatchNormReport
 
@@ -38,10 +39,13 @@ class MergeResult(MergeReport):
     Attributes:
         batch_norm: what the BatchNorm pass did; None without `data`.
         metrics: loss and metrics of the output on `eval_data`; None without.
+        comparison: the output beside the last and the best checkpoint, on `eval_data`; None
+            without.
     """
 
     batch_norm: "BatchNormReport | None" = None
     metrics: Mapping[str, float] | None = None
+    comparison: "Comparison | None" = None
 
     def __repr__(self) -> str:
         # super() without arguments does not find the class that `slots=True` makes of this one.
@@ -50,6 +54,8 @@ class MergeResult(MergeReport):
             lines.append(f"  {self.batch_norm.facts}")
         if self.metrics is not None:
             lines.append(f"  {list_metrics(self.metrics)}")
+        if self.comparison is not None:
+            lines += [f"  {line}" for line in self.comparison.verdict]
         return "\n".join(lines)
 
     @classmethod
@@ -114,8 +120,9 @@ def merge(
     `<output>.json` beside it.
 
     With `data`, the mean is loaded into the model and its BatchNorm statistics are re-estimated
-    before it is saved. With `eval_data`, the result is evaluated. Without both, neither Keras nor
-    a backend is imported.
+    before it is saved. With `eval_data`, the result is evaluated beside the last and the best
+    checkpoint, and the verdict says whether averaging helped. Without both, neither Keras nor a
+    backend is imported.
 
     Args:
         sources: a `Run` or its directory, a checkpoint file, a pattern such as
@@ -128,7 +135,8 @@ def merge(
             those that are there. Coefficients are paired with epochs as both are listed.
         last: average only the last N checkpoints.
         best: average only the N checkpoints with the best `monitor`.
-        monitor: metric in the records for `best` and `window`.
+        monitor: metric in the records for `best` and `window`; also what decides the comparison,
+            if the model has it, or else the loss.
         mode: direction of the metric: `min`, `max`, or `auto` to infer it from the name.
         window: `swad` keeps the checkpoints from where the validation loss `monitor` settles until
             it starts to rise (Cha et al., arXiv 2102.08604); or a `Swad`.
@@ -181,7 +189,7 @@ def merge(
     Example:
         >>> report = ckptavg.merge("run", "swa.weights.h5", last=10)
         >>> report = ckptavg.merge("run", "swa.keras", data=x, eval_data=(x_test, y_test))
-        >>> report.metrics["accuracy"]
+        >>> report.metrics["accuracy"], report.comparison.verdict
     """
     options = BatchNormOptions(
         steps=steps,
@@ -227,9 +235,10 @@ def merge(
         )
     with owning_output(plan):
         import_keras()
+        from ckptavg.analysis.average import Average
+        from ckptavg.analysis.comparison.candidates import candidates_of_average
+        from ckptavg.analysis.comparison.evaluate import compare
         from ckptavg.batch_norm.refresh import merge_live
-        from ckptavg.models.batches import count_batches
-        from ckptavg.models.evaluation import evaluate
         from ckptavg.models.specs import as_data, spec_name
 
         paths = (source.path for source in plan.sources)
@@ -254,9 +263,17 @@ def merge(
                 result = MergeResult.of(run_owned(plan, progress, resume=resume))
             if held_out is None:
                 return result
-            advance = bar("evaluating", count_batches(held_out, None))
-            metrics = evaluate(result.output, model=network, data=held_out, progress=advance)
-    return replace(result, metrics=metrics)
+            found = compare(
+                candidates_of_average(Average.find(result.output), monitor=monitor, mode=mode),
+                model=network,
+                held_out=held_out,
+                inputs=inputs,
+                options=options,
+                monitor=monitor,
+                mode=mode,
+                bar=bar,
+            )
+    return replace(result, metrics=found.rows[-1].metrics, comparison=found)
 
 
 def plan_merge(

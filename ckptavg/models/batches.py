@@ -114,6 +114,11 @@ def fit_arguments(data: Any) -> dict[str, Any]:
     return {"x": (batch for batch in data)}  # Keras takes generators, but no other iterables
 
 
+def can_be_read_again(data: Any) -> bool:
+    """Whether data can be read more than once, as an iterator cannot be."""
+    return not isinstance(data.data if isinstance(data, PreparedInputs) else data, Iterator)
+
+
 def count_samples(inputs: Any) -> int:
     """Number of samples in a batch of inputs."""
     return int(np.shape(keras.tree.flatten(inputs)[0])[0])

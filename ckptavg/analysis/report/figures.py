@@ -7,9 +7,9 @@ from functools import partial
 from matplotlib.axes import Axes
 
 from ckptavg.analysis import plots
+from ckptavg.analysis.average import Average
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.plots.training import metric_groups
-from ckptavg.analysis.report.average import Average
 from ckptavg.analysis.report.html import Content, figure, tag
 from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.history import EpochLog

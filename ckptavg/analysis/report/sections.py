@@ -4,8 +4,8 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from ckptavg.analysis.average import Average
 from ckptavg.analysis.geometry.geometry import Geometry
-from ckptavg.analysis.report.average import Average
 from ckptavg.analysis.report.html import Content, facts, table, tag
 from ckptavg.errors import FormatError
 from ckptavg.formats import ModelConfig

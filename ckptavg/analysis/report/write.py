@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ckptavg.analysis.average import Average
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.geometry.measure import measure_geometry
 from ckptavg.analysis.geometry.points import coefficients_of, labels_of
 from ckptavg.analysis.report import sections
-from ckptavg.analysis.report.average import Average
 from ckptavg.analysis.report.html import page
 from ckptavg.errors import CkptavgError, MemoryLimitError, OutputError, SpecError
 from ckptavg.merging.reproduce import averaging, reproduction

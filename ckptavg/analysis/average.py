@@ -1,4 +1,4 @@
-"""The average that a report is about: a merged file whose record names its sources."""
+"""An average to look at: a merged file whose record names its sources."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,18 @@ class Average(Checkpoint):
     def source_paths(self) -> tuple[Path, ...]:
         """Files of the sources."""
         return tuple(self.path.parent / source.path for source in self.record.sources)
+
+    def open_sources(self) -> tuple[Checkpoint, ...]:
+        """The sources, each with its record.
+
+        Raises:
+            RunError: one of them is gone.
+            RecordError: the record of one cannot be read.
+        """
+        return tuple(
+            Checkpoint.open(path, source.epoch)
+            for path, source in zip(self.source_paths, self.record.sources, strict=True)
+        )
 
     def sources_in(self, run: Run) -> tuple[Checkpoint, ...]:
         """The sources, with the records of those that belong to a run."""

@@ -1,0 +1,1 @@
+"""An average beside what it was made of: which is better, and why."""

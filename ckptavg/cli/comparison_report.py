@@ -1,0 +1,31 @@
+"""Scores of checkpoints and averages as a table, with what they mean below it."""
+
+import shutil
+import textwrap
+from typing import TYPE_CHECKING
+
+import typer
+
+from ckptavg.cli.tables import NUMBER, WORD, print_table
+
+if TYPE_CHECKING:
+    from ckptavg.analysis.comparison.results import Comparison
+
+_WIDEST = 100
+
+
+def print_comparison(found: "Comparison") -> None:
+    """Prints a row for each score, the best one marked, and the verdict."""
+    metrics = list(found.rows[0].metrics)
+    rows = [
+        (
+            row.title,
+            *(f"{row.metrics[name]:.4g}" for name in metrics),
+            "best" if row is found.best and len(found.rows) > 1 else "",
+        )
+        for row in found.rows
+    ]
+    print_table(rows, (WORD, ["on the held-out data"]), (NUMBER, [*metrics, ""]))
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    for sentence in found.verdict:
+        typer.echo("\n" + "\n".join(textwrap.wrap(sentence, width)))
