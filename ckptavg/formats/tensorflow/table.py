@@ -5,6 +5,7 @@ from os.path import commonprefix
 
 from ckptavg.formats.crc32c import crc32c
 from ckptavg.formats.tensorflow.protobuf import Refused, read_varint, varint
+from ckptavg.formats.tensorflow.snappy import unpack
 
 _MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER_SIZE = 48
@@ -16,6 +17,8 @@ _UNCOMPRESSED, _SNAPPY = 0, 1
 _MASK_DELTA = 0xA282EAD8
 _RESTART_INTERVAL = 16
 _BLOCK_SIZE = 256 * 1024
+_BLOCK_LIMIT = 16 * 1024 * 1024
+"""Bytes of a block that is compressed; a block ends with the entry that fills `_BLOCK_SIZE`."""
 _KEY_LIMIT = 4 * 1024
 _KEYS_LIMIT = 64 * 1024 * 1024
 """Bytes of all keys. Each may repeat the one before it, so that a small file could declare more."""
@@ -101,10 +104,11 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
     content, crc = stored[: size + 1], int.from_bytes(stored[size + 1 :], "little")
     if mask(crc32c(content)) != crc:
         raise Refused(f"its index is damaged: the block at byte {offset:,} fails its checksum")
+    if content[size] == _SNAPPY:
+        return unpack(content[:size], _BLOCK_LIMIT)
     if content[size] != _UNCOMPRESSED:
-        name = "Snappy" if content[size] == _SNAPPY else "an unknown method"
         raise Refused(
-            f"a block of its index is compressed by {name}; TensorFlow does not compress indexes"
+            f"a block of its index is compressed by an unknown method, number {content[size]}"
         )
     return content[:size]
 
