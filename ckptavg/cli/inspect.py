@@ -90,6 +90,8 @@ def _print_several(source: str, found: Inspection) -> None:
 def _print_checkpoint(content: CheckpointContent) -> None:
     checkpoint = content.checkpoint
     typer.echo(f"{checkpoint.path}")
+    if content.remark:
+        typer.echo(f"  format      {content.remark}")
     if checkpoint.record is None:
         typer.echo("  record      none")
     else:

@@ -21,12 +21,14 @@ class CheckpointContent:
         size: of its files, in bytes.
         tensors: all that are stored, in the order of the file.
         model_tensors: those without the state of the optimizer, which a merge drops.
+        remark: what the file is, if its name does not tell; else empty.
     """
 
     checkpoint: Checkpoint
     size: int
     tensors: tuple[TensorInfo, ...]
     model_tensors: tuple[TensorInfo, ...]
+    remark: str = ""
 
     def __repr__(self) -> str:
         count, size = len(self.tensors), human_size(self.size)
@@ -89,5 +91,6 @@ def _contents(checkpoints: Sequence[Checkpoint]) -> tuple[CheckpointContent, ...
         with open_reader(checkpoint.path) as reader:
             tensors = (reader.structure.tensors, reader.structure.model_tensors)
             stored, of_model = (tuple(named.values()) for named in tensors)
-            found.append(CheckpointContent(checkpoint, reader.size, stored, of_model))
+            content = CheckpointContent(checkpoint, reader.size, stored, of_model, reader.remark)
+            found.append(content)
     return tuple(found)

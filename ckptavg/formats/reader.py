@@ -147,6 +147,11 @@ class CheckpointReader(ABC):
         return {}
 
     @property
+    def remark(self) -> str:
+        """What the checkpoint is, if its name does not tell; else empty."""
+        return ""
+
+    @property
     def members(self) -> Mapping[str, Member]:
         """The files in the checkpoint by name, if it is an archive; else empty."""
         return {}

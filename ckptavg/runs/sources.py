@@ -14,12 +14,13 @@ from ckptavg.runs.numbering import epochs_in, natural_key
 from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
 from ckptavg.runs.selection import training_order
 from ckptavg.storage.background import wait_for_writes
-from ckptavg.storage.files import TEMPORARY_PREFIX
+from ckptavg.storage.files import TEMPORARY_PREFIX, is_file
 
 Sources = Run | Checkpoint | str | Path | Iterable["Run | Checkpoint | str | Path"]
 """What can be averaged: a run or its directory, a checkpoint or its file, a pattern such as
 `ckpt/*.weights.h5`, a folder of checkpoints, or several of these."""
 
+_SAVED_MODEL = "saved_model.pb"
 _SHARDS = (
     (re.compile(r"(.+)_\d{5}\.weights\.h5"), ".weights.json"),
     (re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors"), ".safetensors.index.json"),
@@ -130,6 +131,9 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
     """The checkpoints of a folder that Keras' `ModelCheckpoint` filled, without averages in it."""
     paths = _checkpoints_among(folder.iterdir())
     if not paths:
+        if is_file(folder / _SAVED_MODEL):
+            variables = folder / "variables" / "variables"
+            raise RunError(f"{folder} is a SavedModel: name its variables, {variables}")
         raise RunError(
             f"{folder} holds no checkpoints: expected a run of CheckpointSaver, or files with the "
             f"suffix {', '.join(READ_SUFFIXES)}"

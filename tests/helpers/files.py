@@ -97,11 +97,14 @@ def fill(folder: Path, leave: int = 0) -> Path:
     return ballast
 
 
-def rewrite_zip(path: Path, to: Path, members: dict[str, bytes], *, deflate: bool = False) -> Path:
+def rewrite_zip(
+    path: Path, to: Path, members: dict[str, bytes], *, without: str = "", deflate: bool = False
+) -> Path:
     """Writes an archive again, with correct checksums, but with other members."""
     method = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
     with zipfile.ZipFile(path) as source:
         contents = {name: source.read(name) for name in source.namelist()} | members
+    contents.pop(without, None)
     with zipfile.ZipFile(to, "w") as target:
         for name, content in contents.items():
             target.writestr(name, content, method if name in members else zipfile.ZIP_STORED)

@@ -32,6 +32,10 @@ class KerasArchiveReader(WeightsH5Reader):
         return None if opened.read(0, len(_HDF5)) == _HDF5 else ZipArchive(opened)
 
     @property
+    def remark(self) -> str:
+        return "" if self._archive is not None else "HDF5, as Keras 2 wrote to files of this name"
+
+    @property
     def members(self) -> Mapping[str, Member]:
         return {} if self._archive is None else self._archive.members
 

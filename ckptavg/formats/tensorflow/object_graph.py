@@ -52,6 +52,11 @@ def model_part(graph: bytes) -> ModelPart:
     reached = _reached(nodes)
     named = frozenset(key for node in nodes for key in _keys(node))
     kept = frozenset(key for number in reached for key in _keys(nodes[number]))
+    if not named - {_SAVE_COUNTER}:
+        raise Refused(
+            "it holds no tensors, only objects without variables, as a SavedModel of a plain "
+            "function does: there is nothing to average"
+        )
     if not kept - {_SAVE_COUNTER}:
         raise Refused(
             "it holds no model: according to its object graph, all its tensors are optimizer state"

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ckptavg.errors import FormatError
+import ckptavg
+from ckptavg.errors import FormatError, RunError
 from ckptavg.formats import open_reader, open_writer
 from ckptavg.formats.reader import FLAT, KERAS, TENSORFLOW, Structure
 from ckptavg.formats.tensorflow.checkpoint import TensorFlowWriter
@@ -320,3 +321,14 @@ def test_checkpoints_are_found_whatever_their_prefix_ends_in(tmp_path):
         save(tmp_path / name, {"x": tf.constant([1.0])})
         for path in (tmp_path / name, tmp_path / f"{name}.index"):
             assert list(read_tensors(path)) == ["x"]
+
+
+def test_a_saved_model_without_variables_holds_no_tensors(tmp_path):
+    module = tf.Module()
+    signature = [tf.TensorSpec([None], tf.float32)]
+    module.double = tf.function(lambda x: 2 * x, input_signature=signature)
+    tf.saved_model.save(module, tmp_path / "saved")
+    with pytest.raises(FormatError, match="it holds no tensors, only objects without variables"):
+        open_reader(tmp_path / "saved" / "variables" / "variables")
+    with pytest.raises(RunError, match=r"is a SavedModel: name its variables, .*/variables$"):
+        ckptavg.inspect(tmp_path / "saved")
