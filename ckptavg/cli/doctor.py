@@ -1,7 +1,10 @@
 """`ckptavg doctor`: which checkpoints should be left out of an average."""
 
+import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,10 @@ from ckptavg.cli.printing import pick, print_json
 from ckptavg.cli.session import session
 from ckptavg.cli.tables import NAME, NUMBER, WORD, print_table
 from ckptavg.commands.doctor import doctor as examine
+from ckptavg.errors import CkptavgError
+from ckptavg.formats import named_like
+from ckptavg.merging.plan import plan_merge
+from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import list_epochs
 
 if TYPE_CHECKING:
@@ -89,7 +96,26 @@ def _suggestion(sources: Sequence[str], report: "DoctorReport") -> str | None:
         chosen = [*sources, "--epochs", list_epochs(epochs).replace(" ", "")]
     else:
         chosen = [str(checkpoint.path) for checkpoint in keep]
-    return shlex.join(["ckptavg", "merge", *chosen, "-o", "swa.weights.h5"])
+    return shlex.join(["ckptavg", "merge", *chosen, "-o", str(_output(keep))])
+
+
+def _output(keep: Sequence[Checkpoint]) -> Path:
+    """An output that these checkpoints can be averaged into, of their own format if possible."""
+    own = named_like(Path("swa"), keep[0].path)
+    for output in (own, Path("swa.weights.h5")):
+        free = _free(output)
+        # Found by trial: a .keras file needs a configuration on which all agree.
+        with suppress(CkptavgError):
+            plan_merge(keep, free)
+            return free
+    return own
+
+
+def _free(path: Path) -> Path:
+    """A name that nothing has yet."""
+    stem, suffixes = path.name.partition(".")[0], "".join(path.suffixes)
+    names = chain([path], (Path(f"{stem}-{number}{suffixes}") for number in count(2)))
+    return next(n for n in names if not (os.path.lexists(n) or Checkpoint.exists(n)))
 
 
 def _content(report: "DoctorReport", command: str | None) -> dict[str, Any]:

@@ -100,8 +100,21 @@ def open_reader(
 
 
 def named_like(output: Path, checkpoint: Path) -> Path:
-    """The output with the suffix of a checkpoint, if its own name has none."""
-    return output if "." in output.name else output.with_name(output.name + _suffix(checkpoint))
+    """The output, with a suffix if its own name has none: that of a checkpoint, if it can be.
+
+    Raises:
+        FormatError: the checkpoint cannot be read.
+    """
+    if "." in output.name:
+        return output
+    suffix = _suffix(checkpoint)
+    if suffix:
+        with open_reader(checkpoint) as reader:
+            naming = reader.structure.naming
+        # A file of Keras 2 may have a name that no Keras would load it by.
+        if naming not in _FORMATS[suffix].namings:
+            suffix = next(other for other, found in _FORMATS.items() if naming in found.namings)
+    return output.with_name(output.name + suffix)
 
 
 def check_keras_output(path: Path) -> None:
