@@ -11,12 +11,15 @@ import numpy as np
 
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.geometry.measure import Survey, survey
+from ckptavg.analysis.geometry.path import Drift, find_drift
 from ckptavg.errors import CkptavgError, RunError
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.merging.plan import plan_mean
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
 from ckptavg.merging.worker import Advance
 from ckptavg.runs.checkpoint import Checkpoint
+from ckptavg.runs.describe import describe_epochs
+from ckptavg.runs.selection import training_order
 from ckptavg.runs.sources import Sources, resolve
 from ckptavg.search.weight_rows import weighted_mean
 
@@ -85,10 +88,13 @@ class DoctorReport:
     Attributes:
         diagnoses: of each checkpoint, in the order of training.
         warnings: what concerns all of them.
+        window: of those to keep, the ones at the end that stay about one place, if the training
+            was on its way before; empty if it was not, or if no 4 do.
     """
 
     diagnoses: tuple[Diagnosis, ...]
     warnings: tuple[str, ...] = ()
+    window: tuple[Checkpoint, ...] = ()
 
     @property
     def keep(self) -> tuple[Checkpoint, ...]:
@@ -123,12 +129,17 @@ def diagnose(
     readable = [d.checkpoint for d in diagnoses if not d.reasons]
     if not readable:
         raise RunError(f"no checkpoint can be read: {diagnoses[0].reasons[0]}")
-    judged = _judge(survey(readable, progress))
+    found = survey(readable, progress)
+    judged = _judge(found)
     diagnoses = _replaced(diagnoses, judged)
     good = [d for d in diagnoses if not d.reasons]
     if judge is not None and len(good) > 1:
         diagnoses = _replaced(diagnoses, _with_barriers(good, judge))
-    return DoctorReport(tuple(diagnoses), _general(judged))
+    kept = [d.checkpoint for d in diagnoses if not d.reasons]
+    drift = _drift(found.geometry, kept)
+    warnings = [*_general(judged), *([] if drift is None else [_told(drift, kept)])]
+    window = tuple(kept[len(kept) - drift.window :]) if drift is not None else ()
+    return DoctorReport(tuple(diagnoses), tuple(warnings), window)
 
 
 def _replaced(diagnoses: Sequence[Diagnosis], better: Sequence[Diagnosis]) -> list[Diagnosis]:
@@ -261,6 +272,35 @@ def _general(judged: Sequence[Diagnosis]) -> tuple[str, ...]:
     return (
         f"the checkpoints have little in common (cosine to the mean {cosine:.2f}): they come from "
         "different trainings, or from one that moved far",
+    )
+
+
+def _drift(geometry: Geometry, kept: Sequence[Checkpoint]) -> Drift | None:
+    """The drift of those to keep; None if they stay about one place, or if their order is unknown.
+
+    Files of several trainings have no path.
+    """
+    order = training_order(kept)
+    if order is None or list(order) != sorted(set(order)):
+        return None
+    places = [geometry.checkpoints.index(checkpoint) for checkpoint in kept]
+    distances = geometry.distances(averages={}).values[np.ix_(places, places)]
+    return find_drift(distances, geometry.norms().values[places])
+
+
+def _told(drift: Drift, kept: Sequence[Checkpoint]) -> str:
+    first, last = drift.norms
+    advice = (
+        "no 4 checkpoints at the end stay about one place: train longer at a constant or cyclic "
+        "learning rate, or average fewer"
+    )
+    if drift.window:
+        window = describe_epochs(kept[-drift.window :])
+        advice = f"average the last {drift.window}, which stay about one place ({window})"
+    return (
+        f"the training was still on its way: {drift.straightness:.0%} of the path through the "
+        f"checkpoints is displacement, and the norm of the weights goes from {first:.4g} to "
+        f"{last:.4g}. The mean of all lies behind the last checkpoint: {advice}"
     )
 
 

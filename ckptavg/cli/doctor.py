@@ -60,7 +60,8 @@ def doctor(*, sources: tuple[str, ...], json: bool, **options: Any) -> None:
         print_json(_content(report, command))
         return
     _print(report)
-    typer.echo(f"\nkeep {len(report.keep)} of {len(report.diagnoses)} checkpoints")
+    last = f", and average the last {len(report.window)}" if report.window else ""
+    typer.echo(f"\nkeep {len(report.keep)} of {len(report.diagnoses)} checkpoints{last}")
     if command is not None:
         typer.echo(f"\n  {command}")
 
@@ -85,8 +86,8 @@ def _print(report: "DoctorReport") -> None:
 
 
 def _suggestion(sources: Sequence[str], report: "DoctorReport") -> str | None:
-    """The merge of what belongs together."""
-    keep = report.keep
+    """The merge of what belongs together, and stays about one place."""
+    keep = report.window or report.keep
     if not keep:
         return None
     epochs = [checkpoint.epoch for checkpoint in keep if checkpoint.epoch is not None]

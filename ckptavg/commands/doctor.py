@@ -41,7 +41,9 @@ def doctor(
     the median, at least 5 % of it for norms, 20 % for distances; with 4 checkpoints or more). With
     `eval_data`, the loss halfway between neighbours tells whether they lie in one basin: a midpoint
     worse than both by 10 % is a barrier (linear mode connectivity, Frankle et al., arXiv
-    1912.05671), and only the longest sequence without one is kept.
+    1912.05671), and only the longest sequence without one is kept. A path of those to keep that is
+    nearly one line, or whose norm changes by more than a quarter, is warned of, with the window at
+    its end that stays about one place.
 
     Args:
         sources: checkpoints, as in `merge`, in the order of training.

@@ -112,7 +112,50 @@ def test_healthy_checkpoints_are_kept(walk, trained_run):
     for sources in (walk, trained_run):
         report = doctor(sources)
         assert [d.verdict for d in report.diagnoses] == [KEEP] * len(report.diagnoses)
-        assert report.warnings == ()
+    assert doctor(walk).warnings == ()
+
+
+def drifting(tmp_path, *, straight: int, about: int, grows: float = 0.0) -> list[Path]:
+    """Checkpoints that go straight on, then about one place; their norm may grow."""
+    rng = np.random.default_rng(1)
+    place, step = rng.normal(size=500), 0.05 * rng.normal(size=500)
+    paths = []
+    for n in range(straight + about):
+        if n < straight:
+            place = place + step
+        noise = 0.02 * rng.normal(size=500)
+        values = (place + noise) * (1 + grows * n)
+        paths.append(write(tmp_path / f"epoch-{10 * n}.weights.h5", values))
+    return paths
+
+
+def test_a_path_that_leads_on_is_told_with_the_window_that_does_not(tmp_path):
+    paths = drifting(tmp_path, straight=12, about=6)
+    report = doctor(paths)
+    assert [d.verdict for d in report.diagnoses] == [KEEP] * 18
+    (warning,) = report.warnings
+    assert "still on its way: 70% of the path through the checkpoints is displacement" in warning
+    window = [checkpoint.path for checkpoint in report.window]
+    assert window == paths[-len(window) :]
+    assert 6 <= len(window) <= 8
+    assert f"average the last {len(window)}, which stay about one place" in warning
+    status, out, _ = main("doctor", *paths)
+    assert status == 0
+    assert f"keep 18 of 18 checkpoints, and average the last {len(window)}" in out
+    assert f"merge {' '.join(map(str, window))} -o" in out
+    # without an order there is no path
+    assert doctor([*paths[9:], *paths[:9]]).warnings == ()
+
+
+def test_norms_that_grow_are_told(tmp_path):
+    report = doctor(drifting(tmp_path, straight=0, about=12, grows=0.1))
+    first, last = (report.diagnoses[n].norm for n in (0, -1))
+    assert last > 2 * first
+    expected = f"the norm of the weights goes from {first:.4g} to {last:.4g}"
+    assert expected in report.warnings[0]
+    report = doctor(drifting(tmp_path, straight=9, about=0))
+    assert report.window == ()
+    assert "no 4 checkpoints at the end stay about one place: train longer" in report.warnings[0]
 
 
 def sick(diagnoses):

@@ -28,8 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::ckptavg.errors.CkptavgWarning")
 
 MEASURED = {"seconds", "jobs", "memory", "peak"}
 """Keys of values that depend on the machine."""
-DOCTOR = {"norm", "cosine", "worst_layer", "worst_cosine", "to_mean", "step"}
-"""Keys of what the doctor measures: since then of weights alone, as `measure_geometry` does."""
+DOCTOR = {"norm", "cosine", "worst_layer", "worst_cosine", "to_mean", "step", "warnings"}
+"""Keys of what the doctor measures: since then of weights alone, as `measure_geometry` does; and
+its warnings, of which there are more."""
 WORDS = {"reason", "reasons", "command"}
 """Keys of sentences and commands, which later versions may put in other words."""
 RECORD_KEYS_ADDED_SINCE: set[str] = set()

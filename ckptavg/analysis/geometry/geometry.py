@@ -1,11 +1,11 @@
 """How checkpoints lie to each other: algebra on inner products of their deviations."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ckptavg.analysis.geometry import path
 from ckptavg.analysis.geometry.trajectory import Trajectory, project
 from ckptavg.analysis.tables import LENGTH, RATIO, LayerTable, PairTable, Series
 from ckptavg.errors import SpecError
@@ -17,8 +17,6 @@ FIRST, MEAN = "first", "mean"
 
 _ROUNDING = 1e-15
 """A squared length counts as 0 below this fraction of the squares whose difference it is."""
-_STRAIGHT, _BEYOND_CHANCE = 0.6, 1.5
-"""Straightness from which a path is nearly one line, also as a multiple of a random walk's."""
 
 Averages = Mapping[str, Sequence[float]]
 """Coefficients of averages by name, one for each checkpoint, with sum 1."""
@@ -148,9 +146,7 @@ class Geometry:
         Raises:
             SpecError: there is no such layer.
         """
-        distances = self.distances(layer, averages={}).values
-        length = float(np.diagonal(distances, 1).sum())
-        return float(distances[0, -1]) / length if length > 0 else math.nan
+        return path.straightness(self.distances(layer, averages={}).values)
 
     @property
     def on_its_way(self) -> bool:
@@ -159,8 +155,7 @@ class Geometry:
         Straight means at least 0.6, and half more than a random walk of as many steps would be.
         See docs/decisions/0076-when-an-average-is-worse.md
         """
-        chance = math.sqrt(max(1, len(self.labels) - 1))
-        return self.straightness() >= max(_STRAIGHT, _BEYOND_CHANCE / chance)
+        return path.is_one_line(self.straightness(), len(self.labels))
 
     def drift(self, origin: str = FIRST) -> LayerTable:
         """How far each layer moved from an origin, as a fraction of its norm there.
