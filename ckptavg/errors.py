@@ -96,6 +96,24 @@ def check_count(
         raise error(f"{name} is {value!r:.80}, but must be an integer >= {least}")
 
 
+def check_type(
+    name: str,
+    value: object,
+    kinds: type | tuple[type, ...],
+    expected: str,
+    *,
+    optional: bool = False,
+) -> None:
+    """Raises TypeError, with what was expected, for an argument of another type.
+
+    None passes where the argument is optional, and a bool is no number.
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"{name} is {value!r:.80}, but must be {expected}")
+
+
 def summary(error: BaseException) -> str:
     """The type of an error and what its message tells; those of Keras and HDF5 run over many lines.
 

@@ -1,5 +1,6 @@
 """An average to look at: a merged file whose record names its sources."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,22 @@ class Average(Checkpoint):
             Checkpoint.open(path, source.epoch)
             for path, source in zip(self.source_paths, self.record.sources, strict=True)
         )
+
+    def check_of(self, run: Run) -> None:
+        """Makes sure that the average is not one of another run.
+
+        Raises:
+            RunError: no source belongs to the run, and they are not merely gone.
+        """
+        known = {found.path.resolve() for found in (*run.checkpoints, *run.averages)}
+        if any(path.resolve() in known for path in self.source_paths):
+            return
+        elsewhere = next(filter(Checkpoint.exists, self.source_paths), None)
+        if elsewhere is not None:
+            raise RunError(
+                f"{self.path} is not an average of {run.directory}, but of checkpoints such as "
+                f"{os.path.relpath(elsewhere)}: name an average of this run"
+            )
 
     def sources_in(self, run: Run) -> tuple[Checkpoint, ...]:
         """The sources, with the records of those that belong to a run."""

@@ -1,13 +1,14 @@
 """`merge`: which checkpoints, which average, and what happens to the result in a live model."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.display import bar, import_keras
-from ckptavg.errors import RecipeError, ResourceError, SpecError
+from ckptavg.errors import RecipeError, ResourceError, SpecError, check_type
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.merge import MergeReport, owning_output, run_owned, run_plan
 from ckptavg.merging.plan import MergePlan
@@ -184,6 +185,7 @@ def merge(
         OutputError: the output exists, or cannot be written there.
         ResourceError: memory or disk do not suffice.
         SpecError: a model or data are missing, or their SPEC leads nowhere.
+        TypeError: an argument has a type that is not listed here.
         ModelError, DataError: the checkpoints or the data do not fit the model.
 
     Example:
@@ -313,14 +315,16 @@ def plan_merge(
         >>> plan.coefficients, plan.memory
         >>> report = ckptavg.run_plan(plan)
     """
+    check_type("output", output, (str, os.PathLike), "the file to write, such as 'swa.keras'")
     if coefficients is not None and recipe == UNIFORM:
         recipe = COEFFICIENTS
     chosen_recipe = _with_parameters(recipe, parameters)
+    check_type("window", window, (Swad, str), f"'{_SWAD}' or a ckptavg.Swad", optional=True)
     if isinstance(window, str):
         if window != _SWAD:
             raise RecipeError(f"window is {window!r:.40}, but must be '{_SWAD}' (--window)")
         window = Swad(n_converge, n_tolerance, tolerance_ratio)
-    if epochs is not None and not isinstance(epochs, range | set | frozenset):
+    if isinstance(epochs, Iterator):
         epochs = tuple(epochs)  # an iterator could be read only once
     if any(condition is not None for condition in (epochs, last, best, window)):
         if chosen_recipe.definition.over == "tracked averages":
@@ -418,10 +422,17 @@ def plan_with_model(
 
 def _with_parameters(recipe: Recipe | str, parameters: Mapping[str, float | None]) -> Recipe:
     """The recipe, with the parameters that were given as keywords."""
+    check_type("recipe", recipe, (Recipe, str), "a Recipe or its name, such as 'ema:0.9'")
     known = all_parameters()
     for name in parameters:
         if name not in known:
-            raise TypeError(f"merge() got an unexpected keyword argument '{name}'")
+            from difflib import get_close_matches
+
+            near = "".join(get_close_matches(name, (*(merge.__kwdefaults__ or ()), *known), n=1))
+            raise TypeError(
+                f"merge() got an unexpected keyword argument '{name}'"
+                + (f": did you mean '{near}'?" if near else "")
+            )
     given = {name: value for name, value in parameters.items() if value is not None}
     if not given:
         return Recipe.parse(recipe) if isinstance(recipe, str) else recipe

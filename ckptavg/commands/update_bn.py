@@ -11,6 +11,7 @@ from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
 from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.outputs import owning
+from ckptavg.runs.run import CHECKPOINT_FOLDER
 from ckptavg.storage.background import wait_for_writes
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ def update_bn(
     """
     wait_for_writes()
     checkpoint, output = Path(checkpoint), Path(output)
+    if (checkpoint / CHECKPOINT_FOLDER).is_dir():
+        raise FormatError(
+            f"{checkpoint} is a run, but update-bn takes one file: average the run with the pass "
+            f"in one go (ckptavg merge {checkpoint} -o swa.keras --data SPEC), or name a file in "
+            f"{checkpoint / CHECKPOINT_FOLDER}"
+        )
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
     check_keras_output(output)

@@ -113,7 +113,8 @@ def as_data(data: Any, *, model: keras.Model | None = None) -> Any:
             `package.module:name`, of data or of a function that returns them, or an `.npz` file
             with `x` (and `y`). None stays None.
         model: the model that the data are for. A dictionary `{"x": ..., "y": ...}` stands for
-            `(x, y)` unless the model has inputs of these names.
+            `(x, y)` unless the model has inputs of these names; so does one that is the batch of a
+            `tf.data.Dataset`.
 
     Raises:
         SpecError: the SPEC leads nowhere; the message says which part.
@@ -166,7 +167,14 @@ def as_inputs(
 
 
 def _by_position(data: Any, model: keras.Model | None) -> Any:
-    """`(x, y)` or `(x, y, sample_weight)` for a dictionary of these names; other data unchanged."""
+    """`(x, y)` or `(x, y, sample_weight)` for a dictionary of these names; other data unchanged.
+
+    The dictionary holds arrays, or is each batch of a `tf.data.Dataset`.
+    """
+    spec = getattr(data, "element_spec", None)
+    if isinstance(spec, dict):  # a tf.data.Dataset of such batches
+        positions = _by_position(spec, model)
+        return data if positions is spec else data.map(lambda batch: _by_position(batch, model))
     if not isinstance(data, dict) or not {"x", "y"} <= data.keys() <= {"x", "y", "sample_weight"}:
         return data
     inputs = {tensor.name for tensor in getattr(model, "inputs", None) or ()}

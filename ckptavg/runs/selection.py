@@ -3,9 +3,10 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import TypeVar
 
-from ckptavg.errors import CkptavgWarning, RecipeError, RunError
+from ckptavg.errors import CkptavgWarning, RecipeError, RunError, check_type
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs
@@ -49,10 +50,18 @@ def select(
         CkptavgWarning: so many metrics are NaN that fewer than `best` checkpoints are left.
 
     Raises:
+        TypeError: an argument has another type.
         RunError: an epoch is missing, there are fewer checkpoints than requested, they are not in
             the order of training or it is not known, a record lacks the metric, or it is not known
             whether lower or higher values of the metric are better.
     """
+    for name, count in (("last", last), ("best", best)):
+        check_type(name, count, Integral, "a number of checkpoints, such as 5", optional=True)
+    check_type("monitor", monitor, str, "the name of a metric, such as 'val_loss'")
+    check_type("mode", mode, str, "'min', 'max' or 'auto'")
+    check_type("window", window, Swad, "a ckptavg.Swad", optional=True)
+    if isinstance(epochs, str) or not (epochs is None or isinstance(epochs, Iterable)):
+        raise TypeError(f"epochs is {epochs!r:.80}, but must be a list of integers or a range")
     chosen = tuple(checkpoints)
     # In this order: `last` and `best` count among the epochs that were named.
     if epochs is not None:

@@ -199,6 +199,8 @@ def list_candidates(
         raise RunError(f"windows is {windows!r:.40}, but must be '{LAST}' or '{ALL}'")
     for name, value in (("stride", stride), ("budget", budget)):
         check_count(name, value, RunError)
+    if isinstance(recipes, str | Recipe):
+        raise TypeError(f"recipes is {recipes!r:.80}, but must be a list, such as ['ema:0.9']")
     if not recipes:
         raise RecipeError("recipes is empty: name at least one, such as 'uniform'")
     chosen = [Recipe.parse(r) if isinstance(r, str) else r for r in recipes]

@@ -408,3 +408,15 @@ def test_in_a_browser_nothing_overflows_and_nothing_is_asked_for(tmp_path):
         assert found[width]["text"] == "16px"
     assert 300 < found["390"]["widest"] < 390 < found["1280"]["widest"] < 640
     assert set(asked) <= {"/index.html", "/report.html", "/favicon.ico"}  # the first page's icon
+
+
+def test_an_average_of_another_run_is_refused(trained_run, tmp_path):
+    other = Path(shutil.copytree(trained_run, tmp_path / "other"))
+    merged = tmp_path / "other.weights.h5"
+    ckptavg.merge(other, merged)
+    message = r"other\.weights\.h5 is not an average of .*run, but of checkpoints such as .*other"
+    with pytest.raises(RunError, match=message):
+        write_report(trained_run, tmp_path / "r.html", merged=merged)
+    assert not (tmp_path / "r.html").exists()
+    shutil.rmtree(other)  # what is gone may have been of this run
+    assert write_report(trained_run, tmp_path / "r.html", merged=merged).notes

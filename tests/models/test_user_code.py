@@ -187,6 +187,7 @@ class Batches(keras.utils.PyDataset):
     def __len__(self): return 2
     def __getitem__(self, index): return x[:2], y[:2]
 batches = Batches()
+named_batches = tf.data.Dataset.from_tensor_slices(named).batch(2)
 computed = int("5")
 """
 
@@ -201,6 +202,7 @@ def test_models_and_data_at_module_level(tmp_path, monkeypatch):
         assert [part.shape for part in as_data(f"objects.py:{name}")] == [(4, 6), (4,)]
     for name in ("dataset", "batches", "Batches"):
         assert count_batches(as_data(f"objects.py:{name}"), None) == 2
+    assert len(next(iter(as_data("objects.py:named_batches")))) == 2
     with pytest.raises(SpecError, match="'computed' is 5, but must be the model or data"):
         as_data("objects.py:computed")
     with pytest.raises(SpecError, match=r"objects\.py:dataset gave a _BatchDataset, but must give"):

@@ -67,7 +67,8 @@ def write_report(
 
     Raises:
         SpecError: matplotlib is not installed.
-        RunError: the directory is not a run, or `merged` has no record of its sources.
+        RunError: the directory is not a run, or `merged` has no record of its sources, or is an
+            average of another run.
         RecordError: a record is damaged.
         OutputError: the file exists, or cannot be written there.
         MemoryLimitError: `max_memory` does not suffice.
@@ -83,8 +84,10 @@ def write_report(
     if output.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"cannot write a report to {output}: name an .html file")
     run = run if isinstance(run, Run) else open_run(run)
+    average = None if merged is None else Average.find(merged)
+    if average is not None:
+        average.check_of(run)
     with owning(output, overwrite, check=check_place):
-        average = None if merged is None else Average.find(merged)
         notes = list(_notes(run))
         logs = _logs(run, notes)
         geometry = _measure(run, average, notes, max_memory, progress)
