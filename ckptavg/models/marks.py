@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from ckptavg.formats import CheckpointReader, open_reader
 from ckptavg.formats.hdf5.keras3 import keras_structure
 from ckptavg.formats.tensors import TensorInfo
-from ckptavg.models.model import optimizers_in, save_weights, tracked_optimizers
+from ckptavg.models.attributes import find_attributes
+from ckptavg.models.model import save_weights, tracked_optimizers
 from ckptavg.models.placement import Placement, tensor_in_file
 
 # See docs/decisions/0052-marks-show-rounding.md for why marks are what they are.
@@ -128,10 +129,10 @@ def _optimizers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _optimizers(value, f"{prefix}{name}/")
 
 
-def _are_all(model: keras.Model, found: Iterable[Any]) -> bool:
+def _are_all(model: keras.Model, found: Collection[Any]) -> bool:
     """Whether there are no optimizers in a model but those that were found."""
     known = {id(optimizer) for optimizer in found}
-    inner = (other for optimizer in found for other in optimizers_in(optimizer))
+    inner = find_attributes(found, keras.optimizers.Optimizer)
     return all(id(optimizer) in known for optimizer in (*tracked_optimizers(model), *inner))
 
 

@@ -11,6 +11,7 @@ import keras
 
 from ckptavg.errors import ModelError, summary
 from ckptavg.formats import ModelConfig, open_reader
+from ckptavg.models.attributes import find_attributes
 from ckptavg.models.batches import peek
 from ckptavg.runs.proof import check_intact
 
@@ -108,20 +109,7 @@ def save_weights(model: keras.Model, path: Path) -> None:
 
 def tracked_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The optimizers that Keras saves with a model: wherever they hang on it or on its layers."""
-    found = (value for layer in (model, *all_layers(model)) for value in optimizers_in(layer))
-    return list({id(optimizer): optimizer for optimizer in found}.values())
-
-
-def optimizers_in(owner: Any) -> Iterator[keras.optimizers.Optimizer]:
-    """The optimizers among the attributes of an object, also those in lists and dictionaries."""
-    waiting, seen = [*vars(owner).values()], set()
-    while waiting:
-        value = waiting.pop(0)
-        if isinstance(value, keras.optimizers.Optimizer):
-            yield value
-        elif isinstance(value, (list, tuple, dict)) and id(value) not in seen:
-            seen.add(id(value))  # one may hold itself
-            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return find_attributes((model, *all_layers(model)), keras.optimizers.Optimizer)
 
 
 def save_model(model: keras.Model, path: Path) -> None:

@@ -31,7 +31,8 @@ class CheckpointSaver(SavingCallback, keras.callbacks.Callback):
             the first half of the epochs before `start_epoch`, lowers it linearly to `swa_lr` until
             nine tenths of them, and stays there. `cyclic` does the same until `start_epoch`, then
             lets the rate fall from `swa_lr2` to `swa_lr` in each cycle, batch by batch. A function
-            returns the rate of each epoch, given its 0-based number and the initial rate.
+            returns the rate of each epoch, given its 0-based number and the initial rate. Of
+            several optimizers, as in a GAN, each follows the schedule from its own initial rate.
         swa_lr: learning rate of averaging, or the lowest of a cycle; `auto` is a tenth of the
             optimizer's initial rate.
         swa_lr2: highest rate of a cycle; `auto` is a quarter of the way from `swa_lr` to the

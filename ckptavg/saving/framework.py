@@ -119,6 +119,10 @@ class Framework(ABC):
         """The BatchNormalization layers, those in nested models too."""
 
     @abstractmethod
+    def optimizers(self, model: Any) -> list[Any]:
+        """The optimizers of a model that take steps, each once, wherever they hang."""
+
+    @abstractmethod
     def learning_rate(self, optimizer: Any) -> float:
         """The present learning rate."""
 
@@ -180,5 +184,10 @@ class Training:
 
     @property
     def optimizer(self) -> Any:
-        """The optimizer of the model; None if it has none."""
+        """The optimizer that the model was compiled with; None if it has none."""
         return getattr(self.model, "optimizer", None)
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizers of the model that take steps: several in a GAN, for example."""
+        return self.framework.optimizers(self.model)

@@ -10,6 +10,7 @@ import tf_keras
 
 from ckptavg.errors import ModelError, SaverError, summary
 from ckptavg.formats import LEGACY, Structure
+from ckptavg.models.attributes import find_attributes
 from ckptavg.models.keras2 import batch_norm_layers
 from ckptavg.models.placement import Placement, tensor_in_file
 from ckptavg.runs.proof import check_intact
@@ -17,6 +18,7 @@ from ckptavg.saving.averages.tensorflow import TensorFlowAverages
 from ckptavg.saving.framework import DeviceAverages, Framework
 from ckptavg.saving.options import Options
 
+_OPTIMIZERS = (tf_keras.optimizers.Optimizer, tf_keras.optimizers.legacy.Optimizer)
 _TOP_LEVEL = "top_level_model_weights"
 _LIST_LIMIT = 64512
 """Bytes of a list of names, above which tf_keras splits it: HDF5 holds only so much in a header."""
@@ -106,6 +108,10 @@ class Keras2(Framework):
 
     def batch_norm_layers(self, model: Any) -> list[Any]:
         return batch_norm_layers(model)
+
+    def optimizers(self, model: Any) -> list[Any]:
+        layers = model._flatten_layers(include_self=True, recursive=True)
+        return find_attributes(layers, _OPTIMIZERS)
 
     def learning_rate(self, optimizer: Any) -> float:
         rate = optimizer.learning_rate

@@ -9,7 +9,13 @@ import numpy as np
 
 from ckptavg.errors import SaverError
 from ckptavg.models.marks import place
-from ckptavg.models.model import batch_norm_layers, load_weights, model_config, save_weights
+from ckptavg.models.model import (
+    batch_norm_layers,
+    load_weights,
+    model_config,
+    save_weights,
+    tracked_optimizers,
+)
 from ckptavg.models.placement import Placement
 from ckptavg.saving.framework import DeviceAverages, Framework
 
@@ -75,6 +81,14 @@ class Keras3(Framework):
 
     def batch_norm_layers(self, model: Any) -> list[Any]:
         return batch_norm_layers(model)
+
+    def optimizers(self, model: Any) -> list[Any]:
+        # Keras' MultiOptimizer has no rate and takes no steps: those within do.
+        found = (
+            getattr(optimizer, "optimizers", None) or [optimizer]
+            for optimizer in tracked_optimizers(model)
+        )
+        return [optimizer for optimizers in found for optimizer in optimizers]
 
     def learning_rate(self, optimizer: Any) -> float:
         return float(keras.ops.convert_to_numpy(optimizer.learning_rate))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.saving.framework import Training
-from ckptavg.saving.learning_rate import initial_rate
+from ckptavg.saving.learning_rate import check_rates, initial_rates
 from ckptavg.saving.options import Options
 from ckptavg.saving.run_writer import RunWriter
 from ckptavg.saving.save_queue import Outcome, SaveQueue
@@ -25,7 +25,7 @@ class PreparedTraining:
         directory: directory of the run.
         schedule: when to save, at which rates to train.
         options: what to write and to keep.
-        initial_rate: the learning rate of the optimizer; None where the schedule sets none.
+        initial_rates: the learning rates of the optimizers; None where the schedule sets none.
         queue: the saves under way.
         run: the run while it is written; None in a process that is not the chief.
     """
@@ -43,11 +43,11 @@ class PreparedTraining:
         self.directory = directory
         self.schedule = schedule
         self.options = options
-        self.initial_rate = initial_rate(training, schedule)
+        self.initial_rates = initial_rates(training, schedule)
         if options.tracked_sigmas:
             training.framework.check_tracking(training.model)
-        if self.initial_rate is not None and options.existing != "resume":
-            schedule.rates(self.initial_rate)
+        if self.initial_rates is not None and options.existing != "resume":
+            check_rates(schedule, self.initial_rates)
         self._placements = PlacementFinder(training, options)
         self.queue = SaveQueue(options.in_flight, 1 + len(options.tracked_sigmas))
         self.run: RunWriter | None = None

@@ -151,9 +151,11 @@ class RunWriter:
         with explained(f"cannot add epoch {log.epoch} to the history of {self.directory}"):
             self._history.append(log)
 
-    def write_rate(self, initial: float) -> None:
-        """Writes the learning rate that the run starts from, for a training that resumes it."""
-        content = {"format": _FORMAT, "version": 1, "initial_learning_rate": initial}
+    def write_rates(self, initial: Sequence[float]) -> None:
+        """Writes the learning rates that the run starts from, for a training that resumes it."""
+        content = {"format": _FORMAT, "version": 1, "initial_learning_rate": initial[0]}
+        if len(initial) > 1:  # one for each optimizer
+            content["initial_learning_rates"] = [*initial]
         with explained(f"cannot use the directory {self.directory}"):
             write_text(self.directory / SAVER_FILE, json.dumps(content, indent=1) + "\n")
 
@@ -315,23 +317,35 @@ def explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def read_rate(directory: Path) -> float | None:
-    """The learning rate that a run started from; None if it was not written.
+def read_rates(directory: Path, count: int) -> list[float] | None:
+    """The learning rates that a run started from; None if they were not written.
 
-    The optimizer of a training that resumes may hold a lowered one.
+    The optimizers of a training that resumes may hold lowered ones.
+
+    Args:
+        directory: directory of the run.
+        count: number of optimizers.
 
     Raises:
-        SaverError: the file that holds it is damaged.
+        SaverError: the file that holds them is damaged, or the run had more optimizers, or fewer.
     """
     path = directory / SAVER_FILE
     try:
         content: Any = parse(read_small_file(path))
         if content["format"] != _FORMAT or content["version"] != 1:
             raise ValueError("it was written by another program or version")
-        return float(content["initial_learning_rate"])
+        rates = content.get("initial_learning_rates", [content["initial_learning_rate"]])
+        found = [*map(float, rates)]
     except FileNotFoundError:
         return None
     except (OSError, *DAMAGE) as error:
         raise SaverError(
             f"cannot read {path}: {error!r:.200}. Remove it to start from the optimizer's rate"
         ) from error
+    if len(found) != count:
+        raise SaverError(
+            f"{path} holds the learning rates of {len(found)} optimizers, but the model has "
+            f"{count}: resume with the same optimizers, or remove the file to start from the "
+            "present rates"
+        )
+    return found

@@ -16,7 +16,7 @@ from ckptavg.saving.checkpoint_files import save_beside
 from ckptavg.saving.learning_rate import LearningRates
 from ckptavg.saving.prepared_training import PreparedTraining
 from ckptavg.saving.retention import AwaitedMetric
-from ckptavg.saving.run_writer import Content, RunWriter, read_rate
+from ckptavg.saving.run_writer import Content, RunWriter, read_rates
 from ckptavg.saving.save_queue import Outcome, Work
 from ckptavg.saving.step_counter import StepCounter
 from ckptavg.saving.tracking import SaveKind, TrackedAverages
@@ -66,13 +66,12 @@ class TrainingSession:
         if options.tracked_sigmas:
             saved = run.averages if run is not None and resumes else []
             self._tracked = TrackedAverages(training, options, saved, self._steps.taken)
-        initial = prepared.initial_rate
+        initial = prepared.initial_rates
         if initial is not None and resumes:
-            written = read_rate(prepared.directory)
-            initial = initial if written is None else written
+            initial = read_rates(prepared.directory, len(initial)) or initial
         self._rates = LearningRates(training, prepared.schedule, initial)
         if initial is not None and run is not None:
-            run.write_rate(initial)
+            run.write_rates(initial)
 
     def begin_epoch(self, epoch: int) -> float | None:
         """Begins a 0-based epoch; returns its learning rate, or None without an optimizer."""

@@ -21,6 +21,9 @@ class StepCounter:
         """Starts to count at the beginning of a 0-based epoch, the first of the training."""
         self._framework = training.framework
         self._optimizer = training.optimizer
+        # Those of a GAN, which take the steps: the compiled one is not used.
+        self._others = [o for o in training.optimizers if o is not self._optimizer]
+        self._lacks_state = epoch > 0 and self._counted_by_others() is None
         self._per_epoch = self.length = training.batches
         self._accumulation = 1
         if self._optimizer is not None:
@@ -40,6 +43,8 @@ class StepCounter:
         if self._optimizer is None:
             return self.taken or None
         counted = self._framework.iterations(self._optimizer)
+        if not counted and not self._lacks_state:
+            return self._counted_by_others()
         return self._earlier // self._accumulation + counted if counted else None
 
     def begin_epoch(self) -> None:
@@ -66,3 +71,8 @@ class StepCounter:
 
     def _asked(self) -> int:
         return 0 if self._optimizer is None else self._framework.batches(self._optimizer)
+
+    def _counted_by_others(self) -> int | None:
+        """The steps on which the optimizers beside the compiled one agree; None if they do not."""
+        counts = {*map(self._framework.iterations, self._others)} - {0}
+        return counts.pop() if len(counts) == 1 else None

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from ckptavg import CheckpointSaver, open_run
+from ckptavg.errors import SaverError
 from ckptavg.runs.proof import tensor_records
 from tests.helpers.files import read_tensors
 from tests.helpers.models import tiny_data, tiny_model
@@ -400,6 +401,81 @@ def test_steps_of_a_model_whose_optimizers_keras_does_not_know(tmp_path):
     )
     assert whole == parts
     assert [step for *_, step in whole] == [3, 6, 9, 12, 15, 18, 21, 24]
+
+
+def adversaries(generator_rate=0.01, **compiled):
+    model = Adversaries()
+    model.build((None, 6))
+    model.generator_optimizer.learning_rate = generator_rate
+    model.compile(run_eagerly=True, **compiled)  # by default with an RMSprop that is not used
+    return model
+
+
+def rates(model):
+    optimizers = (model.critic_optimizer, model.generator_optimizer, model.optimizer)
+    return [round(float(optimizer.learning_rate), 6) for optimizer in optimizers if optimizer]
+
+
+def fit(model, run, epochs=5, initial_epoch=0, **arguments):
+    x, y = tiny_data(32)
+    saver = CheckpointSaver(run, start_epoch=3, lr_schedule="constant", **arguments)
+    return model.fit(
+        x,
+        y,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        batch_size=16,
+        verbose=0,
+        callbacks=[saver],
+    ).history
+
+
+def test_the_optimizers_that_train_follow_the_schedule(tmp_path):
+    model = adversaries()
+    history = fit(model, tmp_path / "run", swa_lr=0.002)
+    # The rate of the unused one is below that of averaging, which is nobody's mistake.
+    assert rates(model) == [0.002, 0.002, 0.001]
+    records = open_run(tmp_path / "run").records
+    assert [record.learning_rate for record in records] == pytest.approx([0.002] * 3)
+    assert [record.initial_learning_rate for record in records] == pytest.approx([0.01] * 3)
+    assert [record.step for record in records] == [6, 8, 10]
+    assert history["learning_rate"] == pytest.approx([0.01, 0.01, 0.002, 0.002, 0.002])
+
+
+def test_a_record_tells_no_rate_where_optimizers_differ(tmp_path):
+    model = adversaries(0.05)
+    fit(model, tmp_path / "run", epochs=3)
+    assert rates(model) == [0.001, 0.005, 0.0001]  # each a tenth of its own
+    [record] = open_run(tmp_path / "run").records
+    assert record.learning_rate is record.initial_learning_rate is None
+
+
+def test_rates_of_several_optimizers_continue_after_a_resume(tmp_path):
+    run = tmp_path / "run"
+    fit(adversaries(0.05, optimizer=None), run, epochs=3)
+    resumed = adversaries(optimizer=None)  # its rates are others, as those of a loaded state are
+    fit(resumed, run, epochs=4, initial_epoch=3, existing="resume")
+    assert rates(resumed) == [0.001, 0.005]
+    with pytest.raises(SaverError, match="rates of 2 optimizers, but the model has 3"):
+        fit(adversaries(), run, epochs=6, initial_epoch=4, existing="resume")
+
+
+def test_an_optimizer_that_trains_from_too_low_a_rate_is_an_error(tmp_path):
+    model = adversaries(0.001)
+    with pytest.raises(SaverError, match=r"swa_lr is 0.002 but the optimizer begins at 0.001"):
+        fit(model, tmp_path / "run", swa_lr=0.002)
+
+
+def test_optimizers_within_a_multi_optimizer_are_scheduled(tmp_path):
+    multi = pytest.importorskip("keras.src.optimizers.multi_optimizer")
+    optimizers = multi.OptimizerMap(default_optimizer=keras.optimizers.SGD(0.1))
+    model = tiny_model()
+    model.compile(multi.MultiOptimizer(optimizers), "sparse_categorical_crossentropy")
+    model.run_eagerly = True
+    fit(model, tmp_path / "run", epochs=3, include_optimizer=True)
+    [record] = open_run(tmp_path / "run").records
+    assert (record.learning_rate, record.step) == (pytest.approx(0.01), 6)
+    assert float(model.optimizer.optimizers[0].learning_rate) == pytest.approx(0.01)
 
 
 def test_a_model_without_weights(tmp_path):
