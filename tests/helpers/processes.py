@@ -1,7 +1,11 @@
-"""Processes of their own."""
+"""Processes of their own, and their ends."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 _BLOCKED = """
 import sys
@@ -24,3 +28,17 @@ def run_blocked(code: str, *arguments: str) -> subprocess.CompletedProcess:
         check=False,
         timeout=120,
     )
+
+
+def kill(pid: int) -> None:
+    """Kills a process and waits until it is gone: files are closed then, not before."""
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process."""
+    return Path(f"/proc/{pid}").exists()

@@ -18,6 +18,7 @@ from ckptavg import open_run
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.run import record_files
 from tests.helpers.files import leftovers, read_tensors
+from tests.helpers.processes import is_running, kill
 
 # All weights have the number of the epoch for their value when it is saved.
 _TRAINING = """
@@ -82,14 +83,6 @@ def start(warm, tmp_path) -> Iterator[Callable[[Path, int, dict], int]]:
         yield start
 
 
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{pid}").exists():  # files are closed when it is gone, not before
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def stop_amid_a_write(directory: Path, pid: int, rng: np.random.Generator) -> None:
     """Stops a training at random moments, until there is a temporary file at one of them."""
     deadline = time.monotonic() + 120
@@ -105,7 +98,7 @@ def wait_for_record(directory: Path, pid: int, former: set) -> None:
     """Waits until a record was written that was not there as it is now."""
     deadline = time.monotonic() + 120
     while not stamps(directory) - former:
-        assert Path(f"/proc/{pid}").exists(), "training ended by itself"
+        assert is_running(pid), "training ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
