@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ckptavg.cli.tables import NUMBER, WORD, print_table
+from ckptavg.cli.tables import NAME, NUMBER, print_table
 
 if TYPE_CHECKING:
     from ckptavg.analysis.comparison.results import Comparison
@@ -25,7 +25,7 @@ def print_comparison(found: "Comparison") -> None:
         )
         for row in found.rows
     ]
-    print_table(rows, (WORD, ["on the held-out data"]), (NUMBER, [*metrics, ""]))
+    print_table(rows, (NAME, ["on the held-out data"]), (NUMBER, [*metrics, ""]))
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     for sentence in found.verdict:
         typer.echo("\n" + "\n".join(textwrap.wrap(sentence, width)))

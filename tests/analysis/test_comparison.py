@@ -64,7 +64,7 @@ def test_an_average_that_is_better_and_one_that_is_worse(model):
         ]  # fmt: skip
         assert result.metrics == result.comparison.rows[-1].metrics
     found = better.comparison
-    assert (found.worse, found.best.title) == (False, "average, with a BatchNorm pass")
+    assert (found.worse, found.best.title) == (False, "average, with a pass")
     assert not found.walk.on_its_way
     assert found.verdict[0].startswith("The average is better than the last checkpoint (epoch 13):")
     assert "both with a BatchNorm pass" in found.verdict[0]
@@ -92,10 +92,10 @@ def test_every_score_is_that_of_a_file(model):
     ckptavg.update_bn(last.path, "passed.weights.h5", model=model, data=X)
     expected = {
         "last checkpoint (epoch 13)": last.path,
-        "last checkpoint (epoch 13), with a BatchNorm pass": "passed.weights.h5",
+        "last checkpoint (epoch 13), with a pass": "passed.weights.h5",
         f"best checkpoint by val_loss (epoch {best.epoch})": best.path,
-        "average, without a BatchNorm pass": "stale.weights.h5",
-        "average, with a BatchNorm pass": "a.keras",
+        "average, without a pass": "stale.weights.h5",
+        "average, with a pass": "a.keras",
     }
     assert list(rows) == list(expected)
     for title, path in expected.items():
@@ -159,7 +159,7 @@ def test_what_cannot_be_compared_is_said(model):
     averaging = {"model": model, "eval_data": HELD_OUT}
     once = iter([HELD_OUT])
     found = ckptavg.merge("moves", "a.weights.h5", model=model, eval_data=once).comparison
-    assert list(titled(found)) == ["average, without a BatchNorm pass"]
+    assert list(titled(found)) == ["average, without a pass"]
     assert found.worse is None
     assert "The data can be read only once" in found.verdict[-2] + found.verdict[-1]
     found = ckptavg.merge("moves", "b.keras", data=iter([X]), **averaging).comparison
@@ -186,6 +186,39 @@ def test_comparisons_that_are_refused(model):
         ckptavg.evaluate("moves", data=HELD_OUT, bn_data=X)
     with pytest.raises(SpecError, match="steps has no effect without data"):
         ckptavg.evaluate(paths, data=HELD_OUT, steps=2)
+
+
+def test_the_report_has_the_scores_the_line_and_the_shift(model):
+    run = Path(shutil.copytree("drifts", "run"))
+    ckptavg.merge(run, "swa.keras", model=model, data=X)
+    np.savez("held-out.npz", x=HELD_OUT[0], y=HELD_OUT[1])
+    np.savez("train.npz", x=X)
+    options = ("--merged", "swa.keras", "--eval-data", "held-out.npz", "--data", "train.npz")
+    before = sorted(run.rglob("*"))
+    status, text, err = main("report", "run", *options)
+    assert status == 0, err
+    assert "The average is worse than the last and best checkpoint (epoch 8): loss" in text
+    assert sorted(run.rglob("*")) == before
+    page = Path("report.html").read_text(encoding="utf-8")
+    for told in (
+        "What averaging gained",
+        "is one line: the training is still on its way",
+        "last and best checkpoint (epoch 8), the best",
+        "the thick line is the average&#x27;s score",
+        "on the straight line from the last checkpoint (0) to the average (1)",
+        "How far the BatchNorm pass moved the statistics",
+    ):
+        assert told in page, told
+    done = ckptavg.report("run", "b.html", merged="swa.keras", eval_data=HELD_OUT)
+    # without training data there is neither a pass of the last checkpoint nor a line
+    assert [row.batch_norm for row in done.comparison.rows] == [SAVED, AVERAGED, PASS]
+    assert "on the straight line from" not in Path("b.html").read_text(encoding="utf-8")
+    done = ckptavg.report("run", "c.html", eval_data="held-out.npz")
+    assert [row.role for row in done.comparison.rows] == ["last"]
+    assert done.comparison.worse is None
+    with pytest.raises(SpecError, match="are for scores: pass --eval-data"):
+        ckptavg.report("run", "d.html", data=X)
+    assert ckptavg.report("run", "e.html").comparison is None
 
 
 def scores(role: str, value: float, batch_norm: str | None = None) -> Scores:

@@ -75,6 +75,9 @@ def test_a_learning_curve_marks_the_saved_epochs_of_a_run(trained_run, ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["loss", "saved checkpoints", "val_loss", "learning rate"]
+    # one mark for one thing: those of the validation loss are saved checkpoints as well
+    marks = [line.get_marker() for line in ax.lines if len(line.get_xdata()) == len(saved)]
+    assert marks == ["o", "o"]
     drawn(ax)
 
 
@@ -204,7 +207,7 @@ def test_a_loss_line_names_its_ends(ax):
     np.testing.assert_array_equal(lines(ax)["test"][:, 1], (positions - 0.2) ** 2)
     text = drawn(ax)
     assert {"last", "average", "train", "test"} <= set(text.splitlines())
-    assert ax.get_xlabel() == "fraction of the path (length 7.5)"
+    assert ax.get_xlabel() == "fraction of the line (length 7.5)"
 
 
 def bowl(sign: int = 1, **changes) -> LossPlane:

@@ -112,7 +112,7 @@ def test_the_report_of_a_training(trained_run, tmp_path):
     assert done.size == done.output.stat().st_size < 2_000_000
     found = Page(done.output)
     assert found.tags <= TAGS
-    assert len(found.pictures) == 10
+    assert len(found.pictures) == 7
     assert all(picture.lstrip().startswith(b"<?xml") for picture in found.pictures)
     words = found.words("dd")
     records = ckptavg.open_run(trained_run).records
@@ -253,7 +253,7 @@ def test_a_run_with_every_fault_has_a_report_that_tells_of_them(tmp_path):
     assert found.words("li").count("\n") == 4
     assert "epoch-0002.weights.h5 (NaN or infinity)" in found.texts["td"]
     assert "epoch-0003.weights.h5 (missing)" in found.texts["td"]
-    assert len(found.pictures) == 8
+    assert len(found.pictures) == 5
     # a checkpoint that is not what was saved: there are no distances, and the report says why
     path = folder / "epoch-0005.weights.h5"
     path.write_bytes(path.read_bytes()[:-100])
@@ -404,7 +404,7 @@ def test_in_a_browser_nothing_overflows_and_nothing_is_asked_for(tmp_path):
         assert found[width]["overflow"] == 0
         assert found[width]["wide"] == []
         assert found[width]["resources"] == []
-        assert found[width]["pictures"] == [True] * 10
+        assert found[width]["pictures"] == [True] * 7
         assert found[width]["text"] == "16px"
     assert 300 < found["390"]["widest"] < 390 < found["1280"]["widest"] < 640
     assert set(asked) <= {"/index.html", "/report.html", "/favicon.ico"}  # the first page's icon

@@ -41,7 +41,7 @@ class Scores:
     @property
     def title(self) -> str:
         """The name, and whether a BatchNorm pass preceded where that makes a difference."""
-        after = {PASS: ", with a BatchNorm pass", AVERAGED: ", without a BatchNorm pass"}
+        after = {PASS: ", with a pass", AVERAGED: ", without a pass"}
         return self.name + after.get(self.batch_norm or "", "")
 
 

@@ -50,7 +50,7 @@ def loss_line(
         start: a checkpoint, or several for their plain mean, as in `merge`; or a tuple of
             checkpoints and their coefficients, or of checkpoints and a `Recipe`.
         end: likewise, of the same model.
-        points: fractions of the path from start to end: 0 is the start, 1 the end.
+        points: fractions of the line from start to end: 0 is the start, 1 the end.
         labels: names of start and end; by default their epochs or files.
 
     Returns:

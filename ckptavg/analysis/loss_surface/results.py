@@ -23,7 +23,7 @@ class LossLine:
     values.
 
     Attributes:
-        positions: (n,) float64, fraction of the path: 0 is the start, 1 the end.
+        positions: (n,) float64, fraction of the line: 0 is the start, 1 the end.
         distances: (n,) float64, distance from the start, negative before it.
         metrics: (n,) float64 each, by the name of the data and that of the metric.
         labels: names of the start and the end.

@@ -96,7 +96,7 @@ def loss_line_plot(line: "LossLine", *, ax: Axes, metric: str = "loss") -> Axes:
             fontsize="small",
         )
     length = float(np.interp(1.0, line.positions, line.distances))
-    ax.set_xlabel(f"fraction of the path (length {length:.3g})")
+    ax.set_xlabel(f"fraction of the line (length {length:.3g})")
     ax.set_ylabel(style.plain(metric))
     style.frame(ax)
     if len(line.metrics) > 1:

@@ -10,7 +10,7 @@ from ckptavg.analysis.plots import style
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.record import Record
 
-_SAVED = "saved checkpoints"
+_SAVED, _MARK = "saved checkpoints", "o"
 _RATE = "#888888"
 _WIDE = 50.0
 """Ratio of the largest to the smallest value above which a scale is logarithmic."""
@@ -61,7 +61,9 @@ def learning_curve(
     drawn = []
     for number, name in enumerate(names):
         drawn.append(_values([entry.metrics.get(name) for entry in history]))
+        # Circles on all lines: one mark for one thing. Colours and dashes tell the lines apart.
         look = style.line_style(number) | {"linewidth": 1.3, "label": style.plain(name)}
+        look["marker"] = _MARK
         _draw_line(ax, x, drawn[-1], saved, marks_label=_SAVED if number == 0 else None, **look)
     if averages:
         _draw_averages(ax, x[saved] if saved else x, averages, len(names))
@@ -138,7 +140,7 @@ def _draw_rate(
     ax: Axes, x: np.ndarray, rates: np.ndarray, saved: Sequence[int], color: str
 ) -> None:
     look: dict[str, Any] = {"linestyle": ":", "color": color, "linewidth": 1.0}
-    _draw_line(ax, x, rates, saved, marker="o", label="learning rate", **look)
+    _draw_line(ax, x, rates, saved, marker=_MARK, label="learning rate", **look)
     ax.set_ylabel("learning rate")
     style.log_if_wide(ax.yaxis, rates, _WIDE)
     if ax.get_yscale() == "linear":

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from ckptavg.analysis.average import Average
+from ckptavg.analysis.comparison.results import Comparison
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.report.html import Content, facts, table, tag
 from ckptavg.errors import FormatError
@@ -74,6 +75,33 @@ def about_run(
     return known, odd
 
 
+def about_scores(found: Comparison) -> Content:
+    """What averaging gained, and the scores that show it."""
+    metrics = list(found.rows[0].metrics)
+    rows = [
+        [
+            *(human_number(row.metrics[name]) for name in metrics),
+            row.title + (", the best" if row is found.best else ""),
+        ]
+        for row in found.rows
+    ]
+    return section(
+        "What averaging gained",
+        [tag("p", sentence) for sentence in found.verdict],
+        table([*metrics, "on the held-out data"], rows, label="Scores on the held-out data"),
+        _explained(
+            "All rows are evaluated on the same data. A pass re-estimates the BatchNorm statistics "
+            "from training data; it improves single checkpoints, too, so an average with a pass is "
+            "compared with the last checkpoint with a pass."
+        ),
+    )
+
+
+def _explained(text: str) -> Content:
+    """What a table shows, below it."""
+    return tag("p", text, class_="quiet")
+
+
 def about_checkpoints(run: Run, average: Average | None) -> Content:
     """The records of all checkpoints, with their coefficients in an average."""
     metrics = list(dict.fromkeys(name for record in run.records for name in record.metrics))
@@ -101,7 +129,9 @@ def about_checkpoints(run: Run, average: Average | None) -> Content:
                 checkpoint.path.name + state,
             ]
         )
-    return table(columns, rows, label="Records of the checkpoints")
+    explained = "A row for each saved checkpoint. Metrics are those that Keras logged for its epoch"
+    explained += "." if average is None else "; a coefficient is its share in the average."
+    return table(columns, rows, label="Records of the checkpoints"), _explained(explained)
 
 
 def about_average(average: Average, sources: Sequence[Checkpoint], picture: Content) -> Content:
@@ -133,7 +163,11 @@ def about_average(average: Average, sources: Sequence[Checkpoint], picture: Cont
         for source in record.sources
     ]
     listed = table(columns, rows, label="Sources of the average")
-    return section("The average", known, picture, listed)
+    explained = _explained(
+        "What was averaged. Verified: every byte was held against a record or checksum while it "
+        "was read."
+    )
+    return section("The average", known, picture, listed, explained)
 
 
 def about_commands(commands: Sequence[str], average: Average | None) -> Iterator[Content]:

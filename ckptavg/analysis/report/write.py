@@ -1,13 +1,15 @@
 """Writes the report of a run: gathers its facts, has them drawn, writes the page."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptavg.analysis.average import Average
+from ckptavg.analysis.comparison.results import Comparison
 from ckptavg.analysis.geometry.geometry import Geometry
 from ckptavg.analysis.geometry.measure import measure_geometry
 from ckptavg.analysis.geometry.points import coefficients_of, labels_of
+from ckptavg.analysis.loss_surface.results import LossLine
 from ckptavg.analysis.report import sections
 from ckptavg.analysis.report.html import page
 from ckptavg.errors import CkptavgError, MemoryLimitError, OutputError, SpecError
@@ -21,6 +23,9 @@ from ckptavg.runs.record import Record
 from ckptavg.runs.run import Run, open_run
 from ckptavg.storage.files import write_text
 
+Evaluate = Callable[[Run, Average | None], tuple[Comparison, LossLine | None]]
+"""Scores of a run and its average, and the loss along the line from the last checkpoint to it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
@@ -31,12 +36,14 @@ class RunReport:
         size: its size in bytes.
         notes: what a reader should know about the run: what is missing, damaged or left out.
         commands: commands that reproduce the average, or, without one, that average the run.
+        comparison: the average beside the last and the best checkpoint, if they were evaluated.
     """
 
     output: Path
     size: int
     notes: tuple[str, ...]
     commands: tuple[str, ...] = field(repr=False)
+    comparison: Comparison | None = field(default=None, repr=False)
 
 
 def write_report(
@@ -76,8 +83,24 @@ def write_report(
     Example:
         >>> ckptavg.analysis.write_report("run", "report.html", merged="swa.keras")
     """
+    return report_on(
+        run, output, merged=merged, overwrite=overwrite, max_memory=max_memory, progress=progress
+    )
+
+
+def report_on(
+    run: Run | str | Path,
+    output: str | Path,
+    *,
+    merged: str | Path | None,
+    overwrite: bool,
+    max_memory: int | None,
+    progress: Advance | None,
+    evaluate: Evaluate | None = None,
+) -> RunReport:
+    """`write_report` with scores that `evaluate` finds, once the output is known to be writable."""
     try:
-        from ckptavg.analysis.report import figures
+        from ckptavg.analysis.report import figures as figures
     except ImportError as error:
         raise SpecError("a report needs matplotlib: pip install 'ckptavg[plots]'") from error
     output = Path(output)
@@ -91,31 +114,47 @@ def write_report(
         notes = list(_notes(run))
         logs = _logs(run, notes)
         geometry = _measure(run, average, notes, max_memory, progress)
+        found, line = (None, None) if evaluate is None else evaluate(run, average)
         commands = averaging(run) if average is None else reproduction(average)
-        training = figures.training_figures(logs, {c.epoch for c in run.checkpoints})
-        mapped = made_of = None
-        if geometry is not None:
-            mapped = sections.section(
-                "Geometry of the checkpoints", figures.geometry_figures(geometry)
-            )
-        if average is not None:
-            sources = average.sources_in(run)
-            picture = figures.coefficient_figure(average, sources)
-            made_of = sections.about_average(average, sources, picture)
-        text = page(
-            f"Run {run.directory.resolve().name}",
-            sections.header(run, average),
-            sections.about_run(run, logs, geometry, notes),
-            sections.section("Training", training),
-            sections.section("Checkpoints", sections.about_checkpoints(run, average)),
-            mapped,
-            made_of,
-            sections.section("Commands", sections.about_commands(commands, average)),
-        )
+        text = _page(run, average, logs, geometry, notes, commands, found, line)
         with writing(output):
             check_place(output, overwrite)  # again, because reading takes a while
             write_text(output, text)
-        return RunReport(output, output.stat().st_size, tuple(notes), commands)
+        return RunReport(output, output.stat().st_size, tuple(notes), commands, found)
+
+
+def _page(
+    run: Run,
+    average: Average | None,
+    logs: Sequence[EpochLog | Record],
+    geometry: Geometry | None,
+    notes: Sequence[str],
+    commands: Sequence[str],
+    found: Comparison | None,
+    line: LossLine | None,
+) -> str:
+    from ckptavg.analysis.report import figures
+
+    scores = mapped = made_of = None
+    if found is not None:
+        scores = sections.about_scores(found)
+    if geometry is not None:
+        mapped = sections.section("Geometry of the checkpoints", figures.geometry_figures(geometry))
+    if average is not None:
+        pictures = figures.average_figures(average, run, line)
+        made_of = sections.about_average(average, average.sources_in(run), pictures)
+    saved = {checkpoint.epoch for checkpoint in run.checkpoints}
+    return page(
+        f"Run {run.directory.resolve().name}",
+        sections.header(run, average),
+        sections.about_run(run, logs, geometry, notes),
+        scores,
+        sections.section("Training", figures.training_figures(logs, saved, found)),
+        sections.section("Checkpoints", sections.about_checkpoints(run, average)),
+        mapped,
+        made_of,
+        sections.section("Commands", sections.about_commands(commands, average)),
+    )
 
 
 def _notes(run: Run) -> Iterator[str]:
