@@ -16,6 +16,7 @@ from ckptavg.errors import CkptavgError, RunError
 from ckptavg.formats.tensorflow.paths import main_file
 from ckptavg.merging.plan import plan_mean
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model, plan_sources
+from ckptavg.merging.tensor_rules import EQUAL, LAST
 from ckptavg.merging.worker import Advance
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs
@@ -90,11 +91,13 @@ class DoctorReport:
         warnings: what concerns all of them.
         window: of those to keep, the ones at the end that stay about one place, if the training
             was on its way before; empty if it was not, or if no 4 do.
+        non_float: `last` if a merge needs `non_float="last"`, because integers or strings differ.
     """
 
     diagnoses: tuple[Diagnosis, ...]
     warnings: tuple[str, ...] = ()
     window: tuple[Checkpoint, ...] = ()
+    non_float: str = EQUAL
 
     @property
     def keep(self) -> tuple[Checkpoint, ...]:
@@ -112,13 +115,18 @@ class DoctorReport:
 
 
 def diagnose(
-    sources: Sources, *, judge: "Judge | None" = None, progress: Advance | None = None
+    sources: Sources,
+    *,
+    judge: "Judge | None" = None,
+    non_float: str = EQUAL,
+    progress: Advance | None = None,
 ) -> DoctorReport:
     """Finds checkpoints that should be left out of an average; see `ckptavg.doctor`.
 
     Args:
         sources: checkpoints, as in `merge`, in the order of training.
         judge: evaluates midpoints; without one, there are no barriers.
+        non_float: as in `merge`.
         progress: called with the number of bytes read since the last call.
 
     Raises:
@@ -129,17 +137,22 @@ def diagnose(
     readable = [d.checkpoint for d in diagnoses if not d.reasons]
     if not readable:
         raise RunError(f"no checkpoint can be read: {diagnoses[0].reasons[0]}")
-    found = survey(readable, progress)
+    found = survey(readable, progress, non_float=non_float)
     judged = _judge(found)
     diagnoses = _replaced(diagnoses, judged)
     good = [d for d in diagnoses if not d.reasons]
     if judge is not None and len(good) > 1:
-        diagnoses = _replaced(diagnoses, _with_barriers(good, judge))
+        # Where integers differ, midpoints take the last one's, and a warning says so.
+        rule = LAST if found.differing else non_float
+        diagnoses = _replaced(diagnoses, _with_barriers(good, judge, rule))
     kept = [d.checkpoint for d in diagnoses if not d.reasons]
     drift = _drift(found.geometry, kept)
-    warnings = [*_general(judged), *([] if drift is None else [_told(drift, kept)])]
+    warnings = [*_general(judged), *_of_differing(found)]
+    warnings += [] if drift is None else [_told(drift, kept)]
     window = tuple(kept[len(kept) - drift.window :]) if drift is not None else ()
-    return DoctorReport(tuple(diagnoses), tuple(warnings), window)
+    return DoctorReport(
+        tuple(diagnoses), tuple(warnings), window, LAST if found.differing else non_float
+    )
 
 
 def _replaced(diagnoses: Sequence[Diagnosis], better: Sequence[Diagnosis]) -> list[Diagnosis]:
@@ -275,6 +288,16 @@ def _general(judged: Sequence[Diagnosis]) -> tuple[str, ...]:
     )
 
 
+def _of_differing(found: Survey) -> tuple[str, ...]:
+    if not found.differing:
+        return ()
+    others = f" and {len(found.differing) - 1} others" if len(found.differing) > 1 else ""
+    return (
+        f"'{found.differing[0]}'{others} differ between the checkpoints, but integers and strings "
+        "have no mean: a merge needs --non-float last (in Python non_float='last')",
+    )
+
+
 def _drift(geometry: Geometry, kept: Sequence[Checkpoint]) -> Drift | None:
     """The drift of those to keep; None if they stay about one place, or if their order is unknown.
 
@@ -304,14 +327,16 @@ def _told(drift: Drift, kept: Sequence[Checkpoint]) -> str:
     )
 
 
-def _with_barriers(diagnoses: Sequence[Diagnosis], judge: "Judge") -> list[Diagnosis]:
+def _with_barriers(
+    diagnoses: Sequence[Diagnosis], judge: "Judge", non_float: str
+) -> list[Diagnosis]:
     """Diagnoses with losses and barriers; all but the longest sequence without one is left out.
 
     Checkpoints are evaluated like midpoints, after a BatchNorm pass if there are data for it, so
     that losses differ by the weights only.
     """
     count = len(diagnoses)
-    plan = plan_mean([diagnosis.checkpoint for diagnosis in diagnoses])
+    plan = plan_mean([diagnosis.checkpoint for diagnosis in diagnoses], non_float=non_float)
 
     def loss(*numbers: int) -> float:
         coefficients = [1 / len(numbers) if n in numbers else 0.0 for n in range(count)]

@@ -19,6 +19,7 @@ from ckptavg.commands.doctor import doctor as examine
 from ckptavg.errors import CkptavgError
 from ckptavg.formats import named_like
 from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import list_epochs
 
@@ -97,7 +98,8 @@ def _suggestion(sources: Sequence[str], report: "DoctorReport") -> str | None:
         chosen = [*sources, "--epochs", list_epochs(epochs).replace(" ", "")]
     else:
         chosen = [str(checkpoint.path) for checkpoint in keep]
-    return shlex.join(["ckptavg", "merge", *chosen, "-o", str(_output(keep))])
+    rule = [] if report.non_float == EQUAL else ["--non-float", report.non_float]
+    return shlex.join(["ckptavg", "merge", *chosen, *rule, "-o", str(_output(keep))])
 
 
 def _output(keep: Sequence[Checkpoint]) -> Path:

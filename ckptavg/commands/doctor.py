@@ -8,6 +8,7 @@ from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import SpecError
+from ckptavg.merging.tensor_rules import EQUAL, check_non_float
 from ckptavg.merging.worker import Advance
 from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.sources import Sources, resolve
@@ -24,6 +25,7 @@ def doctor(
     model: "keras.Model | str | Path | None" = None,
     data: Any = None,
     eval_data: Any = None,
+    non_float: str = EQUAL,
     steps: int | None = None,
     batch_size: int | None = None,
     preprocess: Callable[[Any], Any] | str | None = None,
@@ -51,6 +53,8 @@ def doctor(
             A live model keeps the weights of the last midpoint.
         data: training data for the BatchNorm passes, as in `update_batch_norm`, or their SPEC.
         eval_data: held-out `(x, y)` on which midpoints are evaluated, or their SPEC.
+        non_float: as in `merge`: what midpoints do with integer and string tensors. With `equal`,
+            those that differ are warned of, because a merge refuses them.
         steps: number of batches of `data` to use in each pass; all by default.
         batch_size: as in `update_batch_norm`.
         preprocess: as in `update_batch_norm`.
@@ -83,6 +87,7 @@ def doctor(
         distribute=distribute,
     )
     options.check_data(data)
+    check_non_float(non_float)
     check_specs(model, preprocess, data=data, eval_data=eval_data)
     if eval_data is None and (model is not None or data is not None):
         raise SpecError(
@@ -93,7 +98,7 @@ def doctor(
     size = sum(c.record.size for c in checkpoints if c.record is not None) or None
     progress = progress or bar("reading", size)
     if eval_data is None:
-        return diagnose(checkpoints, progress=progress)
+        return diagnose(checkpoints, non_float=non_float, progress=progress)
     model = model_or_that_of(model, checkpoints[0].path)
     import_keras()
     from ckptavg.search.judge import Judge
@@ -101,4 +106,4 @@ def doctor(
     paths = (c.path for c in checkpoints)
     with options.opened(model, data, checkpoints=paths) as (network, inputs):
         judge = Judge(network, data=inputs, eval_data=eval_data, monitor="loss", options=options)
-        return diagnose(checkpoints, judge=judge, progress=progress)
+        return diagnose(checkpoints, judge=judge, non_float=non_float, progress=progress)

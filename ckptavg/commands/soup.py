@@ -9,6 +9,7 @@ from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import RecipeError
 from ckptavg.formats import check_keras_output
+from ckptavg.merging.tensor_rules import EQUAL, check_non_float
 from ckptavg.merging.worker import Advance
 from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.outputs import owning
@@ -35,6 +36,7 @@ def soup(
     allow_same_data: bool = False,
     monitor: str = "val_loss",
     mode: str = "auto",
+    non_float: str = EQUAL,
     steps: int | None = None,
     batch_size: int | None = None,
     preprocess: Callable[[Any], Any] | str | None = None,
@@ -67,6 +69,7 @@ def soup(
         allow_same_data: whether `test_data` may share samples with `eval_data`.
         monitor: metric used for selection, such as `val_accuracy`.
         mode: direction of the metric: `min`, `max`, or `auto` to infer it from the name.
+        non_float: what to do with integer and string tensors: `equal` (all must agree) or `last`.
         steps: number of batches of `data` to use in each pass; all by default.
         batch_size: as in `update_batch_norm`.
         preprocess: as in `update_batch_norm`.
@@ -99,6 +102,7 @@ def soup(
         distribute=distribute,
     )
     options.check_data(data)
+    check_non_float(non_float)
     check_specs(model, preprocess, data=data, eval_data=eval_data, test_data=test_data)
     if method not in (GREEDY, UNIFORM):
         raise RecipeError(f"method is {method!r:.40}, but must be '{GREEDY}' or '{UNIFORM}'")
@@ -130,6 +134,7 @@ def soup(
                 judge,
                 output,
                 method=method,
+                non_float=non_float,
                 data_name=spec_name(data) if data_name is None else data_name,
                 overwrite=overwrite,
                 progress=progress or bar("evaluations", evaluations),

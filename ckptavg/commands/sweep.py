@@ -10,6 +10,7 @@ from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.formats import check_keras_output
+from ckptavg.merging.tensor_rules import EQUAL, check_non_float
 from ckptavg.merging.worker import Advance
 from ckptavg.models.spec_source import check_specs
 from ckptavg.recipes import UNIFORM, Recipe
@@ -38,6 +39,7 @@ def sweep(
     stride: int = 1,
     recipes: Sequence[Recipe | str] = (UNIFORM,),
     budget: int | None = None,
+    non_float: str = EQUAL,
     steps: int | None = None,
     batch_size: int | None = None,
     preprocess: Callable[[Any], Any] | str | None = None,
@@ -74,6 +76,7 @@ def sweep(
         stride: try every Nth window end and length.
         recipes: how to weight each window: `Recipe`s, or texts such as `ema:0.9`.
         budget: try at most this many candidates, evenly spread over all.
+        non_float: what to do with integer and string tensors: `equal` (all must agree) or `last`.
         steps: number of batches of `data` to use in each pass; all by default.
         batch_size: as in `update_batch_norm`.
         preprocess: as in `update_batch_norm`.
@@ -110,6 +113,7 @@ def sweep(
         distribute=distribute,
     )
     options.check_data(data)
+    check_non_float(non_float)
     check_specs(model, preprocess, data=data, eval_data=eval_data, test_data=test_data)
     run = run if isinstance(run, Run) else open_run(run)
     run = replace(run, checkpoints=leave_out_non_finite(run.checkpoints)[0])
@@ -143,6 +147,7 @@ def sweep(
                 candidates,
                 judge,
                 output,
+                non_float=non_float,
                 data_name=spec_name(data) if data_name is None else data_name,
                 max_memory=max_memory,
                 overwrite=overwrite,

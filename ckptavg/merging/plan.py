@@ -230,10 +230,14 @@ def plan_average(
     )
 
 
-def plan_mean(checkpoints: Sequence[Checkpoint], output: Path = Path()) -> MergePlan:
+def plan_mean(
+    checkpoints: Sequence[Checkpoint], output: Path = Path(), *, non_float: str = EQUAL
+) -> MergePlan:
     """Plans the plain mean of checkpoints; arguments and errors are those of `plan_average`."""
     coefficients = uniform(len(checkpoints))
-    return plan_average(checkpoints, output, recipe=UNIFORM, coefficients=coefficients)
+    return plan_average(
+        checkpoints, output, recipe=UNIFORM, coefficients=coefficients, non_float=non_float
+    )
 
 
 def _check_names(plan: MergePlan) -> None:

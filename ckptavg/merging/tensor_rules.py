@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ckptavg.errors import RecipeError
+from ckptavg.errors import MismatchError, RecipeError
 from ckptavg.formats import Structure
 from ckptavg.formats.tensors import TensorInfo
 
@@ -42,8 +43,7 @@ def decide(
     Raises:
         RecipeError: `non_float` is something else.
     """
-    if non_float not in NON_FLOAT:
-        raise RecipeError(f"non_float is {non_float!r:.40}, but must be 'equal' or 'last'")
+    check_non_float(non_float)
     return tuple(
         PlanItem(tensor, DROP, "optimizer state")
         if name in structure.optimizer
@@ -51,6 +51,25 @@ def decide(
         if copy
         else PlanItem(tensor, *_decide(tensor, count, non_float))
         for name, tensor in structure.tensors.items()
+    )
+
+
+def check_non_float(non_float: str) -> None:
+    """Makes sure that `non_float` is one of NON_FLOAT.
+
+    Raises:
+        RecipeError: it is something else.
+    """
+    if non_float not in NON_FLOAT:
+        raise RecipeError(f"non_float is {non_float!r:.40}, but must be 'equal' or 'last'")
+
+
+def disagreement(tensor: TensorInfo, one: Path, other: Path) -> MismatchError:
+    """The error that a tensor without a mean differs between two checkpoints."""
+    return MismatchError(
+        f"'{tensor.name}' ({tensor.dtype}) differs between {one} and {other}: values of this type "
+        "have no mean, so all checkpoints must agree. Leave out those that do not, or take the last "
+        "one's (--non-float last, in Python non_float='last')"
     )
 
 

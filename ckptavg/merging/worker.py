@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ckptavg.errors import IntegrityError, MismatchError
+from ckptavg.errors import IntegrityError
 from ckptavg.formats import CheckpointReader
 from ckptavg.formats.tensors import TensorInfo, all_finite
 from ckptavg.merging.digests import SpanDigests, UnitDigests
 from ckptavg.merging.exact_mean import PIECE, Terms, WeightedMean
 from ckptavg.merging.plan import MergePlan
-from ckptavg.merging.tensor_rules import AVERAGE
+from ckptavg.merging.tensor_rules import AVERAGE, disagreement
 from ckptavg.merging.work import Segment, Span, WorkUnit
 from ckptavg.runs.digest import digest
 from ckptavg.runs.proof import Checksums, read_block
@@ -130,13 +130,8 @@ class Worker:
             elif first != data:
                 self._check_damage(origin, segment)
                 self._check_damage(index, segment)
-                tensor = segment.item.tensor
-                raise MismatchError(
-                    f"'{tensor.name}' ({tensor.dtype}) differs between "
-                    f"{self._readers[origin].path} and {self._readers[index].path}: values of this "
-                    "type have no mean, so all checkpoints must agree. Leave out those that do "
-                    "not, or take the last one's (--non-float last, in Python non_float='last')"
-                )
+                paths = self._readers[origin].path, self._readers[index].path
+                raise disagreement(segment.item.tensor, *paths)
         return memoryview(first)
 
     def _check(self, index: int, span: Span, found: SpanDigests) -> None:

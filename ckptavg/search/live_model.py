@@ -1,87 +1,24 @@
 """A live model whose weights are set in place, one average after the other."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import keras
-import numpy as np
 
 from ckptavg.batch_norm import BatchNormOptions, BatchNormReport
 from ckptavg.batch_norm.update import ConfiguredPass
 from ckptavg.errors import ModelError
 from ckptavg.models.batches import count_samples, peek
-from ckptavg.models.marks import place
 from ckptavg.models.model import batch_norm_layers, build, model_config
-from ckptavg.models.placement import moving_statistics
 from ckptavg.runs.digest import digest
 from ckptavg.search.data_fingerprint import fingerprint_data
+from ckptavg.search.live_weights import live_weights
 from ckptavg.search.weight_rows import Tensor
 
 # Keras counts shared objects through the whole process.
 _OBJECT_ID = re.compile(r'"shared_object_id": \d+')
 _NAME = re.compile(r'"([A-Za-z][A-Za-z0-9_]*?)(?:_\d+)?"')
-
-
-class LiveWeights:
-    """Sets the weights of a built model by their stored names, without a file.
-
-    Attributes:
-        moving_statistics: stored names of the moving statistics of BatchNorm layers.
-    """
-
-    moving_statistics: tuple[str, ...]
-
-    def __init__(self, model: keras.Model) -> None:
-        """Finds out which variable is stored under which name.
-
-        Raises:
-            ModelError: a layer saves something other than its variables, as quantized ones do.
-        """
-        placement = place(model)
-        if placement is None:
-            raise ModelError(
-                f"a layer of the model '{model.name}' saves something other than its variables, so "
-                "its weights cannot be set in place"
-            )
-        self._model = model
-        self._variables = placement.variables
-        self.moving_statistics = moving_statistics(batch_norm_layers(model), placement)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Restores all variables to their present values at the exit."""
-        former = [
-            (name, np.array(keras.ops.convert_to_numpy(variable.value)))
-            for name, variable in self._variables.items()
-        ]
-        try:
-            yield
-        finally:
-            self.assign(former)
-
-    def assign(self, tensors: Iterable[Tensor]) -> None:
-        """Sets the variables to the tensors that are stored under their names.
-
-        Raises:
-            ModelError: a tensor fits no variable, or a variable gets no tensor.
-        """
-        missing = set(self._variables)
-        for name, values in tensors:
-            variable = self._variables.get(name)
-            if variable is None or tuple(variable.shape) != values.shape:
-                raise ModelError(
-                    f"the checkpoints do not fit the model '{self._model.name}': the model has no "
-                    f"'{name}' of shape {values.shape}"
-                )
-            variable.assign(values)
-            missing.discard(name)
-        if missing:
-            raise ModelError(
-                f"the checkpoints do not fit the model '{self._model.name}': they hold no "
-                f"'{min(missing)}'"
-            )
 
 
 class LiveModel:
@@ -128,7 +65,7 @@ class LiveModel:
         replicas = 1 if strategy is None else strategy.num_replicas_in_sync
         self._how = [options.steps, options.bn_mode, options.mixed_precision, batch, replicas]
         build(model, eval_data)
-        self.weights = LiveWeights(model)
+        self.weights = live_weights(model)
         self._model_digest = _model_digest(model)
         # Frozen layers keep their statistics on purpose.
         if data is None and any(layer.trainable for layer in batch_norm_layers(model)):

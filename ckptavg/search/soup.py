@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.merging.plan import plan_mean, plan_merge
+from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Advance
 from ckptavg.recipes import uniform
 from ckptavg.runs.checkpoint import Checkpoint
@@ -83,6 +84,7 @@ def make_soup(
     output: Path,
     *,
     method: str = GREEDY,
+    non_float: str = EQUAL,
     data_name: str | None = None,
     overwrite: bool = False,
     progress: Advance | None = None,
@@ -96,6 +98,7 @@ def make_soup(
         judge: scores averages; its model keeps the weights of the soup.
         output: a `.weights.h5` or `.keras` file.
         method: `greedy` or `uniform`.
+        non_float: as in `merge`.
         data_name: name of the BatchNorm data for the record.
         overwrite: whether to replace an existing output.
         progress: called with 1 for each evaluation.
@@ -104,7 +107,8 @@ def make_soup(
         CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
     """
     count, folder = len(checkpoints), output.parent
-    plan, progress = plan_mean(checkpoints, folder), progress or (lambda _: None)
+    plan = plan_mean(checkpoints, folder, non_float=non_float)
+    progress = progress or (lambda _: None)
     if method == GREEDY:
         # In a file, so that soups of large models need no memory for sums.
         with closing(WeightRows(plan, 3, folder=folder, max_memory=0)) as sums:
@@ -118,6 +122,7 @@ def make_soup(
     merge = plan_merge(
         [ingredient.checkpoint for ingredient in ingredients if ingredient.kept],
         output,
+        non_float=non_float,
         overwrite=overwrite,
         live_model=True,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from ckptavg.batch_norm.refresh import merge_live
 from ckptavg.errors import RecipeError, RunError, check_count
 from ckptavg.merging.plan import plan_mean, plan_merge
+from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Advance
 from ckptavg.recipes import UNIFORM, Recipe, effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint
@@ -118,6 +119,7 @@ def search_windows(
     judge: Judge,
     output: Path | None = None,
     *,
+    non_float: str = EQUAL,
     data_name: str | None = None,
     max_memory: int | None = None,
     overwrite: bool = False,
@@ -131,6 +133,7 @@ def search_windows(
         judge: scores averages; its model keeps the weights of the best one if that is written or
             tested, otherwise those of the last one evaluated.
         output: file for the best average; None for no file.
+        non_float: as in `merge`.
         data_name: name of the BatchNorm data for the record.
         max_memory: bytes that sums may take in memory, 1 GiB by default; larger ones go to a file
             in the run.
@@ -141,7 +144,7 @@ def search_windows(
         CkptavgError: as `merge`, `update_batch_norm` and `evaluate` do.
     """
     max_memory = DEFAULT_MEMORY if max_memory is None else max_memory
-    with closing(_Averages(run, candidates, max_memory)) as averages:
+    with closing(_Averages(run, candidates, max_memory, non_float)) as averages:
         scores, known = _evaluate(run, candidates, averages, judge, progress or (lambda _: None))
         best = next(iter(scores))
         if output is None and judge.tests:
@@ -151,6 +154,7 @@ def search_windows(
             run.checkpoints[best.start : best.stop],
             output,
             recipe=best.recipe,
+            non_float=non_float,
             overwrite=overwrite,
             live_model=True,
         )
@@ -267,11 +271,13 @@ def _evaluate(
 class _Averages:
     """The averages of a run's windows: plain means from sums, others from the files."""
 
-    def __init__(self, run: Run, candidates: Sequence[Candidate], max_memory: int) -> None:
+    def __init__(
+        self, run: Run, candidates: Sequence[Candidate], max_memory: int, non_float: str
+    ) -> None:
         plain = [c for c in candidates if c.recipe.name == UNIFORM]
         self._base = self._read = min((c.start for c in plain), default=0)
         count = max((c.stop for c in plain), default=0) - self._base
-        self.plan = plan_mean(run.checkpoints, run.directory)
+        self.plan = plan_mean(run.checkpoints, run.directory, non_float=non_float)
         # Row k is the sum of the first k + 1 checkpoints from the base.
         self._sums = WeightRows(self.plan, count, folder=run.directory, max_memory=max_memory)
         self.on_disk = self._sums.on_disk

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ckptavg.errors import MismatchError
 from ckptavg.merging.engine import stream
 from ckptavg.merging.exact_mean import PIECE, WeightedMean, round_once
 from ckptavg.merging.plan import MergePlan
-from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
+from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem, disagreement
 from ckptavg.merging.worker import Write
 from ckptavg.search.row_store import RowStore
 
@@ -169,10 +168,7 @@ class WeightRows:
             return data
         first, origin = self._equal.setdefault(name, (data, path))
         if first != data:
-            raise MismatchError(
-                f"'{name}' ({self._items[name].tensor.dtype}) differs between {origin} and "
-                f"{path}: values of this type have no mean, so all checkpoints must agree"
-            )
+            raise disagreement(self._items[name].tensor, origin, path)
         return first
 
 

@@ -12,7 +12,14 @@ import pytest
 import ckptavg
 from ckptavg import sweep
 from ckptavg.batch_norm.refresh import merge_into_model
-from ckptavg.errors import DataError, IntegrityError, ModelError, RecipeError, RunError
+from ckptavg.errors import (
+    DataError,
+    IntegrityError,
+    MismatchError,
+    ModelError,
+    RecipeError,
+    RunError,
+)
 from ckptavg.merging.plan import plan_mean, plan_merge
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.evaluation import evaluate
@@ -20,7 +27,7 @@ from ckptavg.runs.record import Record
 from ckptavg.search import judge as judging
 from ckptavg.search import weight_rows
 from ckptavg.search.data_fingerprint import fingerprint_data
-from ckptavg.search.live_model import LiveWeights
+from ckptavg.search.live_weights import WeightsOfFile, live_weights
 from ckptavg.search.sweep import list_candidates
 from ckptavg.search.weight_rows import WeightRows, weighted_mean
 from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT, X, Y
@@ -113,7 +120,7 @@ def test_a_sum_reads_one_checkpoint_and_proves_it(trained_run, tmp_path, monkeyp
 
 def test_weights_set_in_place_are_those_that_keras_loads(checkpoints):
     model, loaded = tiny_model(), tiny_model()
-    weights = LiveWeights(model)
+    weights = live_weights(model)
     for path in checkpoints[:2]:
         weights.assign(tensors_of(path).items())
         loaded.load_weights(path)
@@ -128,20 +135,20 @@ def test_weights_of_more_variables_than_one_mark_can_tell(tmp_path):
     before = [v.numpy() for v in model.weights]
     model.save_weights(tmp_path / "a.weights.h5")
     randomize(model, 6)
-    weights = LiveWeights(model)
+    weights = live_weights(model)
     weights.assign(tensors_of(tmp_path / "a.weights.h5").items())
     for one, two in zip(model.weights, before, strict=True):
         assert np.array_equal(one.numpy(), two)
 
 
 def test_weights_that_do_not_fit(checkpoints):
-    weights = LiveWeights(tiny_model(width=7))
+    weights = live_weights(tiny_model(width=7))
     with pytest.raises(ModelError, match="has no 'layers/"):
         weights.assign(tensors_of(checkpoints[0]).items())
     tensors = tensors_of(checkpoints[0])
     del tensors["layers/dense/vars/0"]
     with pytest.raises(ModelError, match="they hold no 'layers/dense/vars/0'"):
-        LiveWeights(tiny_model()).assign(tensors.items())
+        live_weights(tiny_model()).assign(tensors.items())
 
 
 def test_the_candidates(trained_run):
@@ -308,6 +315,113 @@ def test_scores_of_a_model_whose_code_has_changed_are_not_used(tmp_path, monkeyp
     with pytest.warns(ckptavg.CkptavgWarning, match="All averages are evaluated again"):
         again = swept()
     assert [e.metrics for e in again.entries] == [e.metrics for e in before.entries]
+
+
+def lora_model():
+    layers = [keras.Input((6,)), keras.layers.Dense(6, name="adapted", lora_rank=2)]
+    layers += [keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("lora") / "run"
+    model, saver = lora_model(), ckptavg.CheckpointSaver(run, start_epoch=1)
+    model.fit(X, Y, epochs=3, callbacks=[saver], verbose=0)
+    return run
+
+
+def test_models_with_lora_are_swept(lora_run, tmp_path):
+    model = lora_model()
+    assert isinstance(live_weights(model), WeightsOfFile)
+    report = run_sweep(lora_run, tmp_path / "best.weights.h5", model=model, test_data=REPORT)
+    assert report.tried == 3
+    for entry in report.entries:
+        plan = plan_merge(entry.checkpoints, tmp_path / "o.weights.h5", overwrite=True)
+        merge_into_model(plan, model=lora_model(), data=X)
+        found = evaluate(plan.output, model=lora_model(), data=CHOOSE)
+        assert entry.metrics == pytest.approx(found, rel=1e-5)
+    found = evaluate(report.output, model=lora_model(), data=CHOOSE)
+    assert found == pytest.approx(report.best.metrics, rel=1e-5)
+    soup = ckptavg.soup(
+        lora_run, tmp_path / "s.weights.h5", model=model, data=X, eval_data=CHOOSE, monitor="loss"
+    )
+    found = evaluate(soup.output, model=lora_model(), data=CHOOSE)
+    assert found == pytest.approx(soup.metrics, rel=1e-5)
+
+
+def test_weights_set_through_a_file_are_kept_and_checked(lora_run):
+    model = lora_model()
+    adapter = model.get_layer("adapted").lora_kernel_b
+    adapter.assign(adapter + 1.0)
+    before = [v.numpy() for v in model.variables]
+    weights = live_weights(model)
+    tensors = tensors_of(ckptavg.open_run(lora_run).checkpoints[0].path)
+    assert {n for n in tensors if "batch_norm" in n and n[-1] in "23"} == {
+        *weights.moving_statistics
+    }
+    with weights.kept():
+        weights.assign(tensors.items())
+        assert not adapter.numpy().any()
+    for variable, value in zip(model.variables, before, strict=True):
+        assert np.array_equal(variable.numpy(), value)
+    del tensors["layers/dense/vars/0"]
+    with pytest.raises(ModelError, match="they hold no 'layers/dense/vars/0'"):
+        weights.assign(tensors.items())
+
+
+class Counting(keras.layers.Layer):
+    """A layer with an integer of its own."""
+
+    def build(self, _):
+        self.seen = self.add_weight(shape=(), dtype="int32", trainable=False, initializer="zeros")
+
+    def call(self, inputs):
+        return inputs + 0.0 * keras.ops.cast(self.seen, "float32")
+
+
+def counting_model():
+    model = keras.Sequential([keras.Input((6,)), Counting(), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_integers_have_the_same_rules_everywhere(tmp_path):
+    model = counting_model()
+    saver = ckptavg.CheckpointSaver(tmp_path / "run", start_epoch=1)
+
+    count = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, _: model.layers[0].seen.assign(epoch)
+    )
+    model.fit(X, Y, epochs=4, callbacks=[count, saver], verbose=0)
+    paths = sorted((tmp_path / "run" / "checkpoints").glob("*.weights.h5"))
+    given = {"model": model, "eval_data": CHOOSE, "monitor": "loss"}
+    name = "layers/counting/vars/0"
+    with pytest.raises(MismatchError, match=rf"'{name}' \(int32\) differs.*non_float='last'"):
+        sweep(tmp_path / "run", **given)
+    with pytest.raises(MismatchError, match="non_float='last'"):
+        ckptavg.soup(paths, tmp_path / "s.weights.h5", **given)
+    report = sweep(tmp_path / "run", tmp_path / "o.weights.h5", non_float="last", **given)
+    last = report.best.checkpoints[-1].epoch
+    assert read_tensors(report.output)[name] == last - 1
+    soup = ckptavg.soup(paths, tmp_path / "s.weights.h5", non_float="last", **given)
+    kept = [i.checkpoint.epoch for i in soup.ingredients if i.kept]
+    assert read_tensors(soup.output)[name] == kept[-1] - 1
+    for options, warned in (({}, True), ({"non_float": "last"}, False)):
+        found = ckptavg.doctor(paths, **options)
+        assert any(f"'{name}' differ between" in w for w in found.warnings) == warned
+        assert found.non_float == "last"
+        assert len(found.keep) == 4
+    assert "--non-float last -o" in main("doctor", *paths)[1]
+    found = ckptavg.doctor(paths, model=model, eval_data=CHOOSE, non_float="last")
+    assert found.diagnoses[0].barrier is not None
+    for search in (sweep, ckptavg.soup):
+        with pytest.raises(RecipeError, match="non_float is 'first', but must be"):
+            search(tmp_path / "run", "x.keras", eval_data=CHOOSE, non_float="first")
+    with pytest.raises(RecipeError, match="non_float is 'first', but must be"):
+        ckptavg.doctor(paths, non_float="first")
 
 
 class Augmented(keras.utils.PyDataset):

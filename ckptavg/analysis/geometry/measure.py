@@ -19,7 +19,7 @@ from ckptavg.formats.layers import layer_of
 from ckptavg.merging.lockstep import AHEAD, BlockRead, read_side_by_side
 from ckptavg.merging.memory import fit_threads, index_memory
 from ckptavg.merging.plan import MergePlan, plan_mean
-from ckptavg.merging.tensor_rules import AVERAGE, DROP, PlanItem
+from ckptavg.merging.tensor_rules import AVERAGE, DROP, EQUAL, PlanItem
 from ckptavg.merging.work import total_blocks
 from ckptavg.merging.worker import Advance, not_finite
 from ckptavg.runs.checkpoint import Checkpoint
@@ -104,15 +104,22 @@ class Survey:
         not_finite: for each checkpoint the first tensor with NaN, infinity or numbers whose squares
             overflow, if any.
         contents: for each checkpoint a digest of all its tensors.
+        differing: names of integer and string tensors in which checkpoints differ that must agree.
     """
 
     geometry: Geometry
     damaged: tuple[str | None, ...]
     not_finite: tuple[str | None, ...]
     contents: tuple[bytes, ...]
+    differing: tuple[str, ...]
 
 
-def survey(checkpoints: Sequence[Checkpoint], progress: Advance | None = None) -> Survey:
+def survey(
+    checkpoints: Sequence[Checkpoint],
+    progress: Advance | None = None,
+    *,
+    non_float: str = EQUAL,
+) -> Survey:
     """Measures checkpoints as `measure_geometry` does, but notes damage instead of refusing it.
 
     It also reads the tensors that do not count, because they may be damaged as well.
@@ -121,15 +128,17 @@ def survey(checkpoints: Sequence[Checkpoint], progress: Advance | None = None) -
     Args:
         checkpoints: of one model.
         progress: called with the number of bytes read since the last call.
+        non_float: as in `merge`.
 
     Raises:
         CkptavgError: as `measure_geometry` does, except for damage and values that are not finite.
     """
-    plan = plan_mean(checkpoints)
+    plan = plan_mean(checkpoints, non_float=non_float)
     weights, left_out = _weights(plan, ())
     damaged: list[str | None] = [None] * len(checkpoints)
     not_finite: list[str | None] = [None] * len(checkpoints)
     contents = [xxhash.xxh3_128() for _ in checkpoints]
+    differing: dict[str, None] = {}
 
     def note(found: BlockRead[_Products]) -> None:
         name = found.item.tensor.name
@@ -140,6 +149,9 @@ def survey(checkpoints: Sequence[Checkpoint], progress: Advance | None = None) -
             not_finite[number] = not_finite[number] or name
         for hasher, digest in zip(contents, found.digests, strict=True):
             hasher.update(digest)
+        intact = {d for n, d in enumerate(found.digests) if n not in found.damaged}
+        if found.item.action == EQUAL and len(intact) > 1:
+            differing[name] = None
 
     items = [item for item in plan.items if item.action != DROP]
     geometry = _measure(plan, checkpoints, weights, items, note, None, progress)
@@ -148,6 +160,7 @@ def survey(checkpoints: Sequence[Checkpoint], progress: Advance | None = None) -
         tuple(damaged),
         tuple(not_finite),
         tuple(hasher.digest() for hasher in contents),
+        tuple(differing),
     )
 
 
