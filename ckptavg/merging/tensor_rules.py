@@ -68,8 +68,8 @@ def disagreement(tensor: TensorInfo, one: Path, other: Path) -> MismatchError:
     """The error that a tensor without a mean differs between two checkpoints."""
     return MismatchError(
         f"'{tensor.name}' ({tensor.dtype}) differs between {one} and {other}: values of this type "
-        "have no mean, so all checkpoints must agree. Leave out those that do not, or take the last "
-        "one's (--non-float last, in Python non_float='last')"
+        "have no mean, so all checkpoints must agree. Leave out those that do not, or take the "
+        "last one's (--non-float last, in Python non_float='last')"
     )
 
 
