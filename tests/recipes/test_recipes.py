@@ -12,6 +12,7 @@ import ckptavg
 from ckptavg import recipes
 from ckptavg.errors import RecipeError
 from ckptavg.recipes import BY_POSITION, EMA, POWER_EMA, SUMMARIES, Recipe
+from ckptavg.recipes.moving_averages import ema, power_ema
 from ckptavg.recipes.power_profiles import gamma_of, overlap
 from ckptavg.runs.describe import list_coefficients
 from tests.helpers.command_line import main
@@ -102,6 +103,20 @@ def test_a_falling_line_is_the_plain_mean():
     assert Recipe("power-ema", sigma_rel=12**-0.5).coefficients(EVEN) == pytest.approx((0.2,) * 5)
 
 
+def test_moving_averages_check_what_they_are_called_with():
+    with pytest.raises(RecipeError, match="decay is 2"):
+        ema(EVEN, 2)
+    with pytest.raises(RecipeError, match="sigma_rel is 0.5"):
+        power_ema(EVEN, 0.5)
+
+
+def test_only_ratios_of_steps_count_however_small_or_large_they_are():
+    early = power_ema([2, 3, 5], 0.28)  # the first stands for the time from 1 on
+    assert early == pytest.approx(power_ema([200, 300, 500], 0.28), rel=1e-12)
+    late = power_ema([10**9, 2 * 10**9], 0.01)
+    assert late == pytest.approx(power_ema([1, 2], 0.01), rel=1e-12)
+
+
 def test_effective_sample_size():
     assert recipes.effective_sample_size([0.25] * 4) == pytest.approx(4)
     assert recipes.effective_sample_size([0.0, 1.0, 0.0]) == 1
@@ -142,6 +157,7 @@ def test_overlap_is_the_integral_of_the_product(times):
         ({"name": "median"}, "there is no recipe 'median', there are uniform, ema"),
         ({"name": "ema"}, "needs --decay"),
         ({"name": "ema", "decay": 1.0}, "decay is 1.0, but must lie between 0 and 1"),
+        ({"name": "ema", "decay": 0.0}, "decay is 0.0, but must lie between 0 and 1"),
         ({"name": "uniform", "decay": 0.9}, "--decay belongs to ema"),
         ({"name": "power-ema", "sigma_rel": 0.289}, "sigma_rel is 0.289"),
         ({"name": "power-ema", "sigma_rel": float("nan")}, "sigma_rel is nan"),
