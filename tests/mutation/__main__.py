@@ -40,22 +40,27 @@ def main() -> None:
     import keras
     import pandas  # noqa: F401 (imported once, before processes are forked from this one)
 
+    from tests.mutation.equivalent import EQUIVALENT
     from tests.mutation.runner import SURVIVED, Shadow, run_mutants
 
     assert hypothesis
     assert keras
-    shadow = Shadow(ROOT)
+    shadow, missed = Shadow(ROOT), 0
     try:
         for module in sys.argv[1:] or TARGETS:
             counts: Counter[str] = Counter()
             for result in run_mutants(shadow, Path(module), [TARGETS[module]]):
                 counts[result.outcome] += 1
                 if result.outcome == SURVIVED:
-                    print(f"{module}:{result.mutant.line} {result.mutant.name}", flush=True)
+                    reason = EQUIVALENT.get(module, {}).get(result.mutant.name)
+                    missed += reason is None
+                    told = "SURVIVED" if reason is None else f"equivalent: {reason}"
+                    print(f"{module}:{result.mutant.line} {result.mutant.name}: {told}", flush=True)
             killed = counts.total() - counts[SURVIVED]
             print(f"{module}: {killed} of {counts.total()} mutants killed", flush=True)
     finally:
         shadow.close()
+    sys.exit(f"{missed} mutants survived that are not equivalent" if missed else 0)
 
 
 if __name__ == "__main__":

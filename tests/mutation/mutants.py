@@ -22,6 +22,7 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
     ast.Mult: ast.Add,
+    ast.MatMult: ast.Mult,
     ast.Div: ast.Mult,
     ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult,
@@ -123,8 +124,8 @@ def _changes_of(node: ast.AST) -> Iterator:
                 yield lambda n, place=place, operator=operator: _with_comparison(
                     n, place, _COMPARISONS[type(operator)]
                 )
-        case ast.BinOp() if not _is_text(node):
-            yield lambda n: _set(n, op=_OPERATORS[type(n.op)]()) if type(n.op) in _OPERATORS else n
+        case ast.BinOp() if type(node.op) in _OPERATORS and not _is_text(node):
+            yield lambda n: _set(n, op=_OPERATORS[type(n.op)]())
         case ast.AugAssign():
             yield lambda n: _set(n, op=_OPERATORS[type(n.op)]())
             yield lambda _: ast.Pass()
