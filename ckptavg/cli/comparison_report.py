@@ -1,17 +1,13 @@
 """Scores of checkpoints and averages as a table, with what they mean below it."""
 
-import shutil
-import textwrap
 from typing import TYPE_CHECKING
 
 import typer
 
-from ckptavg.cli.tables import NAME, NUMBER, print_table
+from ckptavg.cli.tables import NAME, NUMBER, print_prose, print_table
 
 if TYPE_CHECKING:
     from ckptavg.analysis.comparison.results import Comparison
-
-_WIDEST = 100
 
 
 def print_comparison(found: "Comparison") -> None:
@@ -26,6 +22,6 @@ def print_comparison(found: "Comparison") -> None:
         for row in found.rows
     ]
     print_table(rows, (NAME, ["on the held-out data"]), (NUMBER, [*metrics, ""]))
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
     for sentence in found.verdict:
-        typer.echo("\n" + "\n".join(textwrap.wrap(sentence, width)))
+        typer.echo()
+        print_prose(sentence)

@@ -14,7 +14,7 @@ from ckptavg.cli.command import command
 from ckptavg.cli.options import SELECTION, Option
 from ckptavg.cli.printing import pick, print_json
 from ckptavg.cli.session import session
-from ckptavg.cli.tables import NAME, NUMBER, WORD, print_table
+from ckptavg.cli.tables import NAME, NUMBER, WORD, print_prose, print_table
 from ckptavg.commands.doctor import doctor as examine
 from ckptavg.errors import CkptavgError
 from ckptavg.formats import named_like
@@ -35,6 +35,16 @@ _VALUES = {
 }
 _EVALUATED = {"loss": "loss", "barrier": "barrier"}
 """Columns of the table, each with the value that it shows."""
+
+_MEANING = (
+    "norm: length of the weights; cosine: to the mean of all, 1 in the same direction; worst "
+    "layer: that cosine in the layer where it is smallest; to mean: distance to the mean; step: "
+    "distance to the checkpoint before."
+)
+_MEANING_EVALUATED = (
+    "loss: on --eval-data; barrier: the loss halfway to the next checkpoint minus the mean of "
+    "both, below 0 where averaging the two helps."
+)
 
 
 @command(
@@ -79,11 +89,14 @@ def _print(report: "DoctorReport") -> None:
         for diagnosis in report.diagnoses
     ]
     print_table(rows, (NAME, ["checkpoint"]), (NUMBER, [*columns]), (WORD, ["verdict"]))
+    typer.echo()
+    print_prose(f"{_MEANING} {_MEANING_EVALUATED}" if evaluated else _MEANING)
     for diagnosis in report.diagnoses:
         for reason in diagnosis.reasons:
             typer.echo(f"\nleave out {diagnosis.checkpoint.path.name}: {reason}")
     for warning in report.warnings:
-        typer.echo(f"\nwarning: {warning}")
+        typer.echo()
+        print_prose(f"warning: {warning}")
 
 
 def _suggestion(sources: Sequence[str], report: "DoctorReport") -> str | None:

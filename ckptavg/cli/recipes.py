@@ -10,9 +10,10 @@ import typer
 from ckptavg.cli.command import command
 from ckptavg.cli.options import Argument
 from ckptavg.cli.printing import pick, print_json
-from ckptavg.cli.tables import NUMBER, PROSE, WORD, print_table
+from ckptavg.cli.tables import NUMBER, PROSE, WORD, print_prose, print_table
 from ckptavg.commands.compare_recipes import RecipeComparison, compare_recipes
 from ckptavg.errors import OutputError, SpecError
+from ckptavg.recipes import UNIFORM
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 40
@@ -45,6 +46,8 @@ def recipes(*, sources: tuple[str, ...], plot: Path | None, json: bool, **option
     rows = []
     for recipe in found.recipes:
         bars = "" if recipe.coefficients is None else draw_bars(recipe.coefficients)
+        # Ten equal bars look like a mistake where the name promises a decay.
+        bars = "= uniform" if recipe.is_uniform and recipe.recipe != UNIFORM else bars
         size = recipe.effective_sample_size
         rows.append((recipe.recipe, bars, "" if size is None else f"{size:.3g}", recipe.summary))
     print_table(
@@ -52,6 +55,11 @@ def recipes(*, sources: tuple[str, ...], plot: Path | None, json: bool, **option
         (WORD, ["recipe", "oldest first"]),
         (NUMBER, ["effective"]),
         (PROSE, ["what it does"]),
+    )
+    typer.echo()
+    print_prose(
+        "oldest first: the share of each checkpoint in the average; effective: how many equally "
+        "weighted checkpoints would reduce noise as much."
     )
     if plot is not None:
         typer.echo(f"\nwrote {plot}")

@@ -10,6 +10,7 @@ from ckptavg.cli.leaderboard import Leaderboard, csv_path, owning_csv, print_sco
 from ckptavg.cli.options import FOR_SELECTION, Argument
 from ckptavg.cli.printing import pick, plural, print_json
 from ckptavg.cli.session import session
+from ckptavg.cli.tables import print_prose
 from ckptavg.commands.soup import soup as cook
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def soup(*, output: Path, overwrite: bool, json: bool, **options: Any) -> None:
         return
     board.print()
     typer.echo()
+    print_prose(
+        "A row for each checkpoint in the order in which it was tried, with its own metrics; soup "
+        f"with it: {report.monitor} of the soup that includes it."
+    )
     _print_summary(report, **{key: options[key] for key in ("method", "eval_data", "test_data")})
 
 

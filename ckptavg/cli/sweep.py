@@ -10,6 +10,7 @@ from ckptavg.cli.leaderboard import Leaderboard, csv_path, owning_csv, print_sco
 from ckptavg.cli.options import FOR_SELECTION, OUTPUT, RESOURCES, Option
 from ckptavg.cli.printing import pick, plural, print_json
 from ckptavg.cli.session import session
+from ckptavg.cli.tables import print_prose
 from ckptavg.cli.values import parse_size
 from ckptavg.commands.sweep import sweep as search
 from ckptavg.runs.describe import list_epochs
@@ -57,6 +58,10 @@ def sweep(*, output: Path | None, overwrite: bool, json: bool, **options: Any) -
         return
     board.print()
     typer.echo()
+    print_prose(
+        "A row for each average, the best first; effective: how many equally weighted checkpoints "
+        "would reduce noise as much."
+    )
     _print_summary(report, options["eval_data"], options["test_data"])
 
 

@@ -32,6 +32,8 @@ WORD, NUMBER = Look(), Look(right=True)
 _BETWEEN, _GAP = "  ", "..."
 _LEAST, _LEAST_PROSE = 12, 24
 """Characters that shortened names and titles keep at least, and lines of prose."""
+_WIDEST_PROSE = 100
+"""Characters of a line of prose below a table, also where there is room for more."""
 
 
 def print_table(rows: Iterable[Sequence[str]], *columns: tuple[Look, Sequence[str]]) -> None:
@@ -54,6 +56,11 @@ def print_table(rows: Iterable[Sequence[str]], *columns: tuple[Look, Sequence[st
         text = f"\n{' ' * _length(before)}".join(line[-1].splitlines() or [""])
         text = f"{before}{text}".rstrip()
         typer.echo(typer.style(text, bold=True) if number == 0 else text)
+
+
+def print_prose(text: str) -> None:
+    """Prints sentences, such as those that explain a table, in lines that can be read."""
+    typer.echo(textwrap.fill(text, min(shutil.get_terminal_size().columns, _WIDEST_PROSE)))
 
 
 @dataclass

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 from ckptavg.errors import RecipeError, check_count
-from ckptavg.recipes import RECIPES, Recipe, all_parameters, effective_sample_size
+from ckptavg.recipes import RECIPES, UNIFORM, Recipe, all_parameters, effective_sample_size
 from ckptavg.runs.selection import positions_in
 from ckptavg.runs.sources import Sources, resolve
+
+_EQUAL = 1e-9
+"""Coefficients that differ by less than this fraction are equal but for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,15 @@ class RecipeCoefficients:
         """Number of equally weighted checkpoints whose mean would be as noisy."""
         return None if self.coefficients is None else effective_sample_size(self.coefficients)
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether it gives these checkpoints equal coefficients, as the plain mean does.
+
+        Linear decay does for evenly spaced ones: each step of the rate falls by as much.
+        """
+        found = self.coefficients
+        return found is not None and max(found) - min(found) <= _EQUAL * abs(max(found))
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RecipeComparison:
@@ -45,6 +57,7 @@ class RecipeComparison:
     def __repr__(self) -> str:
         rows = (
             f"  {r.recipe:<20} effective sample size {r.effective_sample_size:.3g}"
+            + (", = uniform" if r.is_uniform and r.recipe != UNIFORM else "")
             for r in self.recipes
             if r.effective_sample_size is not None
         )

@@ -262,6 +262,10 @@ def test_the_doctor_command(folder):
     assert status == 0, err
     assert "keep 4 of 4 checkpoints" in out
     assert "ckptavg merge run -o swa.weights.h5" in out
+    told = " ".join(out.split())
+    for column in ("norm", "cosine", "worst layer", "to mean", "step"):
+        assert column in out.splitlines()[0]
+        assert f"{column}: " in told, column
     victim = Path("run/checkpoints/epoch-0005.weights.h5")
     with open_extent(victim) as offset:
         flip_bit(victim, offset)

@@ -231,6 +231,10 @@ def test_the_recipes_command(trained_run, tmp_path):
     assert status == 0, err
     assert all(name in text for name in SUMMARIES)
     assert "█" * 10 in text
+    # bars of a decay that are all equal look like a mistake
+    (decay,) = (line for line in text.splitlines() if line.startswith("linear-decay"))
+    assert decay.split()[1:4] == ["=", "uniform", "10"]
+    assert "effective: how many equally weighted checkpoints" in " ".join(text.split())
     content = json.loads(main("recipes", trained_run, "--decay", 0.5, "--json")[1])
     assert content["positions"] == [r.step for r in ckptavg.open_run(trained_run).records]
     found = {entry["recipe"]: entry["coefficients"] for entry in content["recipes"]}
