@@ -6,6 +6,7 @@ its command, and has to be explained there. See
 docs/decisions/0071-options-are-the-keywords-of-functions.md.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from ckptavg.cli.options import (
     option_table,
     recipe_options,
 )
+from ckptavg.cli.session import verbosely
 from ckptavg.cli.values import read_by
 
 _PYTHON_ONLY = ("progress", "data_name")
@@ -82,7 +84,8 @@ def command(
         function: computes; its keywords are the options. None if importing it needs Keras.
         example: how the command is used, for the end of its help.
         only: rows that differ from those of the table in this command only.
-        more: options besides, with their defaults; all commands have `--json`.
+        more: options besides, with their defaults; all commands have `--json`, and those that
+            import Keras `--verbose`.
         examples_of_recipes: whether parameters of recipes have examples as defaults.
     """
 
@@ -94,7 +97,7 @@ def command(
             vars(printing)["__signature__"] = signature
             app = typer.Typer(rich_markup_mode=None, add_completion=False)
             name = printing.__name__.replace("_", "-")
-            app.command(name, cls=_Command, epilog=example)(printing)
+            app.command(name, cls=_Command, epilog=example)(_running(printing))
             built = typer.main.get_command(app)
             assert isinstance(built, _Command)
             for (_, row, _), parameter in zip(taken, built.params, strict=True):
@@ -115,14 +118,27 @@ def _taken(
     """What a command takes: keywords with their rows and defaults."""
     rows = {**option_table(), **only}
     keywords = inspect.signature(function).parameters if function is not None else {}
+    importing = function is None or "data" in keywords
     for keyword, parameter in keywords.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             for name, row in recipe_options(examples=examples_of_recipes).items():
                 yield name, row, None
         elif keyword not in _PYTHON_ONLY:
             yield keyword, rows[keyword], parameter.default
-    for keyword, default in {**more, "json": False}.items():
+    common = {"verbose": False, "json": False} if importing else {"json": False}
+    for keyword, default in {**more, **common}.items():
         yield keyword, rows[keyword], default
+
+
+def _running(printing: Callable[..., None]) -> Callable[..., None]:
+    """What prints, with the option that concerns all of it."""
+
+    @functools.wraps(printing)
+    def running(*, verbose: bool = False, **options: Any) -> None:
+        with verbosely(verbose):
+            printing(**options)
+
+    return running
 
 
 def _parameter(keyword: str, row: Row, default: Any) -> inspect.Parameter:

@@ -171,6 +171,7 @@ OPTIONS: dict[str, Argument | Option] = {
     "overwrite": Option(OUTPUT, "Replace an existing output."),
     "resume": Option(OUTPUT, "Continue an interrupted merge; also keep partial work on Ctrl-C."),
     "dry_run": Option(OUTPUT, "Print what would be done, and write nothing."),
+    "verbose": Option(OTHER, "Show what TensorFlow writes while it starts, and what is logged."),
     "json": Option(OUTPUT, "Print the result as JSON."),
     "jobs": Option(
         RESOURCES,

@@ -1,16 +1,21 @@
-"""What surrounds the work of a command: progress bars, and Keras kept quiet."""
+"""What surrounds the work of a command: progress bars, and libraries kept quiet."""
 
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
+from typing import IO, TYPE_CHECKING
 
 from ckptavg.commands.display import Advance, Display, shown_by
+from ckptavg.errors import CkptavgError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+_BACKENDS = {"tensorflow", "jax", "jaxlib", "torch"}
+_verbose: ContextVar[bool] = ContextVar("ckptavg_verbose", default=False)
 
 
 @contextmanager
@@ -24,8 +29,31 @@ def session() -> Iterator[None]:
     with redirect_stdout(sys.stderr), shown_by(display):
         try:
             yield
+        except BaseException as error:
+            if _is_of_backend(error):
+                display.show_held()
+            raise
         finally:
             display.close()
+
+
+@contextmanager
+def verbosely(wanted: bool) -> Iterator[None]:
+    """Lets sessions show what libraries write while they start, and what ckptavg logs."""
+    if not wanted:
+        yield
+        return
+    log, shown = logging.getLogger("ckptavg"), logging.StreamHandler(sys.stderr)
+    former = log.level
+    log.addHandler(shown)
+    log.setLevel(logging.INFO)
+    token = _verbose.set(True)
+    try:
+        yield
+    finally:
+        _verbose.reset(token)
+        log.setLevel(former)
+        log.removeHandler(shown)
 
 
 class _Terminal(Display):
@@ -33,6 +61,7 @@ class _Terminal(Display):
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
+        self._held: IO[bytes] | None = None
 
     def bar(self, description: str, total: int | None) -> Advance:
         if not sys.stderr.isatty():
@@ -44,13 +73,33 @@ class _Terminal(Display):
 
     @contextmanager
     def importing(self) -> Iterator[None]:
-        with _quiet_tensorflow():
+        if not _verbose.get() and self._held is None:
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # for what is written later
+            self._held = _scratch_file()
+        if self._held is None:
             yield
+            return
+        try:
+            with _written_to(self._held):
+                yield
+        except Exception:
+            self.show_held()
+            raise
         # Every BatchNorm pass traces a step of its own, on purpose.
         logging.getLogger("tensorflow").addFilter(lambda r: "retracing" not in r.getMessage())
 
+    def show_held(self) -> None:
+        """Writes what was held back while libraries started, because it may explain a failure."""
+        if self._held is not None:
+            self._held.seek(0)
+            sys.stderr.write(self._held.read().decode(errors="replace"))
+            self._held.close()
+            self._held = None
+
     def close(self) -> None:
         """Clears the bars away."""
+        if self._held is not None:
+            self._held.close()
         if self._progress is not None:
             self._progress.stop()
 
@@ -87,31 +136,36 @@ def _advance(progress: "Progress", description: str, total: int | None) -> Advan
     return advance
 
 
-@contextmanager
-def _quiet_tensorflow() -> Iterator[None]:
-    """Holds back what TensorFlow's libraries write to stderr while they are imported.
-
-    They write it before any setting can stop them, from C++, so the file descriptor itself is
-    redirected. If the import fails, it is printed after all; and nothing is held back when
-    TF_CPP_MIN_LOG_LEVEL is set.
-    """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        yield
-        return
+def _scratch_file() -> IO[bytes] | None:
+    """A file without a name; None where there is no room for one."""
     import tempfile  # with what it imports, two milliseconds of a merge that needs none of it
 
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    with suppress(OSError):
+        return tempfile.TemporaryFile()
+    return None
+
+
+@contextmanager
+def _written_to(held: IO[bytes]) -> Iterator[None]:
+    """Sends what is written to stderr to a file.
+
+    TensorFlow's libraries write from C++, before any setting can stop them, so the file descriptor
+    itself is redirected.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(kept, 2)
-            held.seek(0)
-            sys.stderr.write(held.read().decode(errors="replace"))
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+    os.dup2(held.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _is_of_backend(error: BaseException) -> bool:
+    """Whether an error may come from TensorFlow or another backend, rather than from the input."""
+    if not isinstance(error, Exception):  # Ctrl-C
+        return False
+    chain = (error, error.__cause__)
+    modules = (type(one).__module__.partition(".")[0] for one in chain if one is not None)
+    return not isinstance(error, CkptavgError | OSError) or not _BACKENDS.isdisjoint(modules)

@@ -43,7 +43,8 @@ def computing_on(device: str = "auto", distribute: str | None = None) -> Iterato
     backend = keras.backend.backend()
     if kind == "gpu" and index >= (present := _gpus()):
         raise SpecError(
-            f"there is no device {device!r} (--device): {backend} finds {present or 'no'} GPU here"
+            f"there is no device {device!r} (--device): {backend} finds {present or 'no'} GPU here "
+            "(--verbose shows what it says of devices)"
         )
     if distribute is None:
         with nullcontext() if device == "auto" else keras.device(f"{kind}:{index}"):

@@ -26,7 +26,7 @@ FUNCTIONS = {
     "convert": ckptavg.convert,
 }
 PYTHON_ONLY = {"progress", "data_name"}
-COMMAND_ONLY = {"json", "dry_run", "plot"}
+COMMAND_ONLY = {"json", "dry_run", "plot", "verbose"}
 """How a result is printed, or whether there is to be one; `plan_merge` is the dry run."""
 
 
