@@ -11,7 +11,7 @@ from ckptavg.batch_norm.gathering import UNCHANGED, MeasuredLayer
 from ckptavg.batch_norm.report import BatchNormReport, shifts, warnings
 from ckptavg.batch_norm.statistics import Statistics
 from ckptavg.errors import DataError, ModelError, NonFiniteError
-from ckptavg.models.model import batch_norm_layers
+from ckptavg.models.model import batch_norm_layers, check_has_call, layer_path
 from ckptavg.models.specs import as_model
 
 Values = list[tuple[Any, np.ndarray]]
@@ -35,14 +35,18 @@ class Targets:
         """Finds the layers of a model.
 
         Raises:
-            ModelError: not a model of Keras 3, or a layer has no statistics yet.
+            ModelError: not a model of Keras 3, one without `call()`, or a layer has no statistics
+                yet.
         """
-        found = batch_norm_layers(as_model(model))
+        model = as_model(model)
+        check_has_call(model)
+        found = batch_norm_layers(model)
         layers = [layer for layer in found if layer.trainable]
         for layer in layers:
             if not layer.built:
                 raise ModelError(
-                    f"the layer '{layer.path}' is not built: call the model on data first"
+                    f"the layer '{layer_path(model, layer)}' is not built: call the model on data "
+                    "first"
                 )
         return cls(layers, tuple(layer.path for layer in found if not layer.trainable))
 

@@ -29,6 +29,48 @@ def batch_norm_layers(model: keras.Model) -> list[keras.layers.BatchNormalizatio
     ]
 
 
+def check_has_call(model: Any, base: type[Any] = keras.Model) -> None:
+    """Makes sure that a model can be called, as a GAN that only has a training step cannot.
+
+    Args:
+        model: the model.
+        base: the class of models of its framework.
+
+    Raises:
+        ModelError: it has no `call()`.
+    """
+    if type(model).call is not base.call:
+        return
+    parts = [
+        name
+        for name, part in vars(model).items()
+        if isinstance(part, base) and type(part).call is not base.call
+    ]
+    part = f"model.{parts[0]}" if parts else "model.part"
+    raise ModelError(
+        f"the model '{model.name}' has no call(), so that no data can pass through it as a whole: "
+        f"pass a part of it with data of its own, ckptavg.update_batch_norm({part}, inputs), or "
+        "call the parts in a loop with ckptavg.batch_norm.BatchNormPass"
+    )
+
+
+def layer_path(model: Any, layer: Any) -> str:
+    """Where a layer of a model is, by the names of the layers around it; Keras knows it once built.
+
+    Args:
+        model: a model of Keras 3 or of tf_keras.
+        layer: one of its layers, at any depth.
+    """
+
+    def below(owner: Any, path: str) -> Iterator[str]:
+        for child in owner._flatten_layers(include_self=False, recursive=False):
+            if child is layer:
+                yield f"{path}{child.name}"
+            yield from below(child, f"{path}{child.name}/")
+
+    return getattr(layer, "path", None) or next(below(model, ""), layer.name)
+
+
 @contextmanager
 def mixed_float16(model: keras.Model) -> Iterator[None]:
     """Lets float32 layers compute in float16 until the exit; their variables stay float32."""
@@ -94,6 +136,7 @@ def build(model: keras.Model, data: Any = None) -> Any:
             f"the model '{model.name}' has no weights yet: call it on a batch in the function that "
             "builds it, or pass data (--data)"
         )
+    check_has_call(model)
     first, data = peek(data)
     try:
         model(keras.tree.map_structure(keras.ops.convert_to_tensor, first))

@@ -86,6 +86,14 @@ class SavingCallback:
         if self.schedule.kind == "cyclic" or save_freq is not None or self.options.tracked_sigmas:
             self.on_train_batch_end = self._end_batch
 
+    def set_model(self, model: Any) -> None:
+        keras_callback: Any = super()  # the class that this one is mixed with
+        keras_callback.set_model(model)
+        # What an unbuilt model saves is known after its first batch: when the next one begins, for
+        # which Keras need not wait for its device.
+        if not self.framework.is_built(model, self.options.include_optimizer):
+            self.on_train_batch_begin = self._begin_batch
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         refuse_training()  # before anything of an earlier training is touched
         # No hook says that an exception has ended a training: a former one may still hold its run.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ckptavg.errors import SaverError
-from ckptavg.models.model import tracked_optimizers
+from ckptavg.models.model import layer_path, tracked_optimizers
 from ckptavg.models.placement import Placement
 from ckptavg.saving.options import Options
 
@@ -76,6 +76,22 @@ class Framework(ABC):
         optimizers = tracked_optimizers(model) if include_optimizer else []
         return bool(model.built) and all(optimizer.built for optimizer in optimizers)
 
+    def why_unbuilt(self, model: Any) -> str:
+        """Why a model that is not built after its first batch cannot be saved, and what to do."""
+        layers = model._flatten_layers(include_self=False, recursive=True)
+        unbuilt = next((layer for layer in layers if not layer.built), None)
+        so_far = f"the model '{model.name}' is not built after its first batch"
+        if unbuilt is not None:
+            return (
+                f"{so_far}: the layer '{layer_path(model, unbuilt)}' has no weights yet, and Keras "
+                "saves no such model. Call the model on a batch before fit"
+            )
+        return (
+            f"{so_far}, because nothing calls it as a whole, and Keras neither saves nor loads "
+            "such a model: give it a call(), or set model.built = True before fit, once all of its "
+            "layers are built"
+        )
+
     def variables(self, model: Any, include_optimizer: bool) -> list[Any]:
         """The variables that files hold, in a fixed order; others need another placement."""
         optimizers = tracked_optimizers(model) if include_optimizer else []
@@ -121,6 +137,14 @@ class Framework(ABC):
     @abstractmethod
     def optimizers(self, model: Any) -> list[Any]:
         """The optimizers of a model that take steps, each once, wherever they hang."""
+
+    @abstractmethod
+    def check_has_call(self, model: Any) -> None:
+        """Makes sure that data can pass through a model.
+
+        Raises:
+            ModelError: it has no `call()`.
+        """
 
     @abstractmethod
     def learning_rate(self, optimizer: Any) -> float:

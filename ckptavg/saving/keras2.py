@@ -12,6 +12,7 @@ from ckptavg.errors import ModelError, SaverError, summary
 from ckptavg.formats import LEGACY, Structure
 from ckptavg.models.attributes import find_attributes
 from ckptavg.models.keras2 import batch_norm_layers
+from ckptavg.models.model import check_has_call
 from ckptavg.models.placement import Placement, tensor_in_file
 from ckptavg.runs.proof import check_intact
 from ckptavg.saving.averages.tensorflow import TensorFlowAverages
@@ -67,16 +68,12 @@ class Keras2(Framework):
         groups: dict[str, Any] = {"": root}
         variables: dict[str, Any] = {}
         for folder, weights in folders.items():
+            _check_variables(folder, weights, model)
             groups[folder] = _listed("weight_names", (weight.name for weight in weights))
             for weight in weights:
                 name = f"{folder}/{weight.name}"
                 if name in variables:
                     raise _twice("weights", name, model)
-                if not isinstance(weight, tf.Variable):
-                    raise SaverError(
-                        f"'{name}' of the model '{model.name}' is not a tf.Variable, but a .h5 "
-                        "file of tf_keras holds nothing else"
-                    )
                 variables[name] = weight
         tensors = {
             name: tensor_in_file(name, variable.shape, variable.dtype.base_dtype.name)
@@ -113,6 +110,9 @@ class Keras2(Framework):
         layers = model._flatten_layers(include_self=True, recursive=True)
         return find_attributes(layers, _OPTIMIZERS)
 
+    def check_has_call(self, model: Any) -> None:
+        check_has_call(model, tf_keras.Model)
+
     def learning_rate(self, optimizer: Any) -> float:
         rate = optimizer.learning_rate
         if isinstance(rate, tf_keras.optimizers.schedules.LearningRateSchedule):
@@ -144,6 +144,17 @@ def _folders(model: Any) -> dict[str, list[Any]]:
     # Only these private lists omit what belongs to a layer.
     folders[_TOP_LEVEL] = [*model._trainable_weights, *model._non_trainable_weights]
     return folders
+
+
+def _check_variables(layer: str, weights: Iterable[Any], model: Any) -> None:
+    """Refuses what tf_keras itself cannot save, such as the table of a TextVectorization."""
+    for weight in weights:
+        if not isinstance(weight, tf.Variable):
+            raise SaverError(
+                f"the layer '{layer}' of the model '{model.name}' holds a "
+                f"{type(weight).__name__}, but a .h5 file of tf_keras holds variables only: apply "
+                "the layer to the data before the model sees them, or train with Keras 3"
+            )
 
 
 def _twice(what: str, name: str, model: Any) -> SaverError:

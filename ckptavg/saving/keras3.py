@@ -11,6 +11,7 @@ from ckptavg.errors import SaverError
 from ckptavg.models.marks import place
 from ckptavg.models.model import (
     batch_norm_layers,
+    check_has_call,
     load_weights,
     model_config,
     save_weights,
@@ -89,6 +90,9 @@ class Keras3(Framework):
             for optimizer in tracked_optimizers(model)
         )
         return [optimizer for optimizers in found for optimizer in optimizers]
+
+    def check_has_call(self, model: Any) -> None:
+        check_has_call(model)
 
     def learning_rate(self, optimizer: Any) -> float:
         return float(keras.ops.convert_to_numpy(optimizer.learning_rate))

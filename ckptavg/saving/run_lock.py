@@ -88,8 +88,8 @@ class RunLock:
 
     def _taken(self) -> SaverError:
         return SaverError(
-            f"another training of this process writes to {self._directory} now: wait for it, or "
-            "name another directory"
+            f"another training or saver of this process writes to {self._directory} now: wait for "
+            "it, or name another directory"
         )
 
 

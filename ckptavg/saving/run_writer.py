@@ -15,7 +15,7 @@ from ckptavg.errors import RunError, SaverError
 from ckptavg.formats import Structure
 from ckptavg.formats.strict_json import parse
 from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint, former_model_file
-from ckptavg.runs.describe import describe_epochs
+from ckptavg.runs.describe import describe_epochs, describe_tracked
 from ckptavg.runs.digest import digest
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.json_values import DAMAGE
@@ -106,8 +106,8 @@ class RunWriter:
             if self.checkpoints and options.existing == "error":
                 raise SaverError(
                     f"{directory} holds {describe_epochs(self.checkpoints)} already: resume that "
-                    "training (existing='resume', and initial_epoch in fit), remove it "
-                    "(existing='overwrite'), or name another directory"
+                    "training (existing='resume', and initial_epoch in fit), name another "
+                    f"directory, or pass existing='overwrite', which {self._loss()}"
                 )
         except BaseException:
             self.lock.release()
@@ -137,7 +137,8 @@ class RunWriter:
             raise SaverError(
                 f"{self.directory} holds {describe_epochs(self.checkpoints)}, but this training "
                 f"starts over: pass initial_epoch={self.checkpoints[-1].epoch} to fit and load the "
-                "weights and the optimizer of that epoch, or replace them with existing='overwrite'"
+                "weights and the optimizer of that epoch (ckptavg.resume does both), or pass "
+                f"existing='overwrite', which {self._loss()}"
             )
         with explained(f"cannot use the directory {self.directory}"):
             self._history.begin(epochs)
@@ -214,6 +215,13 @@ class RunWriter:
     @property
     def _saved(self) -> list[SavedCheckpoint]:
         return [*self.checkpoints, *self.averages]
+
+    def _loss(self) -> str:
+        """What overwriting the run would do, for whoever is advised to consider it."""
+        count = len(self.checkpoints)
+        what = f"these {count} checkpoints" if count > 1 else "this checkpoint"
+        averages = f" and {describe_tracked(self.averages)}" if self.averages else ""
+        return f"deletes {what}{averages} when training begins"
 
     def _write_config(self) -> None:
         """Writes the configuration of the model; an earlier one may be another model's.
@@ -340,7 +348,8 @@ def read_rates(directory: Path, count: int) -> list[float] | None:
         return None
     except (OSError, *DAMAGE) as error:
         raise SaverError(
-            f"cannot read {path}: {error!r:.200}. Remove it to start from the optimizer's rate"
+            f"cannot read {path}: {error!r:.200}. Remove this file, which holds nothing else, to "
+            "start from the optimizer's rate"
         ) from error
     if len(found) != count:
         raise SaverError(

@@ -81,6 +81,8 @@ class Schedule:
                 f"start_epoch is {start_epoch}, but the '{kind}' schedule lowers the rate over the "
                 "epochs before it: start_epoch must be 2 or more"
             )
+        if self.swa_lr2 is not None and self.swa_lr is None:
+            raise SaverError(f"swa_lr2 is {self.swa_lr2} but swa_lr is 'auto': set both or neither")
         if kind == "cyclic":
             self._check_cycle()
 
@@ -90,11 +92,8 @@ class Schedule:
                 f"swa_freq is {self.swa_freq}, but a cycle needs 2 epochs or more: "
                 "set swa_freq, or use the 'constant' schedule"
             )
-        if self.swa_lr2 is None:
-            return
-        if self.swa_lr is None:
-            raise SaverError(f"swa_lr2 is {self.swa_lr2} but swa_lr is 'auto': set both or neither")
-        if self.swa_lr > self.swa_lr2:
+        low, high = self.swa_lr, self.swa_lr2
+        if low is not None and high is not None and low > high:
             raise SaverError(
                 f"swa_lr is {self.swa_lr} but swa_lr2 is {self.swa_lr2}: "
                 "a cycle falls from swa_lr2 to swa_lr, so swa_lr must not be the larger"

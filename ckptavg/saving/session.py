@@ -54,11 +54,16 @@ class TrainingSession:
         self._epoch = epoch
         self._versions = versions(training.framework.packages)
         self._has_config = False
+        self._has_trained = False  # a batch has begun
+        self._is_checked = training.framework.is_built(training.model, options.include_optimizer)
         self._has_warned = False
         self._metric = AwaitedMetric(options.keep_best)
         self._steps = StepCounter(training, epoch)
         resumes = options.existing == "resume" and (epoch > 0 or self._steps.taken > 0)
         if run is not None:
+            # Another saver of the same `fit` may have taken the run: a former training, which the
+            # lock takes this one for, would not begin an epoch.
+            run.lock.renew()
             run.begin(epoch if resumes else 0, resumes)
             for checkpoint in run.checkpoints:
                 self._metric.see(checkpoint.record.metrics)
@@ -80,7 +85,14 @@ class TrainingSession:
         return self._rates.begin_epoch(epoch)
 
     def begin_batch(self, batch: int) -> None:
-        """Begins a 0-based batch of the epoch."""
+        """Begins a 0-based batch of the epoch.
+
+        Raises:
+            SaverError: after the first batch the model cannot be saved.
+        """
+        if self._has_trained:
+            self._check_once()
+        self._has_trained = True
         self._rates.begin_batch(self._epoch, batch, self._steps.length)
 
     def end_batch(self, batch: int, logs: Mapping[str, Any]) -> None:
@@ -96,7 +108,12 @@ class TrainingSession:
         self._save(f"step-{step:08d}" if is_due else None, logs, kind)
 
     def end_epoch(self, logs: dict[str, Any], is_due: bool) -> None:
-        """Ends the epoch, whose checkpoint may be due; puts its learning rate among the logs."""
+        """Ends the epoch, whose checkpoint may be due; puts its learning rate among the logs.
+
+        Raises:
+            SaverError: the model cannot be saved, or a former save failed.
+        """
+        self._check_once()
         self._steps.end_epoch()
         rate = self._rates.current()
         if rate is not None:
@@ -125,6 +142,17 @@ class TrainingSession:
     def wait(self) -> None:
         """Waits for all saves, and reports them as `collect` does."""
         self._report(self._prepared.queue.drain())
+
+    def _check_once(self) -> None:
+        """Makes sure, once the first batch has built the layers, that saving will work."""
+        if self._is_checked:
+            return
+        self._is_checked = True
+        training = self._training
+        with self._failing():
+            if not training.model.built:
+                raise SaverError(training.framework.why_unbuilt(training.model))
+            self._prepared.placement()
 
     def _add_epoch(self, logs: Mapping[str, Any]) -> None:
         """Adds an epoch to the history of the run, before its checkpoint is begun."""

@@ -73,6 +73,8 @@ class AveragingCallback(SavingCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         refuse_training()
         self._pass, self._final, self._last_epoch = None, None, 0
+        if self._has_statistics():
+            self.framework.check_has_call(self.model)
         self._takes_pass = self._has_statistics() and self.bn_data is None
         if not self.framework.is_chief(self.model):
             raise SaverError(
@@ -114,6 +116,8 @@ class AveragingCallback(SavingCallback):
             logs = {} if logs is None else logs
             logs["learning_rate"] = 0.0
         super().on_epoch_end(epoch, logs)
+        if logs is not None and "learning_rate" in logs:
+            logs.setdefault("lr", logs["learning_rate"])  # its name in the history of keras-swa
         if epoch + 1 == self.params.get("epochs") and self._final is None:
             self._finish()
 

@@ -250,8 +250,9 @@ def test_two_trainings_in_one_directory(tmp_path):
     fit(compiled_model(), tmp_path / "run", 2, start_epoch=1)
     unfinished = tmp_path / "run" / "checkpoints" / ".tmp-ab.weights.h5"
     unfinished.write_bytes(b"of a training that still runs")
-    with pytest.raises(SaverError, match="holds 2 checkpoints of epochs 1-2 already"):
+    with pytest.raises(SaverError, match="holds 2 checkpoints of epochs 1-2 already") as caught:
         fit(compiled_model(), tmp_path / "run", 2, start_epoch=1)
+    assert "which deletes these 2 checkpoints when training begins" in str(caught.value)
     assert unfinished.exists()
     # One that began before the other wrote, where locks do not hold: it writes over nothing.
     first = tmp_path / "run" / "checkpoints" / "epoch-0002.weights.h5"
@@ -265,6 +266,14 @@ def test_two_trainings_in_one_directory(tmp_path):
         fit(compiled_model(), tmp_path / "late", 2, start_epoch=2, callbacks=[Meanwhile()])
     late = tmp_path / "late" / "checkpoints" / "epoch-0002.weights.h5"
     assert late.read_bytes() == first.read_bytes()
+
+
+def test_two_savers_on_one_directory(tmp_path):
+    second = CheckpointSaver(tmp_path / "run", start_epoch=1, existing="overwrite")
+    with pytest.raises(SaverError, match="another training or saver of this process writes to"):
+        fit(compiled_model(), tmp_path / "run", 1, start_epoch=1, callbacks=[second])
+    fit(compiled_model(), tmp_path / "run", 1, start_epoch=1)  # neither holds the run any more
+    assert len(open_run(tmp_path / "run").records) == 1
 
 
 def test_max_to_keep_does_not_mind_files_that_are_gone(tmp_path):

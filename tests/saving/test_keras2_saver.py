@@ -296,6 +296,19 @@ def test_models_that_tf_keras_could_not_save_either(tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_texts_are_refused_before_training(tmp_path):
+    texts = tf_keras.layers.TextVectorization(name="texts")
+    texts.adapt(["a b"])
+    model = tf_keras.Sequential(
+        [tf_keras.Input((1,), dtype="string"), texts, tf_keras.layers.Embedding(4, 2)]
+    )
+    model.compile("sgd", "mse", run_eagerly=True)
+    saver = CheckpointSaver(tmp_path / "run", start_epoch=1)
+    with pytest.raises(SaverError, match=r"the layer 'texts' .* holds a .*apply the layer"):
+        model.fit(np.array([["a b"]]), np.zeros((1, 2, 2)), verbose=0, callbacks=[saver])
+    assert not saver.blocked  # nothing was trained
+
+
 def test_a_run_goes_on_and_is_not_written_over(tmp_path):
     model = compiled()
     fit(model, tmp_path / "run", 2, start_epoch=1)

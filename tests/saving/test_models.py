@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ckptavg import CheckpointSaver, open_run
-from ckptavg.errors import SaverError
+from ckptavg import SWA, CheckpointSaver, open_run, update_batch_norm
+from ckptavg.batch_norm import BatchNormPass
+from ckptavg.errors import ModelError, SaverError
 from ckptavg.runs.proof import tensor_records
 from tests.helpers.files import read_tensors
 from tests.helpers.models import tiny_data, tiny_model
@@ -401,6 +402,54 @@ def test_steps_of_a_model_whose_optimizers_keras_does_not_know(tmp_path):
     )
     assert whole == parts
     assert [step for *_, step in whole] == [3, 6, 9, 12, 15, 18, 21, 24]
+
+
+class Unbuilt(keras.Model):
+    """Has a training step and no `call()`, as the autoencoder of Keras' examples."""
+
+    def __init__(self):
+        super().__init__(name="vae")
+        self.encoder = keras.Sequential([layers.Dense(4), layers.BatchNormalization()])
+        self.steps = 0
+
+    def train_step(self, data):
+        self.steps += 1
+        self.encoder(data[0])
+        return {"loss": 0.0}
+
+
+def test_a_model_that_nothing_builds_is_refused_after_its_first_batch(tmp_path):
+    model, (x, y) = Unbuilt(), tiny_data(64)
+    model.compile(run_eagerly=True)
+    saver = CheckpointSaver(tmp_path / "run", start_epoch=9)
+    with pytest.raises(SaverError, match=r"'vae' is not built .*set model.built = True before fit"):
+        model.fit(x, y, batch_size=16, epochs=9, verbose=0, callbacks=[saver])
+    assert model.steps == 1
+    # The advice works.
+    model.built = True
+    model.fit(x, y, batch_size=16, epochs=9, verbose=0, callbacks=[saver])
+    model.load_weights(open_run(tmp_path / "run").checkpoints[0].path)
+
+
+def test_a_pass_over_a_model_without_call_names_the_way_out(tmp_path):
+    model, (x, y) = Unbuilt(), tiny_data(32)
+    message = r"'vae' has no call.*update_batch_norm\(model.encoder, inputs\).*BatchNormPass"
+    with pytest.raises(ModelError, match=message):
+        update_batch_norm(model, x)
+    model.compile(run_eagerly=True)
+    model.encoder(x[:1])
+    model.built = True
+    with pytest.raises(ModelError, match=message):  # at once, not in the last epoch
+        model.fit(x, y, epochs=9, verbose=0, callbacks=[SWA(2, directory=tmp_path / "run")])
+    assert model.steps == 0
+    assert update_batch_norm(model.encoder, x).samples == 32
+
+
+def test_layers_that_are_not_built_are_named_by_their_path():
+    inner = keras.Sequential([layers.BatchNormalization(name="norm")], name="inner")
+    model = keras.Sequential([layers.Dense(2), inner])
+    with pytest.raises(ModelError, match="the layer 'inner/norm' is not built"):
+        BatchNormPass(model)
 
 
 def adversaries(generator_rate=0.01, **compiled):

@@ -372,7 +372,7 @@ def test_a_lock_that_another_training_took_over_is_not_taken_back(tmp_path):
     one.renew()
     two = RunLock(tmp_path, lambda: None)
     assert ended == [True]
-    with pytest.raises(SaverError, match="another training of this process writes to"):
+    with pytest.raises(SaverError, match="another training or saver of this process writes"):
         one.renew()
     one.release()
     two.renew()

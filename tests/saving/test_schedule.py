@@ -64,6 +64,7 @@ def test_auto_rates():
         ({"kind": "manual", "start_epoch": 2, "swa_freq": 0}, "swa_freq is 0"),
         ({"kind": "cyclic", "start_epoch": 2, "swa_freq": 1}, "a cycle needs 2 epochs"),
         ({"kind": "cyclic", "start_epoch": 2, "swa_freq": 2, "swa_lr2": 0.1}, "both or neither"),
+        ({"kind": "manual", "start_epoch": 2, "swa_lr2": 0.1}, "both or neither"),
         (
             {"kind": "cyclic", "start_epoch": 2, "swa_freq": 2, "swa_lr": 0.2, "swa_lr2": 0.1},
             "must not be the larger",

@@ -95,7 +95,9 @@ def test_without_batch_norm_all_epochs_train_and_the_last_is_averaged(tmp_path):
 def test_frozen_batch_norm_takes_no_epoch(tmp_path):
     model = network()
     model.layers[1].trainable = False
-    train(SWA(3, directory=tmp_path / "run"), model)
+    history = train(SWA(3, directory=tmp_path / "run"), model)
+    assert history["lr"] == history["learning_rate"]  # as keras-swa calls it
+    assert "lr" not in open_run(tmp_path / "run").records[0].metrics
     assert [record.epoch for record in open_run(tmp_path / "run").records] == [3, 4, 5, 6]
 
 
@@ -272,6 +274,7 @@ def test_an_exception_in_the_last_epoch_leaves_a_model_that_trains(tmp_path, rai
             "the forward pass for BatchNorm: train longer",
         ),
         ({"start_epoch": 3, "lr_schedule": "constant", "swa_lr": 5.0}, "must not be above"),
+        ({"start_epoch": 3, "swa_lr2": 0.1}, "swa_lr is 'auto'"),
         (
             {"start_epoch": 3, "lr_schedule": "cyclic", "swa_freq": 2, "swa_lr2": 0.1},
             "swa_lr is 'auto'",
