@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -25,50 +27,92 @@ pytest.register_assert_rewrite("tests.helpers")
 from ckptavg.recipes.posthoc_ema import TrackedAverage
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import Record, now
+from tests.helpers import cheap_keras
 from tests.helpers import warm as warm_processes
 from tests.helpers.command_line import TRAIN
 from tests.helpers.files import write_h5
 from tests.helpers.posthoc_ema import EVERY, STEPS, TRACKED, track
 
 
+def _only_hands_out(config: pytest.Config) -> bool:
+    """Whether other processes run the tests."""
+    return bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Makes Keras cheap: most of the time of the tests is spent on graphs that run but once."""
-    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+    if _only_hands_out(config):
+        folder, server = _serve()  # for all that run tests
+        os.environ["CKPTAVG_TESTS_WARM"] = str(folder)
+        config.add_cleanup(partial(_end, folder, server))
         return
-    import keras
+    with _quiet():
+        import keras
 
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+        cheap_keras.install()
     gc.collect()
     gc.freeze()  # hundreds of thousands of objects of libraries, which are not garbage
 
 
-@pytest.fixture(scope="session")
-def warm() -> Iterator[list[str]]:
-    """What to put before `-c CODE`, in place of the interpreter: TensorFlow is imported there."""
-    program = Path(warm_processes.__file__)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what TensorFlow logs of the machine before it can be told not to."""
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
+
+
+def _serve() -> tuple[Path, subprocess.Popen]:
     # Paths of sockets must be short; and a test runs the exit functions in a fork, which would
     # remove a TemporaryDirectory.
     folder = Path(mkdtemp())
-    socket = folder / "socket"
-    server = subprocess.Popen([sys.executable, "-P", program, socket], stdin=subprocess.PIPE)
-    while not socket.exists():
+    command = [sys.executable, "-P", warm_processes.__file__, folder / "socket"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    while not (folder / "socket").exists():
         assert server.poll() is None
         time.sleep(0.01)
-    yield [sys.executable, "-IS", str(program), str(socket)]
+    return folder, server
+
+
+def _end(folder: Path, server: subprocess.Popen) -> None:
     server.communicate()
     shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
+def warm() -> Iterator[list[str]]:
+    """What to put before `-c CODE`, in place of the interpreter: TensorFlow is imported there."""
+    with ExitStack() as stack:
+        if shared := os.environ.get("CKPTAVG_TESTS_WARM"):
+            folder = Path(shared)
+        else:
+            folder, server = _serve()
+            stack.callback(_end, folder, server)
+        yield [sys.executable, "-IS", warm_processes.__file__, str(folder / "socket")]
+
+
+def _program(path: Path, *command: str) -> Path:
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
 def warm_ckptavg(warm, tmp_path_factory) -> Path:
     """The command `ckptavg`, for which TensorFlow is imported already."""
-    program = tmp_path_factory.mktemp("bin") / "ckptavg"
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(warm)} -m ckptavg "$@"\n')
-    program.chmod(0o755)
-    return program
+    return _program(tmp_path_factory.mktemp("bin") / "ckptavg", *warm, "-m", "ckptavg")
+
+
+@pytest.fixture(scope="session")
+def warm_python(warm, tmp_path_factory) -> Path:
+    """The interpreter, which has imported TensorFlow already."""
+    return _program(tmp_path_factory.mktemp("bin") / "python", *warm)
 
 
 _HOLD = """
@@ -207,7 +251,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if hasattr(config, "workerinput"):  # it has told its results to the one that hands tests out
         status = 0
-    elif hasattr(reporter, "_session"):
+    elif hasattr(reporter, "_session") and not _only_hands_out(config):
         status = int(reporter._session.exitstatus)
         reporter.flush()
     else:

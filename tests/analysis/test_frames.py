@@ -8,7 +8,7 @@ import pytest
 import ckptavg
 from ckptavg.analysis import doctor_frame, run_frame, soup_frame, sweep_frame
 from ckptavg.errors import SpecError
-from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.models import evaluator, tiny_data
 
 
 def test_a_run_has_a_row_for_each_record(trained_run):
@@ -34,7 +34,7 @@ def test_a_sweep_has_its_leaderboard(trained_run):
     x, y = tiny_data()
     report = ckptavg.sweep(
         trained_run,
-        model=tiny_model(),
+        model=evaluator(),
         data=x,
         eval_data=(x, y),
         monitor="loss",
@@ -55,7 +55,7 @@ def test_a_soup_has_its_ingredients(trained_run, tmp_path, method):
         trained_run,
         tmp_path / "soup.weights.h5",
         method=method,
-        model=tiny_model(),
+        model=evaluator(),
         data=x,
         eval_data=(x, y),
         monitor="loss",
@@ -82,7 +82,7 @@ def test_the_doctor_has_a_row_for_each_checkpoint(trained_run):
     assert "barrier" not in table
     x, y = tiny_data()
     evaluated = doctor_frame(
-        ckptavg.doctor(trained_run, model=tiny_model(), data=x, eval_data=(x, y))
+        ckptavg.doctor(trained_run, model=evaluator(), data=x, eval_data=(x, y))
     )
     assert list(evaluated["barrier"].isna()) == [False, False, False, True]
 
@@ -91,7 +91,7 @@ def test_the_model_of_a_run_is_loaded_and_a_missing_one_explained(trained_run):
     model = ckptavg.load_model(ckptavg.open_run(trained_run).model_file)
     x, y = tiny_data()
     path = ckptavg.open_run(trained_run).checkpoints[-1].path
-    expected = ckptavg.evaluate(path, model=tiny_model(), data=(x, y))
+    expected = ckptavg.evaluate(path, model=evaluator(), data=(x, y))
     assert ckptavg.evaluate(path, model=model, data=(x, y)) == pytest.approx(expected)
     with pytest.raises(SpecError, match=r"has no configuration of its own \(model\.json\)"):
         ckptavg.load_model(None)

@@ -1,5 +1,6 @@
 """The geometry of checkpoints against plain numpy over stacked weights, and what it refuses."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,7 +34,7 @@ from ckptavg.recipes import Recipe
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.record import BatchNormRecord
 from tests.helpers.files import MiB, flip_bit, read_tensors, sparse_checkpoints, write_h5
-from tests.helpers.models import randomize, tiny_data, tiny_model
+from tests.helpers.models import evaluator, randomize, tiny_data, tiny_model
 from tests.helpers.processes import run_blocked
 
 STATISTICS = tuple(
@@ -44,9 +45,14 @@ STATISTICS = tuple(
 """Of the tiny model."""
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def walk(request, tmp_path) -> list[Path]:
-    """Six checkpoints of a tiny Keras model that walk away from a point, so that some are near."""
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def walked(request, tmp_path_factory) -> Path:
+    """A folder with six checkpoints of a tiny Keras model that walk away from a point.
+
+    Some are therefore near to each other.
+    """
+    folder = tmp_path_factory.mktemp("walk") / "checkpoints"
+    folder.mkdir()
     former = keras.config.dtype_policy()
     keras.config.set_dtype_policy(request.param)
     try:
@@ -54,15 +60,19 @@ def walk(request, tmp_path) -> list[Path]:
     finally:
         keras.config.set_dtype_policy(former)
     rng = np.random.default_rng(1)
-    paths = []
     for number in range(6):
-        paths.append(tmp_path / f"epoch-{number + 1}.weights.h5")
-        keras.saving.save_weights(model, paths[-1])
+        keras.saving.save_weights(model, folder / f"epoch-{number + 1}.weights.h5")
         for variable in model.weights:
             if "float" in variable.dtype:
                 value = keras.ops.convert_to_numpy(variable.value).astype("float64")
                 variable.assign(value + 0.05 * np.abs(rng.normal(size=value.shape)))
-    return paths
+    return folder
+
+
+@pytest.fixture
+def walk(walked, tmp_path) -> list[Path]:
+    """Copies of them, in their order."""
+    return [Path(shutil.copy(path, tmp_path)) for path in sorted(walked.iterdir())]
 
 
 def stacked(paths: list[Path], layer: str | None = None) -> np.ndarray:
@@ -523,7 +533,7 @@ def test_tables_carry_their_units(walk):
 def test_shifts_of_batch_norm_statistics(trained_run, tmp_path):
     merged, refreshed = tmp_path / "swa.weights.h5", tmp_path / "fresh.weights.h5"
     ckptavg.merge(trained_run, merged)
-    ckptavg.refresh_batch_norm(merged, refreshed, model=tiny_model(), data=tiny_data()[0])
+    ckptavg.refresh_batch_norm(merged, refreshed, model=evaluator(), data=tiny_data()[0])
     found = batch_norm_shift(merged, refreshed)
     before, after = read_tensors(merged), read_tensors(refreshed)
     layers = ("layers/batch_normalization", "layers/sequential/layers/batch_normalization")

@@ -21,7 +21,7 @@ from ckptavg.errors import (
 )
 from ckptavg.search.weight_rows import WeightRows
 from tests.helpers.files import leftovers, read_tensors, write_h5
-from tests.helpers.models import randomize, tiny_data, tiny_model
+from tests.helpers.models import compiled_model, evaluator, randomize, tiny_data, tiny_model
 
 X, Y = tiny_data()
 EVAL = (X[:40], Y[:40])
@@ -160,7 +160,7 @@ def test_values_are_those_of_merge_pass_and_evaluation(trained_run, tmp_path):
     one, two = run.checkpoints[0].path, run.checkpoints[-1].path
     line = surface(loss_line, one, two, points=[0.0, 1.0, 0.5, -0.5])
     assert line.labels == ("epoch 3", "epoch 6")
-    model = tiny_model()
+    model = evaluator()
     for number, share in enumerate(line.positions):
         out = tmp_path / "o.weights.h5"
         ckptavg.merge([one, two], out, coefficients=[1 - share, share], overwrite=True)
@@ -178,7 +178,7 @@ def test_a_plane_point_is_one_vector_of_coefficients(trained_run, tmp_path):
     shares = np.linalg.solve(np.stack([first, second], 1), [plane.x[1], plane.y[0]])
     out = tmp_path / "o.weights.h5"
     ckptavg.merge(corners, out, coefficients=[1 - shares.sum(), *shares])
-    model = tiny_model()
+    model = evaluator()
     model.load_weights(out)
     update_batch_norm(model, X)
     found = {name: values[0, 1] for name, values in plane.metrics["eval"].items()}
@@ -189,7 +189,7 @@ def test_distances_count_weights_only(trained_run):
     run = ckptavg.open_run(trained_run)
     weights = []
     for checkpoint in run.checkpoints[:2]:
-        model = tiny_model()
+        model = evaluator()
         model.load_weights(checkpoint.path)
         weights.append(np.concatenate([np.ravel(v.numpy()) for v in model.trainable_variables]))
     expected = np.linalg.norm(np.float64(weights[1]) - weights[0])
@@ -359,7 +359,7 @@ def state(model):
 
 def test_the_model_gets_back_what_it_had(trained_run):
     one, two = ckptavg.open_run(trained_run).checkpoints[:2]
-    model = tiny_model()
+    model = compiled_model()
     model.fit(X, Y, epochs=1, verbose=0)
     before = state(model)
     surface(loss_line, one, two, points=[0.5], model=model)

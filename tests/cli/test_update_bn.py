@@ -12,7 +12,7 @@ from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
 from tests.helpers.command_line import DATA, MODEL, main
 from tests.helpers.files import read_tensors
-from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.models import evaluator, tiny_data
 
 
 def statistics(path: str) -> dict[str, np.ndarray]:
@@ -142,6 +142,6 @@ def test_the_doctor_takes_the_same_options(mean):
 
     scaled = losses("--preprocess", "pre.py:scale", "--batch-size", 7, "--bn-mode", "population")
     x, y = tiny_data()
-    report = doctor(pattern, model=tiny_model(), data=4 * x, eval_data=(x, y), bn_mode="population")
+    report = doctor(pattern, model=evaluator(), data=4 * x, eval_data=(x, y), bn_mode="population")
     assert scaled == pytest.approx([d.loss for d in report.diagnoses], rel=1e-4)
     assert losses() != pytest.approx(scaled, rel=1e-2)

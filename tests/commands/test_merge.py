@@ -18,7 +18,7 @@ from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
 from tests.helpers.command_line import DATA, MODEL, main
 from tests.helpers.files import read_tensors
-from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.models import evaluator, tiny_data, tiny_model
 
 X, Y = tiny_data()
 
@@ -88,7 +88,7 @@ def test_the_record_notes_what_was_asked_for(folder):
 
 def test_a_batch_norm_pass_keeps_what_was_asked_for(folder):
     options = {"last": 3, "recipe": "ema", "decay": 0.123456789}
-    record = ckptavg.merge("run", "a.weights.h5", model=tiny_model(), data=X, **options).record
+    record = ckptavg.merge("run", "a.weights.h5", model=evaluator(), data=X, **options).record
     assert record.choice == Record.read(record_path(Path("a.weights.h5"))).choice == options
     assert ckptavg.update_bn("a.weights.h5", "b.weights.h5", data=X).record.choice == options
 
@@ -142,7 +142,7 @@ def test_a_live_model_without_data_keeps_the_mean(folder):
 def test_the_result_is_evaluated(folder, data):
     model = tiny_model()
     report = ckptavg.merge("run", "a.weights.h5", model=model, data=data, eval_data=(X, Y))
-    expected = ckptavg.evaluate("a.weights.h5", model=tiny_model(), data=(X, Y))
+    expected = ckptavg.evaluate("a.weights.h5", model=evaluator(), data=(X, Y))
     assert report.metrics == pytest.approx(expected, rel=1e-5)
     assert set(report.metrics) == {"loss", "accuracy"}
     assert (report.batch_norm is None) == (data is None)
@@ -174,7 +174,7 @@ def test_data_that_lead_nowhere_are_found_before_anything_is_written(folder):
 def test_update_bn_and_evaluate_find_the_model(folder):
     ckptavg.merge("run", "swa.weights.h5")
     report = ckptavg.update_bn("swa.weights.h5", "bn.weights.h5", data=X)
-    ckptavg.refresh_batch_norm("swa.weights.h5", "rf.weights.h5", model=tiny_model(), data=X)
+    ckptavg.refresh_batch_norm("swa.weights.h5", "rf.weights.h5", model=evaluator(), data=X)
     assert same("bn.weights.h5", "rf.weights.h5")
     assert report.record.batch_norm.statistics == "fresh"
     assert report.record.batch_norm.data is None
@@ -183,7 +183,7 @@ def test_update_bn_and_evaluate_find_the_model(folder):
     assert named.batch_norm.batches == 2
     found = ckptavg.evaluate("run", data=(X, Y))
     path = ckptavg.open_run("run").checkpoints[-1].path
-    assert found == pytest.approx(ckptavg.evaluate(path, model=tiny_model(), data=(X, Y)))
+    assert found == pytest.approx(ckptavg.evaluate(path, model=evaluator(), data=(X, Y)))
     tiny_model().save_weights("bare.weights.h5")
     with pytest.raises(SpecError, match="pass --model SPEC"):
         ckptavg.evaluate("bare.weights.h5", data=(X, Y))
@@ -192,7 +192,7 @@ def test_update_bn_and_evaluate_find_the_model(folder):
 def test_searches_take_specs(folder):
     names = {"data": "train.py:bn_data", "eval_data": "train.py:test_data"}
     live = {"data": X, "eval_data": (X, Y)}
-    one = ckptavg.sweep("run", "a.keras", model=tiny_model(), **live)
+    one = ckptavg.sweep("run", "a.keras", model=evaluator(), **live)
     two = ckptavg.sweep("run", "b.keras", model="train.py:build_model", **names)
     assert two.known == 0 or two.known == two.tried
     assert one.best.metrics == pytest.approx(two.best.metrics, rel=1e-4)
@@ -228,5 +228,5 @@ def test_warnings_of_libraries_are_logged_not_shown(folder, caplog, monkeypatch)
 
 
 def test_a_keras_model_for_an_archive_needs_no_data(folder):
-    ckptavg.merge("run", "a.keras", model=tiny_model())
+    ckptavg.merge("run", "a.keras", model=evaluator())
     assert isinstance(keras.saving.load_model("a.keras"), keras.Model)

@@ -6,7 +6,7 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import RecipeError
-from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.models import evaluator, tiny_data, tiny_model
 
 X, Y = tiny_data()
 
@@ -24,7 +24,7 @@ def test_results_of_a_merge(folder):
         "MergeReport: wrote swa.weights.h5, uniform of 3 checkpoints of epochs 4-6\n"
     )
     assert repr(report).endswith(" s, every byte proven")
-    result = ckptavg.merge("run", "a.keras", model=tiny_model(), data=X, eval_data=(X, Y))
+    result = ckptavg.merge("run", "a.keras", model=evaluator(), data=X, eval_data=(X, Y))
     shown = repr(result).splitlines()
     assert shown[0] == "MergeResult: wrote a.keras, uniform of 4 checkpoints of epochs 3-6"
     assert shown[2] == "  2 BatchNorm layers from 96 samples (batch)"

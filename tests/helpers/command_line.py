@@ -29,7 +29,7 @@ def build_model():
     ]
     model = keras.Sequential(layers, name="tiny")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    model.compile("sgd", loss, metrics=["accuracy"], run_eagerly=True)  # commands begin anew
     return model
 
 def other_model():

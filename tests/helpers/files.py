@@ -26,12 +26,12 @@ def write_h5(path: Path, values: dict[str, np.ndarray]) -> Path:
 MiB = 1024**2
 
 
-def sparse_checkpoints(folder: Path, count: int, nbytes: int) -> list[Path]:
-    """Checkpoints of one float32 tensor and some small ones, of zeros that take no disk."""
-    shapes = {"layers/big/vars/0": (nbytes // 4,)} | {
+def sparse_checkpoints(folder: Path, count: int, nbytes: int, dtype: str = "float32") -> list[Path]:
+    """Checkpoints of one large tensor and some small ones, of zeros that take no disk."""
+    shapes = {"layers/big/vars/0": (nbytes // np.dtype(dtype).itemsize,)} | {
         f"layers/d{n}/vars/0": (9,) for n in range(99)
     }
-    tensors = {n: TensorInfo(n, shape, "float32", Extent(0, 0)) for n, shape in shapes.items()}
+    tensors = {n: TensorInfo(n, shape, dtype, Extent(0, 0)) for n, shape in shapes.items()}
     folder.mkdir()
     paths = [folder / f"{number}.weights.h5" for number in range(count)]
     for path in paths:

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def tiny_model(*, batch_norm: bool = True, width: int = 4) -> keras.Model:
-    """Two nested blocks and a head over 6 numbers, compiled with Adam."""
+    """Two nested blocks and a head over 6 numbers, compiled with SGD with momentum."""
     block = [keras.layers.Dense(width, activation="relu")]
     if batch_norm:
         block.append(keras.layers.BatchNormalization())
@@ -17,7 +17,7 @@ def tiny_model(*, batch_norm: bool = True, width: int = 4) -> keras.Model:
     layers += [keras.Sequential(block, name="block"), keras.layers.Dense(3, name="head")]
     model = keras.Sequential(layers, name="tiny")
     model.compile(
-        keras.optimizers.Adam(0.01),
+        keras.optimizers.SGD(0.01, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )

@@ -32,7 +32,7 @@ from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
 from tests.helpers.files import flip_bit, leftovers, read_tensors, write_h5
 from tests.helpers.merges import wide_mean
-from tests.helpers.models import randomize, tiny_model
+from tests.helpers.models import compiled_model, randomize, tiny_model
 
 
 def naive_mean(paths):
@@ -137,7 +137,7 @@ def test_steps_of_opennmt_average_to_25(tmp_path):
 
 
 def test_optimizer_state_is_dropped(checkpoints, tmp_path):
-    model = randomize(tiny_model(), 9)
+    model = randomize(compiled_model(), 9)
     x = np.zeros((4, 6), "float32")
     model.fit(x, np.zeros(4), verbose=0)
     model.save_weights(tmp_path / "trained.weights.h5")

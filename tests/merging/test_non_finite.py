@@ -10,7 +10,7 @@ import ckptavg
 from ckptavg import CheckpointSaver, open_run
 from ckptavg.errors import IntegrityError, RunError
 from tests.helpers.command_line import main
-from tests.helpers.models import tiny_data, tiny_model
+from tests.helpers.models import compiled_model, tiny_data
 
 
 class Breaking(keras.callbacks.Callback):
@@ -34,7 +34,7 @@ def broken_run(directory, epochs):
     x, y = tiny_data()
     saver = CheckpointSaver(directory, start_epoch=1)
     with pytest.warns(UserWarning, match="holds NaN or infinity"):
-        tiny_model().fit(x, y, epochs=4, verbose=0, callbacks=[Breaking(epochs), saver])
+        compiled_model().fit(x, y, epochs=4, verbose=0, callbacks=[Breaking(epochs), saver])
     return open_run(directory)
 
 

@@ -22,7 +22,7 @@ from ckptavg.runs.record_files import record_path
 from ckptavg.storage.files import partial
 from tests.helpers.files import flip_bit, leftovers, write_h5
 from tests.helpers.merges import interrupted
-from tests.helpers.models import randomize, tiny_model
+from tests.helpers.models import evaluator, randomize, tiny_model
 
 _SLOWLY = """
 import signal, sys, time
@@ -225,6 +225,6 @@ def test_the_merge_before_the_batch_norm_pass_can_be_gone_on_with(tmp_path):
         randomize(tiny_model(), seed).save_weights(paths[-1])
     out = tmp_path / "o.keras"
     plan = plan_merge(paths, out, live_model=True)
-    merge_into_model(plan, model=tiny_model(), resume=True)
+    merge_into_model(plan, model=evaluator(), resume=True)
     assert out.exists()
     assert not leftovers(tmp_path)

@@ -93,7 +93,7 @@ def test_an_average_with_fresh_statistics_is_told_apart(checkpoints, tmp_path):
 
     out = tmp_path / "swa.keras"
     plan = plan_merge(checkpoints, out, live_model=True)
-    merge_into_model(plan, model=tiny_model(), data=tiny_data()[0])
+    merge_into_model(plan, model=evaluator(), data=tiny_data()[0])
     (found,) = ckptavg.verify(out)
     assert found.average == "reproduced"
     assert "but for 4 BatchNorm statistics that were re-estimated" in found.reason

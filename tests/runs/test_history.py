@@ -12,7 +12,7 @@ from ckptavg.errors import RecordError, SaverError
 from ckptavg.runs.history import HISTORY_FILE
 from ckptavg.runs.json_values import decode
 from tests.helpers.files import fill, leftovers
-from tests.helpers.models import compiled_model, tiny_data, tiny_model
+from tests.helpers.models import compiled_model, tiny_data
 
 EPOCHS = 5
 
@@ -116,7 +116,7 @@ def test_a_damaged_history_is_told_before_training(tmp_path):
     directory = tmp_path / "run"
     fit(directory, 4)
     (directory / HISTORY_FILE).write_text("{}\n")
-    model = tiny_model()
+    model = compiled_model()
     with pytest.raises(SaverError, match=r"line 1 .* Remove the line or the file"):
         fit(directory, model=model, first=4, existing="resume")
     fit(directory, 4, existing="overwrite")

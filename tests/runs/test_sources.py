@@ -1,5 +1,6 @@
 """What can be averaged: patterns, folders and the epochs that file names tell of."""
 
+import shutil
 from pathlib import Path
 
 import keras
@@ -41,16 +42,21 @@ def test_natural_order():
     assert sorted(names, key=natural_key) == ["a.11.h5", "w.9.h5", "w.10.h5", "w.100.h5", "w.h5"]
 
 
-@pytest.fixture
-def filled(tmp_path) -> Path:
-    """A folder that Keras' ModelCheckpoint filled, over ten epochs."""
-    folder = tmp_path / "ckpt"
+@pytest.fixture(scope="module")
+def _filled_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("filled") / "ckpt"
     x, y = tiny_data(16)
     callback = keras.callbacks.ModelCheckpoint(
         folder / "weights.{epoch}-{loss:.2f}.weights.h5", save_weights_only=True
     )
     compiled_model().fit(x, y, epochs=10, callbacks=[callback], verbose=0)
     return folder
+
+
+@pytest.fixture
+def filled(_filled_once, tmp_path) -> Path:
+    """A folder that Keras' ModelCheckpoint filled, over ten epochs."""
+    return Path(shutil.copytree(_filled_once, tmp_path / "ckpt"))
 
 
 def test_a_folder_of_model_checkpoint_is_read_in_the_order_of_epochs(filled, tmp_path):

@@ -48,6 +48,14 @@ def tiny(optimizer=None, **compiled):
     return model
 
 
+def single(optimizer=None, **compiled):
+    """One layer, where the optimizer is the subject."""
+    model = tf_keras.Sequential([tf_keras.Input((6,)), tf_keras.layers.Dense(3)])
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or Adam(0.01), loss, **compiled)
+    return model
+
+
 @cache
 def compiled_once():
     model = tiny()
@@ -191,7 +199,7 @@ def test_constant_rates_reach_every_kind_of_optimizer(tmp_path, kind):
     if "scaled" in kind:
         optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
     history = fit(
-        tiny(optimizer),
+        single(optimizer),
         tmp_path / "run",
         10,
         start_epoch=8,
@@ -208,7 +216,7 @@ def test_constant_rates_reach_every_kind_of_optimizer(tmp_path, kind):
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_cyclic_rates_batch_by_batch(tmp_path, steps):
-    model = tiny(steps_per_execution=steps)
+    model = single(steps_per_execution=steps)
     rates = []
     watch = tf_keras.callbacks.LambdaCallback(
         on_batch_end=lambda *_, **__: rates.append(float(model.optimizer.learning_rate.numpy()))
@@ -257,9 +265,9 @@ def test_a_schedule_of_the_optimizer(tmp_path, kind):
         rate = lambda: 0.1  # noqa: E731
     make = tf_keras.optimizers.legacy.SGD if "legacy" in kind else tf_keras.optimizers.SGD
     with pytest.raises(SaverError, match="schedule of its own"):
-        fit(tiny(make(rate)), tmp_path / "other", start_epoch=2, lr_schedule="constant")
+        fit(single(make(rate)), tmp_path / "other", start_epoch=2, lr_schedule="constant")
     assert not (tmp_path / "other").exists()
-    history = fit(tiny(make(rate)), tmp_path / "run", 2, start_epoch=1)
+    history = fit(single(make(rate)), tmp_path / "run", 2, start_epoch=1)
     rates = [record.learning_rate for record in open_run(tmp_path / "run").records]
     assert rates == history["learning_rate"]
     if kind == "legacy":  # these tell the rate of the step to come, the new ones that of the last

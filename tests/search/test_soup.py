@@ -23,7 +23,7 @@ from ckptavg.search.weight_rows import WeightRows, weighted_mean
 from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT
 from tests.helpers.command_line import main
 from tests.helpers.files import leftovers, read_tensors
-from tests.helpers.models import evaluator, randomize, tiny_data, tiny_model
+from tests.helpers.models import evaluator, randomize, tiny_data
 
 X, Y = tiny_data()
 
@@ -64,7 +64,7 @@ def test_the_algorithm_by_hand(trained_run, tmp_path):
     for path in others:
         mean, passed = tmp_path / "m.weights.h5", tmp_path / "p.weights.h5"
         ckptavg.merge([*kept, path], mean, overwrite=True)
-        refresh_batch_norm(mean, passed, model=tiny_model(), data=X, overwrite=True)
+        refresh_batch_norm(mean, passed, model=evaluator(), data=X, overwrite=True)
         loss = evaluate(passed, model=evaluator(), data=CHOOSE)["loss"]
         if loss <= best:
             kept, best = [*kept, path], loss
@@ -95,7 +95,7 @@ def test_a_uniform_soup_is_the_mean_after_a_pass(checkpoints, tmp_path):
     report = make(checkpoints, tmp_path / "soup.weights.h5", method="uniform", test_data=REPORT)
     ckptavg.merge(checkpoints, tmp_path / "mean.weights.h5")
     mean = tmp_path / "bn.weights.h5"
-    refresh_batch_norm(tmp_path / "mean.weights.h5", mean, model=tiny_model(), data=X)
+    refresh_batch_norm(tmp_path / "mean.weights.h5", mean, model=evaluator(), data=X)
     assert report.metrics == pytest.approx(evaluate(mean, model=evaluator(), data=CHOOSE))
     assert report.test_metrics == pytest.approx(evaluate(mean, model=evaluator(), data=REPORT))
     assert report.tried == 1

@@ -195,7 +195,7 @@ def test_scores_are_those_of_merge_pass_and_evaluation(trained_run, tmp_path):
     for entry in report.entries:
         out = tmp_path / "o.weights.h5"
         plan = plan_merge(entry.checkpoints, out, recipe=entry.recipe, overwrite=True)
-        merge_into_model(plan, model=tiny_model(), data=X)
+        merge_into_model(plan, model=evaluator(), data=X)
         found = evaluate(out, model=evaluator(), data=CHOOSE)
         assert entry.metrics == pytest.approx(found, rel=1e-6)
 
@@ -213,7 +213,7 @@ def test_passes_of_other_kinds_have_scores_of_their_own(trained_run, tmp_path):
         out = tmp_path / "o.weights.h5"
         plan = plan_merge(report.best.checkpoints, out, overwrite=True)
         mode, mixed = options.get("bn_mode", "batch"), "mixed_precision" in options
-        merge_into_model(plan, model=tiny_model(), data=data, bn_mode=mode, mixed_precision=mixed)
+        merge_into_model(plan, model=evaluator(), data=data, bn_mode=mode, mixed_precision=mixed)
         found = evaluate(out, model=evaluator(), data=CHOOSE)
         assert report.best.metrics == pytest.approx(found, rel=1e-6)
         losses.append(report.best.metrics["loss"])

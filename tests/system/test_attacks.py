@@ -28,7 +28,7 @@ from ckptavg.runs.sources import resolve
 from ckptavg.storage.files import partial
 from tests.helpers.files import flip_bit, leftovers, read_tensors, write_h5
 from tests.helpers.merges import interrupted
-from tests.helpers.models import randomize, tiny_data, tiny_model
+from tests.helpers.models import evaluator, randomize, tiny_data, tiny_model
 
 
 def sharded(folder: Path, name: str, value: float, shards: int = 2) -> Path:
@@ -106,7 +106,7 @@ def test_only_statistics_may_differ_from_the_average(checkpoints, tmp_path):
 
     out = tmp_path / "swa.weights.h5"
     plan = plan_merge(checkpoints, out, live_model=True)
-    merge_into_model(plan, model=tiny_model(), data=tiny_data()[0])
+    merge_into_model(plan, model=evaluator(), data=tiny_data()[0])
     record = Record.read(record_path(out))
     assert len(record.batch_norm.tensors) == 4
     assert all("batch_normalization/vars/" in name for name in record.batch_norm.tensors)

@@ -1,18 +1,27 @@
 """The benchmark programs themselves, at tiny sizes: they are run by hand, and would rot unseen."""
 
 import subprocess
+import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+# Runs a program whose own processes are started by another interpreter.
+_PROGRAM = """
+import runpy, sys
+sys.executable, program, *sys.argv[1:] = sys.argv[1:]
+sys.path.insert(0, program.rpartition("/")[0])
+runpy.run_path(program, run_name="__main__")
+"""
 
-def run(warm: list[str], *options: str, name: str = "bench_merge") -> list[list[str]]:
+
+def run(command: list[object], *options: str, name: str = "bench_merge") -> list[list[str]]:
     """The cells of all tables that a benchmark prints."""
     program = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
     result = subprocess.run(
-        [*warm, str(program), "--quick", *options],
+        [*map(str, command), str(program), "--quick", *options],
         capture_output=True,
         text=True,
         check=False,
@@ -23,8 +32,8 @@ def run(warm: list[str], *options: str, name: str = "bench_merge") -> list[list[
 
 
 @pytest.fixture
-def bench(warm):
-    return partial(run, warm)
+def bench(warm_python):
+    return partial(run, [warm_python, "-c", _PROGRAM, warm_python])
 
 
 def test_the_benchmark_runs_with_a_warm_and_a_cold_cache(bench):
@@ -80,8 +89,8 @@ def test_the_whole_benchmark_runs(bench):
     assert how.count("h5py whole tensors, float64") == 2
 
 
-def test_the_benchmark_of_the_start_runs(bench):
-    header, _, imports, whole, start = bench(name="bench_start")
+def test_the_benchmark_of_the_start_runs():
+    header, _, imports, whole, start = run([sys.executable], name="bench_start")
     assert header == ["process", "processor ms", "ratio"]
     assert imports[-1] == "1"
     assert float(start[1]) < float(whole[1])

@@ -1,4 +1,4 @@
-"""The demo: what it writes, and what averaging does over five seeds."""
+"""The demo: what it writes, and what averaging does over some seeds."""
 
 import json
 import subprocess
@@ -33,14 +33,15 @@ def losses_in(out: str) -> dict[str, float]:
     return {name: float(line.split()[-2]) for name, line in rows.items()}
 
 
-def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(
-    printed, tmp_path, monkeypatch
+@pytest.mark.parametrize("seeds", [(2,), pytest.param((1, 2, 3, 4), marks=pytest.mark.slow)])
+def test_over_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(
+    printed, tmp_path, monkeypatch, seeds
 ):
     monkeypatch.setattr(demo, "PLANE_POINTS", 3)
     reports = [
-        demo.run_demo(tmp_path / str(seed), seed=seed, pictures=seed == 1) for seed in range(1, 5)
+        demo.run_demo(tmp_path / str(seed), seed=seed, pictures=seed == seeds[0]) for seed in seeds
     ]
-    first = losses_in(printed[1])
+    first = losses_in(printed[1])  # of seed 0
     loss = {
         name: np.mean([first[name], *(report.scores[name]["loss"] for report in reports)])
         for name in ROWS
@@ -50,9 +51,9 @@ def test_over_five_seeds_averaging_helps_and_the_batch_norm_pass_is_needed(
     assert all(path.exists() for path in reports[0].files.values())
     pictures = {path.name for path in reports[0].files.values() if path.suffix == ".png"}
     assert pictures == {"curves.png", "trajectory.png", "loss_plane.png"}
-    assert all((tmp_path / "1" / n).read_bytes().startswith(b"\x89PNG") for n in pictures)
-    assert not [*(tmp_path / "2").glob("*.png")]
-    assert not [*(printed[0] / "d").glob("*.png")]
+    assert all((tmp_path / str(seeds[0]) / n).read_bytes().startswith(b"\x89PNG") for n in pictures)
+    without = [printed[0] / "d", *(tmp_path / str(seed) for seed in seeds[1:])]
+    assert not [path for folder in without for path in folder.glob("*.png")]
 
 
 def test_the_printed_commands_do_the_same(printed, warm_ckptavg):

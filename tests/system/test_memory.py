@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -35,12 +34,8 @@ def peak_of_merge(folder: Path, *arguments: object) -> tuple[int, int, str]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_memory_limit_of_the_whole_process_is_obeyed(tmp_path, dtype):
-    values = np.random.default_rng(0).normal(size=5_000_000).astype(dtype)
-    for number in range(6):
-        with h5py.File(tmp_path / f"{number}.weights.h5", "w") as file:
-            for layer in range(4):
-                file[f"layers/d{layer}/vars/0"] = np.roll(values, 4 * number + layer)
-    merging = (*sorted(map(str, tmp_path.glob("*.h5"))), "-o", "o.weights.h5", "--overwrite")
+    paths = sparse_checkpoints(tmp_path / "c", 4, 64 * MiB, dtype)
+    merging = (*paths, "-o", "o.weights.h5", "--overwrite")
     status, _, stderr = peak_of_merge(tmp_path, *merging, "--max-memory", "40MiB")
     assert status == 1
     assert "too low" in stderr
