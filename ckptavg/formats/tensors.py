@@ -14,6 +14,9 @@ BLOCK_SIZE = 8 * 1024 * 1024
 STRING = "string"
 """The dtype of TensorFlow's string tensors, whose stored bytes are copied as they are."""
 
+_RANK_LIMIT, _SIZE_LIMIT = 32, 2**63
+"""Dimensions and bytes; numpy 2 allows 64 dimensions."""
+
 _ML_DTYPES = frozenset(
     name for name in dir(ml_dtypes) if name == "bfloat16" or name.startswith("float8_")
 )
@@ -100,6 +103,12 @@ def blocks(nbytes: int) -> Iterator[Block]:
 def count_blocks(nbytes: int) -> int:
     """The number of blocks of a tensor of `nbytes` bytes."""
     return -(-nbytes // BLOCK_SIZE)
+
+
+def is_shape(shape: tuple[int, ...], itemsize: int) -> bool:
+    """Whether there are arrays of this shape, for which numpy has limits even if they are empty."""
+    count = math.prod(shape) or math.prod(n for n in shape if n)
+    return len(shape) <= _RANK_LIMIT and count * itemsize < _SIZE_LIMIT
 
 
 def is_opaque(dtype: str) -> bool:

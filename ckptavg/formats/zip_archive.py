@@ -44,11 +44,11 @@ class ZipArchive:
         try:
             # zipfile reads the list as a whole, and every member in pieces.
             self._archive = zipfile.ZipFile(_BoundedStream(file, _DIRECTORY_LIMIT))
+            found = [info for info in self._archive.infolist() if not info.is_dir()]
         except FormatError:
             raise
         except Exception as error:  # zipfile raises nearly anything on a damaged file
             raise self._damaged(str(error)) from error
-        found = [info for info in self._archive.infolist() if not info.is_dir()]
         self.members: Mapping[str, Member] = {
             info.filename: Member(info.file_size, info.CRC) for info in found
         }
@@ -64,7 +64,10 @@ class ZipArchive:
         info = self._archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             return None
-        header = self._file.read(info.header_offset, _LOCAL_HEADER.size)
+        # Of an archive behind other bytes zipfile computes places, which may be anywhere.
+        header = b""
+        if 0 <= info.header_offset < self._file.size:
+            header = self._file.read(info.header_offset, _LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
             raise self._damaged(f"its {name} is not where the list of members places it")
         # The extra field may differ from that of the list, which zipfile has read.

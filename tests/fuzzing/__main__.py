@@ -9,6 +9,7 @@ import gc
 import itertools
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -64,15 +65,19 @@ def _fuzz(options: argparse.Namespace, scratch: Path) -> int:
         if result.outcome in FAILURES:
             left = FAILED / str(result.case).replace(" ", "_")
             shutil.rmtree(left, ignore_errors=True)
-            shutil.copytree(
-                scratch / str(result.process) / result.case.subject, left, symlinks=True
-            )
+            _copy(scratch / str(result.process) / result.case.subject, left)
             print(f"\n{result.case}: {result.outcome}: {result.detail[-3000:]}")
             print(f"again: python -m tests.fuzzing --case {left}", flush=True)
     print(_table(counts, names))
     seconds = time.monotonic() - began
     print(f"{counts.total():,} cases in {seconds:.0f} s, the slowest in {slowest:.2f} s")
     return int(any(counts[name, outcome] for name in names for outcome in FAILURES))
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copies what a case has left, with pipes, links and holes as they are."""
+    target.parent.mkdir(exist_ok=True)
+    subprocess.run(["cp", "-a", "--sparse=always", folder, target], check=True)
 
 
 def _make_corpus(folder: Path) -> None:

@@ -14,10 +14,12 @@ import tf_keras
 
 import ckptavg
 from ckptavg.formats import ModelConfig, open_reader
+from ckptavg.formats.tensorflow.table import read_table
 from ckptavg.runs.proof import tensor_records
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
 from ckptavg.search.score_cache import ScoreCache
+from tests.fuzzing.mutations.tables import compressed
 from tests.helpers.models import randomize, tiny_data
 from tests.helpers.tensorflow_checkpoints import save as save_tensors
 
@@ -42,6 +44,7 @@ def make_corpus(folder: Path) -> None:
             make(folder, name, rng)
     for recorded in ("weights.h5", "keras", "safetensors", "chunked.h5"):
         _recorded(folder / recorded, folder / f"recorded {recorded}")
+    _compressed(folder / "tensorflow", folder / "tensorflow snappy")
     _managed(folder / "state", model)
     _run(folder / "run", model)
     _journal(folder / "journal", model)
@@ -182,6 +185,17 @@ def _saver(folder: Path, name: str, rng: np.random.Generator) -> None:
     tensors = {key: tf.constant(rng.normal(size=shape), "float32") for key, shape in values.items()}
     tensors["global_step"] = tf.constant(7, "int64")
     save_tensors(_in(folder, "tensorflow 1") / name, dict(sorted(tensors.items())))
+
+
+def _compressed(source: Path, target: Path) -> None:
+    """As TensorFlow 1 and TensorFlow Serving write their indexes."""
+    target.mkdir()
+    for file in source.iterdir():
+        content = file.read_bytes()
+        if file.suffix == ".index":
+            *_, (last, _) = read_table(content)
+            content = compressed(content, last)
+        (target / file.name).write_bytes(content)
 
 
 def _recorded(source: Path, target: Path) -> None:

@@ -36,6 +36,8 @@ _SINGLE = struct.Struct("<QI")
 _ARRAY_HEADER = struct.Struct("<4xBBBBQQ")
 """Version, whether filtered, bytes of an element, bits of a page; elements, address of the data."""
 _CHECKSUM = 4
+_NO_FILTER = 0xFFFFFFFF
+"""The mask of a chunk that was put through no filter."""
 
 
 class Chunk(NamedTuple):
@@ -75,6 +77,11 @@ def find_chunks(window: Window, dataset: Dataset) -> dict[tuple[int, ...], Chunk
             raise DamagedError("a chunk reaches beyond the end of the file")
         if not dataset.filters and chunk.nbytes != nbytes:
             raise DamagedError(f"a chunk has {chunk.nbytes:,} bytes instead of {nbytes:,}")
+        if dataset.has_plain_edges and any(
+            (n + 1) * size > side
+            for n, size, side in zip(number, dataset.chunk, dataset.shape, strict=True)
+        ):
+            chunk = chunk._replace(mask=_NO_FILTER)
         found[number] = chunk
     if len(found) != math.prod(grid):  # HDF5 reads a missing one as zeros, which nobody has saved
         raise RefusedError("lacks some of its chunks")

@@ -4,6 +4,7 @@ HDF5 File Format Specification 3.0, IV.A.2: b (dataspace), d (datatype), i (data
 pipeline), and IV.A.2 on shared messages.
 """
 
+import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,10 +83,11 @@ class Dataset:
         address: of the bytes, or of the index of its chunks.
         stored: the bytes themselves, of a compact tensor; of a single chunk that is filtered, its
             size and mask of filters.
-        nbytes: how many bytes a contiguous tensor takes.
+        nbytes: how many bytes a compact or contiguous tensor takes.
         index: of its chunks.
         chunk: shape of a chunk.
         filters: in the order in which they were applied.
+        has_plain_edges: whether they were not applied to chunks that reach beyond the tensor.
     """
 
     shape: tuple[int, ...]
@@ -99,6 +101,7 @@ class Dataset:
     index: Index = Index.B_TREE_1
     chunk: tuple[int, ...] = ()
     filters: tuple[Filter, ...] = ()
+    has_plain_edges: bool = False
 
 
 def dataset_of(window: Window, messages: Iterable[Message]) -> Dataset | None:
@@ -138,12 +141,19 @@ def _shared(window: Window, kind: int, data: bytes) -> bytes:
 
 
 def _shape(data: bytes) -> tuple[int, ...]:
-    version, rank, _, kind = unpack(struct.Struct("<4B"), data)
+    version, rank, flags, kind = unpack(struct.Struct("<4B"), data)
     if version not in (1, 2) or rank > 32:
         raise DamagedError("a shape is damaged")
     if version == 2 and kind == _NULL:
         raise RefusedError("has no shape")
-    return unpack(struct.Struct(f"<{rank}Q"), data, 4 if version == 2 else 8)
+    sizes = struct.Struct(f"<{rank}Q")
+    start = 4 if version == 2 else 8
+    shape = unpack(sizes, data, start)
+    if flags & 1:  # the sizes to which it may grow follow
+        largest = unpack(sizes, data, start + sizes.size)
+        if any(size > most for size, most in zip(shape, largest, strict=True)):
+            raise DamagedError("a shape is damaged")
+    return shape
 
 
 def _dtype(data: bytes) -> tuple[str, int, bool]:
@@ -217,7 +227,7 @@ def _with_layout(
         raise RefusedError("is stored in another file")
     if layout is Layout.COMPACT:
         (nbytes,) = unpack(struct.Struct("<H"), data, 2)
-        return Dataset(*facts, layout, stored=data[4 : 4 + nbytes])
+        return Dataset(*facts, layout, stored=data[4 : 4 + nbytes], nbytes=nbytes)
     if layout is Layout.CONTIGUOUS:
         address, nbytes = unpack(struct.Struct("<QQ"), data, 2)
         return Dataset(*facts, layout, address, nbytes=nbytes)
@@ -243,9 +253,10 @@ def _old_layout(
     position += 4 * rank
     if layout is Layout.COMPACT:
         (nbytes,) = unpack(struct.Struct("<I"), data, position)
-        return Dataset(*facts, layout, stored=data[position + 4 : position + 4 + nbytes])
+        stored = data[position + 4 : position + 4 + nbytes]
+        return Dataset(*facts, layout, stored=stored, nbytes=nbytes)
     if layout is Layout.CONTIGUOUS:  # its size is that of its shape
-        return Dataset(*facts, layout, address, nbytes=2**64)
+        return Dataset(*facts, layout, address, nbytes=math.prod(facts[0]) * facts[2])
     chunk = _chunk(sizes, facts[0], facts[2])
     return Dataset(*facts, layout, address, chunk=chunk, filters=filters)
 
@@ -284,6 +295,7 @@ def _new_chunks(
         index=found,
         chunk=chunk,
         filters=filters,
+        has_plain_edges=bool(flags & 1),
     )
 
 

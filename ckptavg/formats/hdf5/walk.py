@@ -20,7 +20,7 @@ from ckptavg.formats.hdf5.links import links_of
 from ckptavg.formats.hdf5.object_headers import Message, open_window, read_messages
 from ckptavg.formats.hdf5.window import UNDEFINED, DamagedError, Window
 from ckptavg.formats.reader import Attribute
-from ckptavg.formats.tensors import Extent, TensorInfo, is_opaque
+from ckptavg.formats.tensors import Extent, TensorInfo, is_opaque, is_shape
 from ckptavg.storage.open_file import OpenFile
 
 DTYPE_ATTRIBUTE = "dtype"
@@ -110,6 +110,8 @@ class _Walk:
         messages = read_messages(self._window, address)
         links = links_of(self._window, messages)
         if links is None:
+            if not depth:
+                raise DamagedError("its root is not a folder")
             self.tree.tensors[name] = self._tensor(messages, name)
             return
         if depth > _DEPTH_LIMIT:
@@ -140,6 +142,13 @@ class _Walk:
             if dtype.startswith("V"):
                 dtype = self._opaque_dtype(dataset, messages)
             tensor = TensorInfo(name, dataset.shape, dtype, Extent(0, 0, self._file))
+            # More would reach beyond it; fewer are a tensor whose shape was damaged.
+            if dataset.layout is not Layout.CHUNKED and dataset.nbytes != tensor.nbytes:
+                raise RefusedError(
+                    f"has {tensor.nbytes:,} bytes by its shape, but {dataset.nbytes:,} are stored"
+                )
+            if not is_shape(dataset.shape, dataset.itemsize):
+                raise RefusedError(f"has the shape {dataset.shape}, which no array has")
             if tensor.nbytes == 0:
                 return tensor
             extent = self._extent(dataset, tensor)
@@ -159,12 +168,12 @@ class _Walk:
             return None
         if dataset.layout is Layout.COMPACT:
             if len(dataset.stored) != tensor.nbytes:
-                raise RefusedError("declares more bytes than the file can hold")
+                raise DamagedError("the storage of a tensor is damaged")
             self.tree.encoded[tensor.name] = Encoded(self._window, dataset)
             return None
         if dataset.address == UNDEFINED:
             raise RefusedError("was never written")
-        if dataset.nbytes < tensor.nbytes or dataset.address + tensor.nbytes > self._window.size:
+        if dataset.address + tensor.nbytes > self._window.size:
             raise RefusedError("reaches beyond the end of the file")
         if dataset.is_swapped:
             self._encoded += tensor.nbytes

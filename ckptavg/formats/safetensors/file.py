@@ -1,14 +1,13 @@
 """Reads and makes the header of one `.safetensors` file."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
 from ckptavg.errors import FormatError
 from ckptavg.formats.strict_json import parse_object
-from ckptavg.formats.tensors import Extent, TensorInfo
+from ckptavg.formats.tensors import Extent, TensorInfo, is_shape
 from ckptavg.storage.open_file import OpenFile
 
 SUFFIX = ".safetensors"
@@ -47,9 +46,6 @@ _RANKS = {dtype: rank for rank, dtype in enumerate(_DTYPES.values())}
 
 _PREFIX = 8
 _ALIGNMENT = 8
-_DIMENSIONS_LIMIT = 32
-_ELEMENTS_LIMIT = 2**63
-"""Limits of numpy, even for empty arrays."""
 
 
 def read_header(
@@ -112,17 +108,15 @@ def _tensor(
     if not isinstance(code, str) or code not in _DTYPES:
         known = ", ".join(_DTYPES)
         raise refusal(path, name, f"has the type {code!r:.40}; those that can be read are {known}")
-    if not _is_naturals(shape) or len(shape) > _DIMENSIONS_LIMIT:
+    if not _is_naturals(shape):
         raise refusal(path, name, f"has the shape {shape!r:.80}, which no array has")
     if not _is_naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise refusal(path, name, f"has the offsets {offsets!r:.80}, which are not a range")
-    if math.prod(n for n in shape if n) >= _ELEMENTS_LIMIT:
-        raise refusal(
-            path, name, f"has the shape {shape!r:.80}, more elements than an array can have"
-        )
     begin, end = offsets
     extent = Extent(base + begin, end - begin, number)
     tensor = TensorInfo(name, tuple(shape), _DTYPES[code], extent)
+    if not is_shape(tensor.shape, tensor.numpy_dtype.itemsize):
+        raise refusal(path, name, f"has the shape {shape!r:.80}, which no array has")
     if tensor.nbytes != extent.nbytes:
         raise refusal(
             path,

@@ -24,7 +24,7 @@ from ckptavg.formats.tensorflow.optimizer import optimizer_variables
 from ckptavg.formats.tensorflow.paths import data_file, index_file
 from ckptavg.formats.tensorflow.protobuf import BYTES, VARINT, BundleEntry, Refused
 from ckptavg.formats.tensorflow.table import mask, read_table, unmask, write_table
-from ckptavg.formats.tensors import STRING, Extent, TensorInfo
+from ckptavg.formats.tensors import STRING, Extent, TensorInfo, is_shape
 from ckptavg.formats.writer import CheckpointWriter
 
 OBJECT_GRAPH = "object_graph"
@@ -129,6 +129,8 @@ class TensorFlowReader(CheckpointReader):
                 f"'{name}' is {dtype}{list(entry.shape)}, {tensor.nbytes:,} bytes, "
                 f"but {entry.size:,} are stored"
             )
+        if dtype != STRING and not is_shape(entry.shape, tensor.numpy_dtype.itemsize):
+            raise Refused(f"'{name}' has the shape {list(entry.shape)}, which no array has")
         return tensor
 
     def _checksum(self, tensor: TensorInfo, entry: BundleEntry) -> int:

@@ -279,3 +279,72 @@ def test_lzf_is_decompressed_as_h5py_does(tmp_path, kind):
         with pytest.raises(DamagedError, match="more than it should"):
             decompress_lzf(stored, len(data) // 2)
     assert np.array_equal(h5py.File(tmp_path / "a.h5")["x"][()], data)
+
+
+# Shapes and storage that contradict each other
+
+
+def with_other_bytes(path: Path, former: bytes, now: bytes) -> None:
+    data = path.read_bytes()
+    assert data.count(former) == 1
+    path.write_bytes(mended(data.replace(former, now), data))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("rows", [0, 1, 300])
+def test_a_shape_that_does_not_fit_its_storage(tmp_path, version, rows):
+    # HDF5 itself reads the first rows without a word.
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w", libver=version) as file:
+        file["vars/0"] = np.ones((307, 5))
+    sizes = struct.Struct("<QQ")
+    with_other_bytes(path, sizes.pack(307, 5) * 2, sizes.pack(rows, 5) * 2)
+    with pytest.raises(FormatError, match=f"has {rows * 40:,} bytes by its shape, but 12,280 are"):
+        open_reader(path)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_empty_shape_that_no_array_has(tmp_path, version):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w", libver=version) as file:
+        file["vars/0"] = np.ones((307, 0), "f4")
+    sizes = struct.Struct("<QQ")
+    with_other_bytes(path, sizes.pack(307, 0) * 2, sizes.pack(2**61, 0) * 2)
+    with pytest.raises(FormatError, match="which no array has"):
+        open_reader(path)
+
+
+@pytest.mark.parametrize("shape", [(9, 10), (8, 14), (5, 7)])
+def test_chunks_at_the_edge_may_be_stored_without_filters(tmp_path, shape):
+    path, values = tmp_path / "a.weights.h5", np.random.default_rng(0).normal(size=shape)
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("vars/0", data=values, chunks=(4, 7), maxshape=shape, shuffle=True)
+    # Version 4 of the layout: chunked, no flags, then rank and sizes.
+    layout = bytes((4, 2, 0, 3, 1, 4, 7, 8))
+    with_other_bytes(path, layout, bytes((4, 2, 1)) + layout[3:])
+    with h5py.File(path) as file:
+        expected = file["vars/0"][()]
+    assert np.array_equal(expected, values) == (shape == (8, 14))
+    np.testing.assert_array_equal(read_tensors(path)["vars/0"], expected)
+
+
+def test_a_shape_beyond_the_largest_that_is_declared(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["vars/0"] = np.ones((307, 5))
+    sizes = struct.Struct("<QQ")
+    with_other_bytes(path, sizes.pack(307, 5) * 2, sizes.pack(307, 5) + sizes.pack(307, 4))
+    with pytest.raises(FormatError, match="a shape is damaged"):
+        open_reader(path)
+
+
+def test_a_file_whose_root_is_a_tensor(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.ones(3)
+        root, tensor = (struct.pack("<Q", h5py.h5o.get_info(o.id).addr) for o in (file, file["x"]))
+    data = path.read_bytes()
+    place = data.index(root, 56)  # its entry in the superblock
+    path.write_bytes(data[:place] + tensor + data[place + 8 :])
+    with pytest.raises(FormatError, match="its root is not a folder"):
+        open_reader(path)

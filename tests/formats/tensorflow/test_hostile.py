@@ -100,6 +100,8 @@ def refused(path: Path, reason: str) -> None:
         ({"dtype": 101}, "'x' has the type number 101"),
         ({"dtype": 7}, "'x' holds strings whose lengths are damaged"),
         ({"dtype": 7, "shape": (2**40,)}, "'x' holds strings whose lengths are damaged"),
+        ({"shape": (2**62, 0), "size": 0}, "which no array has"),
+        ({"shape": (1,) * 33, "size": 4}, "which no array has"),
     ],
 )
 def test_hostile_entries_are_refused(tmp_path, changes, reason):

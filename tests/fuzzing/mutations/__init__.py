@@ -1,7 +1,10 @@
 """Changes to the files of a checkpoint or run, made where their formats keep what matters."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
+from enum import Enum, auto
+from pathlib import Path
 from random import Random
 
 from tests.fuzzing.mutations import hdf5, json_trees, safetensors, tables, zips
@@ -9,6 +12,34 @@ from tests.fuzzing.mutations.plain import change_bytes
 
 Files = Mapping[str, bytes]
 """The contents of files by their names."""
+
+
+class Special(Enum):
+    """What stands where a file should."""
+
+    NOTHING = auto()
+    PIPE = auto()
+    FOLDER = auto()
+    LOOP = auto()
+    ENDLESS = auto()
+    SPARSE = auto()
+
+    def make(self, path: Path) -> None:
+        """Puts it in the place of a file."""
+        path.unlink()
+        match self:
+            case Special.PIPE:
+                os.mkfifo(path)
+            case Special.FOLDER:
+                path.mkdir()
+            case Special.LOOP:
+                path.symlink_to(path)
+            case Special.ENDLESS:
+                path.symlink_to("/dev/zero")
+            case Special.SPARSE:
+                path.touch()
+                os.truncate(path, 20 * 1024**3)
+
 
 _BY_SUFFIX: dict[str, Callable[[Random, bytes], bytes]] = {
     ".h5": hdf5.change,
@@ -25,7 +56,7 @@ _STRUCTURED = 0.8
 """Share of the changes that know the format; the others are of any bytes."""
 
 
-def mutate(random: Random, files: Files, victims: Mapping[str, int]) -> dict[str, bytes | None]:
+def mutate(random: Random, files: Files, victims: Mapping[str, int]) -> dict[str, bytes | Special]:
     """Changes one file, or two that belong together.
 
     Args:
@@ -34,11 +65,11 @@ def mutate(random: Random, files: Files, victims: Mapping[str, int]) -> dict[str
         victims: those that may change, with their weights.
 
     Returns:
-        The new contents of what was changed; None for a file that was removed.
+        The new contents of what was changed, or what is in its place.
     """
     name = random.choices(list(victims), list(victims.values()))[0]
     content = files[name]
-    if random.random() < 0.01:
+    if random.random() < 0.015:
         return {name: _replaced(random, name, files)}
     index = next((other for other in files if other.endswith(".index")), None)
     if ".data-" in name and index and random.random() < 0.5:
@@ -49,9 +80,11 @@ def mutate(random: Random, files: Files, victims: Mapping[str, int]) -> dict[str
     return {name: change_bytes(random, content)}
 
 
-def _replaced(random: Random, name: str, files: Files) -> bytes | None:
-    """Nothing, another file of the folder, or something far too deep or long."""
+def _replaced(random: Random, name: str, files: Files) -> bytes | Special:
+    """Something else than a file, another file of the folder, or one far too deep or long."""
+    if random.random() < 0.4:
+        return random.choice(list(Special))
     deep = b"[" * 100_000 + b"]" * 100_000
     twice = files[name] * 2
     long = json.dumps({"format": "x" * 1_000_000}).encode()
-    return random.choice((None, b"", b"\n", deep, twice, long, random.choice(list(files.values()))))
+    return random.choice((b"", b"\n", deep, twice, long, random.choice(list(files.values()))))

@@ -20,7 +20,10 @@ _NAMES = ("", "x", "layers", "..", "\ud800", "__class__", "a/b", "\0", "optimize
 
 def change(random: Random, content: bytes) -> bytes:
     """A few values or names changed, or how they are written."""
-    whole = [json.loads(content)]
+    try:
+        whole = [json.loads(content)]
+    except ValueError:  # it was changed before
+        return change_bytes(random, content)
     for _ in range(random.choice((1, 1, 1, 2))):
         _change_node(random, whole)
     indent = random.choice((None, None, 1))
@@ -38,10 +41,7 @@ def change_lines(random: Random, content: bytes) -> bytes:
     if kind < 0.6:
         places = [n for n, line in enumerate(lines) if line.startswith((b"{", b"["))] or [place]
         place = random.choice(places)
-        try:
-            lines[place] = change(random, lines[place]).replace(b"\n", b" ")
-        except ValueError:
-            lines[place] = change_bytes(random, lines[place])
+        lines[place] = change(random, lines[place]).replace(b"\n", b" ")
     elif kind < 0.7:
         lines.insert(random.randrange(len(lines)), lines[place])
     elif kind < 0.8:

@@ -8,10 +8,12 @@ from ckptavg.formats.crc32c import crc32c
 from ckptavg.formats.tensorflow import strings
 from ckptavg.formats.tensorflow.protobuf import BYTES, VARINT, BundleEntry, Refused, fields, varint
 from ckptavg.formats.tensorflow.table import mask, read_table, write_table
+from tests.formats.tensorflow.test_snappy import packed
 from tests.fuzzing.mutations.plain import NUMBERS, SAME_LENGTH, change_bytes, flip, set_byte
 
 _FOOTER = 48
 _TRAILER = 5
+_SNAPPY = 1
 _GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -56,7 +58,35 @@ def change_data(
         crc = crc32c(content)
     data[entry.offset : end] = content
     entries[number] = key, replace(entry, size=len(content), crc=mask(crc)).encode()
-    return {name: bytes(data), index: write_table(entries)}
+    table = write_table(entries)
+    if _is_compressed(files[index]):
+        table = compressed(table, entries[-1][0])
+    return {name: bytes(data), index: table}
+
+
+def compressed(content: bytes, last: bytes) -> bytes:
+    """A small table, whose last key is this, with blocks that Snappy compresses."""
+    (start, end), (low, high), *_ = _blocks(content)
+    out = bytearray()
+    handles = [_append(out, content[start:end]), _append(out, content[low:high])]
+    lengths = varint(0) + varint(len(last)) + varint(len(handles[0]))
+    restarts = bytes(4) + (1).to_bytes(4, "little")
+    handles.append(_append(out, lengths + last + handles[0] + restarts))
+    _, *others = handles
+    return bytes(out) + b"".join(others).ljust(_FOOTER - 8, b"\0") + content[-8:]
+
+
+def _append(out: bytearray, block: bytes) -> bytes:
+    """Adds a block; returns its handle."""
+    stored = packed(block)
+    handle = varint(len(out)) + varint(len(stored))
+    stored += bytes([_SNAPPY])
+    out += stored + mask(crc32c(stored)).to_bytes(4, "little")
+    return handle
+
+
+def _is_compressed(content: bytes) -> bool:
+    return any(content[end] == _SNAPPY for _, end in _blocks(content))
 
 
 def _change_entries(random: Random, content: bytes) -> bytes:
@@ -76,7 +106,8 @@ def _change_entries(random: Random, content: bytes) -> bytes:
         entries.insert(place, random.choice(entries))
     if random.random() < 0.8:
         entries.sort()
-    return write_table(entries)
+    table = write_table(entries)
+    return compressed(table, entries[-1][0]) if _is_compressed(content) else table
 
 
 def _change_message(random: Random, message: bytes) -> bytes:
