@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -344,6 +345,8 @@ def read_rates(directory: Path, count: int) -> list[float] | None:
             raise ValueError("it was written by another program or version")
         rates = content.get("initial_learning_rates", [content["initial_learning_rate"]])
         found = [*map(float, rates)]
+        if not all(0 <= rate < math.inf for rate in found):
+            raise ValueError("a learning rate is not a number from 0")
     except FileNotFoundError:
         return None
     except (OSError, *DAMAGE) as error:

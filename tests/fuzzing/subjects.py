@@ -23,7 +23,7 @@ from ckptavg.formats.tensors import STRING, TensorInfo, is_float
 from ckptavg.merging import work
 from ckptavg.merging.exact_mean import round_once
 from ckptavg.models.specs import as_data
-from ckptavg.saving.run_writer import read_rate
+from ckptavg.saving.run_writer import read_rates
 from tests.fuzzing.corpus import NAMES, SCORES, SIGMA, one_hot, open_scores
 from tests.fuzzing.farm import ALONE, EQUAL, Case, Check, WrongError
 from tests.fuzzing.mutations import Special, mutate
@@ -469,9 +469,9 @@ def _check_side_files(run: Path) -> None:
         with _collected(found):
             read()
     with _collected(found):
-        rate = read_rate(run)
-        if rate is not None and not math.isfinite(rate):
-            raise WrongError(f"the learning rate {rate} was taken")
+        rates = read_rates(run, 1) or []
+        if not all(map(math.isfinite, rates)):
+            raise WrongError(f"the learning rates {rates} were taken")
     with _collected(found):
         ModelConfig.read(run / "model.json")
     if found:

@@ -1,5 +1,6 @@
 """Trainings that break off and go on: their records equal those of one that never did."""
 
+import json
 import os
 import runpy
 import shutil
@@ -22,7 +23,7 @@ from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.runs.record import Record
 from ckptavg.saving.options import KeepBest, Options
 from ckptavg.saving.run_lock import RunLock
-from ckptavg.saving.run_writer import RunWriter
+from ckptavg.saving.run_writer import RunWriter, read_rates
 from tests.helpers.files import leftovers
 from tests.helpers.models import Reusable, compiled_model
 from tests.helpers.saving import fit as fit_tiny
@@ -393,3 +394,11 @@ def test_the_configuration_of_each_training_is_kept(tmp_path):
     assert plan.model_file == run / "model.json"
     fit_tiny(model, run, epochs=1, start_epoch=1, existing="overwrite")
     assert sorted(path.name for path in run.glob("model*")) == ["model.json"]
+
+
+@pytest.mark.parametrize("rate", ["NaN", "-inf", -0.1, None, [], {}, "x"])
+def test_a_damaged_initial_rate_is_never_trained_with(tmp_path, rate):
+    content = {"format": "ckptavg-saver", "version": 1, "initial_learning_rate": rate}
+    (tmp_path / "saver.json").write_text(json.dumps(content))
+    with pytest.raises(SaverError, match="to start from the optimizer's rate"):
+        read_rates(tmp_path, 1)
