@@ -48,6 +48,16 @@ class ResourceError(CkptavgError, OSError):
     """Not enough memory or disk space."""
 
 
+class ThreadLimitError(ResourceError):
+    """The system allows no more threads."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the system allows no more threads (ulimit -u, or memory): end other programs, or "
+            "raise the limit"
+        )
+
+
 class MemoryLimitError(ResourceError):
     """The work needs more memory than its limit allows.
 

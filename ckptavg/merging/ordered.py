@@ -5,6 +5,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from ckptavg.errors import ThreadLimitError
+
 W = TypeVar("W")
 T = TypeVar("T")
 
@@ -21,6 +23,9 @@ def run_in_order(
         workers: what a thread works with, such as its buffers.
         tasks: each is called with a worker that no other thread uses meanwhile.
         ahead: results that may wait for the caller; with 0 tasks run in the caller's thread.
+
+    Raises:
+        ThreadLimitError: the system allows no more threads.
     """
     free = list(workers)
     if ahead == 0:
@@ -36,10 +41,17 @@ def run_in_order(
             free.append(worker)
 
     with ThreadPoolExecutor(len(free)) as pool:
+
+        def submit(task: Callable[[W], T]) -> Future[T]:
+            try:
+                return pool.submit(run, task)
+            except RuntimeError as error:
+                raise ThreadLimitError from error
+
         waiting: deque[Future[T]] = deque()
         try:
             for task in tasks:
-                waiting.append(pool.submit(run, task))
+                waiting.append(submit(task))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:

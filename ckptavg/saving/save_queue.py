@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ckptavg.errors import ThreadLimitError
 from ckptavg.runs.record import Record
 from ckptavg.saving.host_copy import HostCopy
 from ckptavg.storage.background import announce
@@ -53,11 +54,21 @@ class SaveQueue:
         return found, time.perf_counter() - started
 
     def submit(self, work: list[Work]) -> None:
-        """Begins the pieces of work of a save, in order, once those before it are finished."""
+        """Begins the pieces of work of a save, in order, once those before it are finished.
+
+        Raises:
+            ThreadLimitError: the system allows no more threads.
+        """
         if self._pool is None:
             self._process = os.getpid()
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="ckptavg-saver")
-        self._waiting.append([self._pool.submit(piece) for piece in work])
+        try:
+            self._waiting.append([self._pool.submit(piece) for piece in work])
+        except RuntimeError as error:
+            # The pool holds the work all the same, and would do it later with other weights.
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+            raise ThreadLimitError from error
         for future in self._waiting[-1]:
             announce(future)
         # The memory moves on with its work alone: if a save that failed before it was submitted

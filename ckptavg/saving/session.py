@@ -184,7 +184,8 @@ class TrainingSession:
             with self._failing():
                 work += self._prepare_checkpoint(stem, logs)
         if work:
-            self._prepared.queue.submit(work)
+            with self._failing():
+                self._prepared.queue.submit(work)
         self.blocked.append(time.perf_counter() - started)
 
     def _make_room(self) -> None:
