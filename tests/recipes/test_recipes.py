@@ -106,7 +106,7 @@ def test_a_falling_line_is_the_plain_mean():
 def test_moving_averages_check_what_they_are_called_with():
     with pytest.raises(RecipeError, match="decay is 2"):
         ema(EVEN, 2)
-    with pytest.raises(RecipeError, match="sigma_rel is 0.5"):
+    with pytest.raises(RecipeError, match=r"sigma_rel is 0\.5"):
         power_ema(EVEN, 0.5)
 
 
