@@ -24,7 +24,7 @@ from ckptavg.runs.record import BatchNormRecord, Record, now, versions
 from ckptavg.runs.record_files import commit_with_record, find_record, record_path
 from ckptavg.storage.files import commit, partial
 
-_KEPT = ("epoch", "model", "model_digest", "recipe", "choice", "sources")
+_KEPT = ("epoch", "model", "model_digest", "recipe", "choice", "differences", "sources")
 """What a record says of a checkpoint that no pass changes."""
 
 Refresh = Callable[[keras.Model], BatchNormReport]

@@ -18,7 +18,7 @@ from ckptavg.runs.describe import (
     human_size,
     list_epochs,
 )
-from ckptavg.runs.record import Record
+from ckptavg.runs.record import OMITTED_IF_EMPTY, Record
 from ckptavg.runs.run import Run
 
 _STATISTICS = {
@@ -153,7 +153,7 @@ def _facts(record: Record | None) -> dict[str, Any] | None:
         return None
     facts: dict[str, Any] = as_json(record)
     del facts["path"]
-    for name in ("choice", "parts", "model_digest"):
+    for name in OMITTED_IF_EMPTY:
         if not facts[name]:
             del facts[name]
     return facts

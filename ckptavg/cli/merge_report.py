@@ -1,7 +1,9 @@
 """What a merge did or would do, as text for people and as a report for machines."""
 
+import shlex
 import textwrap
 from collections import Counter
+from itertools import zip_longest
 from typing import Any
 
 import typer
@@ -36,6 +38,7 @@ def print_merged(result: MergeResult) -> None:
     typer.echo(f"  read        {human_size(plan.bytes_read)} in {result.seconds:.2f} s ({speed}/s)")
     typer.echo(f"  proof       {_proof(result)}")
     _print_model(plan)
+    _print_trainings(plan)
     _print_left_out(plan)
     if result.resumed:
         typer.echo(f"  resumed     {result.resumed:.0%} were done before, and proven again")
@@ -87,6 +90,7 @@ def print_plan(plan: MergePlan) -> None:
     if decoded:
         typer.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
     _print_model(plan)
+    _print_trainings(plan)
     _print_left_out(plan)
     typer.echo()
     _print_sources(plan)
@@ -123,6 +127,18 @@ def _print_model(plan: MergePlan) -> None:
         typer.echo(f"  model       {plan.model_note}")
 
 
+def _print_trainings(plan: MergePlan) -> None:
+    """Says of several trainings in what they differ, and what to do before their mean is used."""
+    found = plan.trainings
+    if found is None:
+        return
+    text = f"{found.summary}. Their mean is good only where they share a basin; ask first:"
+    lines = textwrap.wrap(text, 66, break_long_words=False, break_on_hyphens=False)
+    lines.append(shlex.join(["ckptavg", "doctor", *map(str, found.runs)]))
+    for label, line in zip_longest(("trainings",), lines, fillvalue=""):
+        typer.echo(f"  {label:<12}{line}")
+
+
 def _print_left_out(plan: MergePlan) -> None:
     for checkpoint in plan.left_out:
         if checkpoint.record is not None:
@@ -151,6 +167,9 @@ def _named(source: SourcePlan) -> str:
 def _described(plan: MergePlan) -> str:
     epochs = [source.epoch for source in plan.sources if source.epoch is not None]
     mean = "mean" if plan.recipe == "uniform" else "weighted mean"
+    if plan.trainings is not None:
+        count = f"{plural(len(plan.sources), 'checkpoint')} of {len(plan.trainings.runs)} trainings"
+        return f"the {mean} of {count}"
     of_epochs = f" (epochs {list_epochs(epochs)})" if epochs else ""
     return f"the {mean} of {plural(len(plan.sources), 'checkpoint')}{of_epochs}"
 
@@ -168,6 +187,8 @@ def result_content(result: MergeResult) -> dict[str, Any]:
         "left_out": [checkpoint.path for checkpoint in plan.left_out],
         **pick(result, "record.batch_norm"),
     }
+    if plan.trainings is not None:
+        content["trainings"] = plan.trainings
     if result.metrics is not None:
         content["metrics"] = result.metrics
     if result.comparison is not None:
@@ -197,4 +218,5 @@ def plan_content(plan: MergePlan) -> dict[str, Any]:
         **pick(plan, "bytes_read", "bytes_written", "disk", "memory"),
         "peak": plan.memory + resident(),
         "jobs": plan.jobs,
+        **({} if plan.trainings is None else {"trainings": plan.trainings}),
     }

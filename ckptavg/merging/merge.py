@@ -154,6 +154,7 @@ def _record(plan: MergePlan, size: int, digests: MergeDigests) -> Record:
         model_digest=plan.model_digest,
         recipe=plan.recipe,
         choice=plan.choice,
+        differences=() if plan.trainings is None else plan.trainings.differences,
         sources=tuple(
             SourceRecord(
                 path=os.path.relpath(source.path.parent.resolve() / source.path.name, folder),

@@ -1,5 +1,6 @@
 """Where the configuration of an average comes from: what was named, its sources, or a run."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,12 @@ def _compare(others: Sequence[Path], last: Path, max_memory: int | None) -> str:
                 "(--model, in Python model=)"
             )
         note = note or _difference(found, wanted)
-    return f"that of {last.name}; {others[0].name} differs in {note}" if note else ""
+    if not note:
+        return ""
+    # Those of two runs have one name.
+    same = others[0].name == last.name
+    names = [os.path.relpath(path) if same else path.name for path in (last, others[0])]
+    return f"that of {names[0]}; {names[1]} differs in {note}"
 
 
 def _network(config: Any) -> Any:

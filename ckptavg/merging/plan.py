@@ -27,6 +27,7 @@ from ckptavg.runs.json_values import Scalar
 from ckptavg.runs.outputs import check_name, check_output, is_text
 from ckptavg.runs.record import BatchNormRecord
 from ckptavg.runs.sources import Sources
+from ckptavg.runs.trainings import Trainings, find_trainings
 from ckptavg.storage.files import partial
 
 COPY = "copy"
@@ -58,6 +59,7 @@ class MergePlan:
         disk: bytes that the folder of the output must have free.
         left_out: checkpoints that hold NaN or infinity, as their records say.
         choice: what was asked for, as the record will note it.
+        trainings: those that the checkpoints come from, if they are several.
     """
 
     output: Path
@@ -77,6 +79,7 @@ class MergePlan:
     disk: int = 0
     left_out: tuple[Checkpoint, ...] = ()
     choice: Mapping[str, Scalar] = field(default_factory=dict)
+    trainings: Trainings | None = None
 
     def __repr__(self) -> str:
         tensors = sum(item.action != DROP for item in self.items)
@@ -88,6 +91,8 @@ class MergePlan:
         ]
         if self.left_out:
             lines.append(f"  left out (NaN or infinity): {describe_epochs(self.left_out)}")
+        if self.trainings is not None:
+            lines.append(f"  {self.trainings.summary}")
         return "\n".join(lines)
 
     @property
@@ -175,7 +180,8 @@ def plan_merge(
         disk=disk,
     )
     noted = {**(choice or {}), **weighted.choice}
-    return replace(plan, left_out=weighted.left_out, choice=noted)
+    trainings = find_trainings(weighted.checkpoints)
+    return replace(plan, left_out=weighted.left_out, choice=noted, trainings=trainings)
 
 
 def plan_average(

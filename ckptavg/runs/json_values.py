@@ -49,7 +49,7 @@ Digest = Annotated[str, _digest]
 """A digest in hexadecimal digits."""
 
 _ADDED = {"non_finite", "ema", "choice", "tensors", "mode", "moving", "digest"}
-_ADDED |= {"parts", "model_digest"}
+_ADDED |= {"parts", "model_digest", "differences"}
 """Fields that records of earlier versions lack; any other one that is missing is damage."""
 
 _READERS: Mapping[Any, Callable[[Any], Any]] = {

@@ -26,7 +26,7 @@ from ckptavg.version import __version__
 
 FORMAT = "ckptavg-record"
 VERSION = 1
-_OMITTED = ("choice", "parts", "model_digest")
+OMITTED_IF_EMPTY = ("choice", "parts", "model_digest", "differences")
 """Fields that are not written while they are empty."""
 
 
@@ -122,6 +122,8 @@ class Record:
             name, such as `config.json` and `assets/...`; records of 0.1.0 have none.
         model_digest: digest of the file that `model` names; None if that is no `model.json`, and in
             records of 0.1.0.
+        differences: in what the trainings of the sources differ, if they are of several, such as
+            `learning rate (0.01, 0.05)`; as far as it was recorded, and not in records of 0.1.0.
         path: the file that the record was read from or written to.
     """
 
@@ -143,6 +145,7 @@ class Record:
     choice: Mapping[str, Scalar] = field(default_factory=dict)
     parts: Mapping[str, Digest] = field(default_factory=dict)
     model_digest: Digest | None = None
+    differences: tuple[str, ...] = ()
     path: Path | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -173,7 +176,7 @@ class Record:
         """The record with the proof of the checkpoint, strict JSON."""
         content = {"format": FORMAT, "version": VERSION, **encode(self), "tensors": encode(tensors)}
         # Records of what 0.1.0 knew stay as it wrote them.
-        for name in _OMITTED:
+        for name in OMITTED_IF_EMPTY:
             if not content[name]:
                 del content[name]
         return json.dumps(content, indent=1, allow_nan=False) + "\n"

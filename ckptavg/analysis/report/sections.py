@@ -143,6 +143,7 @@ def about_average(average: Average, sources: Sequence[Checkpoint], picture: Cont
             ("file", tag("code", str(average.path))),
             ("recipe", record.recipe or "unknown"),
             ("of", _described(sources)),
+            ("trainings differ in", ", ".join(record.differences)),
             ("coefficients", list_coefficients(coefficients, _LISTED)),
             ("effective sample size", f"{size:.3g} of {len(coefficients)} checkpoints"),
             ("verified", _verified(record.sources)),
