@@ -13,7 +13,7 @@ from ckptavg import recipes
 from ckptavg.errors import RecipeError
 from ckptavg.recipes import BY_POSITION, EMA, POWER_EMA, SUMMARIES, Recipe
 from ckptavg.recipes.moving_averages import ema, power_ema
-from ckptavg.recipes.power_profiles import gamma_of, overlap
+from ckptavg.recipes.power_profiles import decay_over, gamma_of, overlap
 from ckptavg.runs.describe import list_coefficients
 from tests.helpers.command_line import main
 from tests.helpers.files import read_tensors
@@ -135,6 +135,13 @@ def test_sigma_and_gamma_are_each_others_inverse(sigma_rel):
     mean, square = np.mean(profile * time), np.mean(profile * time**2)
     if sigma_rel > 0.001:
         assert math.sqrt(square - mean**2) == pytest.approx(sigma_rel, rel=1e-3)
+
+
+def test_one_decay_does_what_those_of_all_steps_between_would():
+    gamma = gamma_of(0.15)
+    every = math.prod(decay_at(step, gamma) for step in range(101, 121))
+    assert decay_over(100, 120, gamma) == pytest.approx(every, rel=1e-13)
+    assert decay_over(0, 7, gamma) == 0.0
 
 
 @pytest.mark.parametrize("times", [(1.0, 1.0), (0.3, 1.0), (1.0, 0.6)])
