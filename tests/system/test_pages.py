@@ -27,6 +27,7 @@ GUIDE = (
     "recipes",
     "saving",
     "specs",
+    "trust",
 )
 DECISIONS = sorted(p for p in (DOCS / "decisions").glob("*.md") if p.name != "README.md")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
