@@ -20,11 +20,13 @@ def install() -> None:
 def _made_outside(add_variable: Any) -> Any:
     """Makes variables of optimizers outside the training step that needs them first.
 
-    A function that makes variables is traced twice.
+    A function that makes variables is traced twice. Replicas make theirs together, in the step.
     """
     import tensorflow as tf
 
     def add(*arguments: Any, **options: Any) -> Any:
+        if tf.distribute.has_strategy():
+            return add_variable(*arguments, **options)
         with tf.init_scope():
             return add_variable(*arguments, **options)
 

@@ -29,7 +29,8 @@ def build_model():
     ]
     model = keras.Sequential(layers, name="tiny")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss, metrics=["accuracy"], run_eagerly=True)  # commands begin anew
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    model.compile(optimizer, loss, metrics=["accuracy"], run_eagerly=True)  # each runs but once
     return model
 
 def other_model():

@@ -99,11 +99,13 @@ def serve(path: str) -> tuple[list[str], str, dict[str, str]]:
 
 def _warm_up() -> None:
     import gc
+    import runpy
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras  # noqa: F401
     import pandas  # noqa: F401
 
+    runpy.run_path(str(Path(__file__).with_name("cheap_keras.py")))["install"]()
     gc.collect()
     gc.freeze()  # what is imported is not garbage, and stays shared between processes
 

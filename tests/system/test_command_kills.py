@@ -29,9 +29,6 @@ sys.argv[0] = "ckptavg"
 main()
 """
 
-_EAGER = TRAIN.replace("metrics=", "run_eagerly=True, metrics=") + SPLIT
-"""Graphs take longer to trace than these tiny models to evaluate."""
-
 _CHOOSE = ("--eval-data", "train.py:choose")
 _WRITTEN = (".weights.h5", ".weights.json", ".safetensors", ".safetensors.index.json")
 
@@ -82,7 +79,7 @@ def large(_large_once, tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def place(trained_run, monkeypatch) -> Path:
     """A working folder with a run and the train.py that made it."""
-    (trained_run.parent / "train.py").write_text(_EAGER)
+    (trained_run.parent / "train.py").write_text(TRAIN + SPLIT)
     monkeypatch.chdir(trained_run.parent)
     return trained_run.parent
 

@@ -22,7 +22,6 @@ _MACHINE = re.compile(r"(?<![\w.])/(?:tmp|home|root|usr|var|opt|mnt|work|Users)/
 _SHORT = """
 import keras
 from ckptavg import analysis, demo
-from tests.helpers import cheap_keras
 
 def fit(model, x, y, *, whole=keras.Model.fit, **options):
     if "validation_data" in options:
@@ -37,7 +36,6 @@ def digits(whole=demo._digits):
 
 keras.Model.fit, analysis.loss_plane = fit, loss_plane
 demo._digits, demo.HELD_OUT = digits, 64
-cheap_keras.install()
 """
 """Trains on a few of the images, measures at a few places: the outputs are of the same kinds."""
 
