@@ -14,6 +14,7 @@ from ckptavg.commands.merge import MergeResult
 from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.planned_sources import SourcePlan
 from ckptavg.merging.reproduce import refreshing
+from ckptavg.merging.tensor_rules import AVERAGE
 from ckptavg.recipes import COEFFICIENTS, effective_sample_size
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import human_size, list_coefficients, list_epochs
@@ -39,6 +40,7 @@ def print_merged(result: MergeResult) -> None:
     typer.echo(f"  proof       {_proof(result)}")
     _print_model(plan)
     _print_trainings(plan)
+    _print_half(plan)
     _print_left_out(plan)
     if result.resumed:
         typer.echo(f"  resumed     {result.resumed:.0%} were done before, and proven again")
@@ -91,6 +93,7 @@ def print_plan(plan: MergePlan) -> None:
         typer.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
     _print_model(plan)
     _print_trainings(plan)
+    _print_half(plan)
     _print_left_out(plan)
     typer.echo()
     _print_sources(plan)
@@ -137,6 +140,15 @@ def _print_trainings(plan: MergePlan) -> None:
     lines.append(shlex.join(["ckptavg", "doctor", *map(str, found.runs)]))
     for label, line in zip_longest(("trainings",), lines, fillvalue=""):
         typer.echo(f"  {label:<12}{line}")
+
+
+def _print_half(plan: MergePlan) -> None:
+    """Advises a wider output where rounding takes away much of what averaging gains."""
+    written = Counter(i.output.dtype for i in plan.items if i.action == AVERAGE)
+    dtype = next((half for half in ("bfloat16", "float16") if half in written), None)
+    if dtype is not None and len(plan.sources) > 1 and "dtype" not in plan.choice:
+        gain = "--dtype float32 keeps what averaging gains"
+        typer.echo(f"  advice      means are rounded to {dtype}: {gain}")
 
 
 def _print_left_out(plan: MergePlan) -> None:

@@ -122,6 +122,11 @@ OPTIONS: dict[str, Argument | Option] = {
         "What to do with integer and string tensors: all must be equal, or take the last.",
         "equal|last",
     ),
+    "dtype": Option(
+        OUTPUT,
+        "Floating-point tensors of the output; by default each keeps its own.",
+        "float32|float16|bfloat16",
+    ),
     "model": Option(
         PASS,
         f"Keras model: {CALLABLE}, or a .keras file. Not needed if the checkpoints come with one.",

@@ -94,6 +94,7 @@ def merge(
     coefficients: Sequence[float] | None = None,
     normalize: bool = True,
     non_float: str = EQUAL,
+    dtype: str | None = None,
     model: "keras.Model | str | Path | None" = None,
     data: Any = None,
     eval_data: Any = None,
@@ -150,6 +151,8 @@ def merge(
         coefficients: one per checkpoint, with sum 1, in place of a recipe.
         normalize: whether the coefficients must sum to 1.
         non_float: what to do with integer and string tensors: `equal` (all must agree) or `last`.
+        dtype: `float32`, `float16` or `bfloat16` for all floating-point tensors of the output; by
+            default each keeps its own. Not with a live model, which has its own.
         model: the Keras model, or its SPEC; for a `.keras` output without `data`, the `model.json`
             of a run or a `.keras` file. By default that of the run. A live model keeps the new
             weights.
@@ -222,6 +225,7 @@ def merge(
         coefficients=coefficients,
         normalize=normalize,
         non_float=non_float,
+        dtype=dtype,
         max_memory=max_memory,
         jobs=jobs,
         overwrite=overwrite,
@@ -295,6 +299,7 @@ def plan_merge(
     coefficients: Sequence[float] | None = None,
     normalize: bool = True,
     non_float: str = EQUAL,
+    dtype: str | None = None,
     model: str | Path | None = None,
     max_memory: int | None = None,
     jobs: int | None = None,
@@ -350,6 +355,7 @@ def plan_merge(
         coefficients=coefficients,
         normalize=normalize,
         non_float=non_float,
+        dtype=dtype,
         model=model,
         max_memory=max_memory,
         jobs=jobs,
@@ -409,6 +415,11 @@ def plan_with_model(
     file = spec if str(spec).endswith((".keras", ".json")) else None
     called = model is not None and file is None
     live = data is not None or (called and (spec is None or Path(output).suffix == ".keras"))
+    if live and planning.get("dtype") is not None:
+        raise SpecError(
+            "--dtype (in Python dtype=) is for merges of files: with --data, or a model that is "
+            "called, the variables of the model decide"
+        )
     plan = plan_merge(
         sources,
         output,

@@ -13,6 +13,7 @@ def convert(
     checkpoint: str | Path,
     output: str | Path,
     *,
+    dtype: str | None = None,
     model: str | Path | None = None,
     overwrite: bool = False,
     progress: Advance | None = None,
@@ -25,6 +26,8 @@ def convert(
     Args:
         checkpoint: a checkpoint of any format that can be read.
         output: the file to write.
+        dtype: `float32`, `float16` or `bfloat16` for all floating-point tensors, rounded once; by
+            default each keeps its own, to the bit.
         model: for a `.keras` output, as in `merge`.
         overwrite: whether to replace an existing output.
         progress: called with the number of bytes read since the last call.
@@ -35,5 +38,5 @@ def convert(
     found = resolve(checkpoint)
     if len(found) != 1:
         raise RunError(f"{checkpoint} names {len(found)} checkpoints: convert them one by one")
-    plan = plan_merge(found, output, copy=True, model=model, overwrite=overwrite)
+    plan = plan_merge(found, output, copy=True, dtype=dtype, model=model, overwrite=overwrite)
     return run_plan(plan, progress)

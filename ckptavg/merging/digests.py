@@ -1,6 +1,6 @@
 """The digests of a merge: of a span while it is read, of a unit of work, of the whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import xxhash
 
@@ -20,16 +20,22 @@ class SpanDigests:
         checksums: CRC-32C of the segments, if they are wanted; else empty.
     """
 
-    def __init__(self, segments: Sequence[Segment], with_checksums: bool = False) -> None:
-        self._segments = segments
-        self._digests = [b""] * len(segments)
+    def __init__(self, sizes: Sequence[int], with_checksums: bool = False) -> None:
+        """Begins with no bytes of any segment.
+
+        Args:
+            sizes: bytes of each segment.
+            with_checksums: whether checksums are wanted.
+        """
+        self._sizes = sizes
+        self._digests = [b""] * len(sizes)
         self._hashers: dict[int, xxhash.xxh3_128] = {}
-        self.checksums = [0] * len(segments) if with_checksums else []
+        self.checksums = [0] * len(sizes) if with_checksums else []
 
     def update(self, index: int, data: memoryview) -> None:
         """Takes in further bytes of a segment."""
         # All of them at once, as those of small tensors, need no state of a hasher.
-        if len(data) == self._segments[index].block.nbytes:
+        if len(data) == self._sizes[index]:
             self._digests[index] = digest(data)
         else:
             self._hashers.setdefault(index, xxhash.xxh3_128()).update(data)
@@ -62,6 +68,10 @@ def by_segment(
         yield segment, written, list(zip(sources_read[segment.item.action], read, strict=True))
 
 
+Read = Callable[[str, int, int], bytes | bytearray | memoryview]
+"""Reads bytes of a tensor of the output: its name, the first byte, how many."""
+
+
 class MergeDigests:
     """Collects the digests of units: 16 bytes for each block of the output and of each source."""
 
@@ -89,18 +99,25 @@ class MergeDigests:
         """
         return digest(self._read[index]).hex() if any(self._read[index]) else None
 
-    def tensor_records(self) -> dict[str, TensorRecord]:
-        """Shape, dtype and digests of every tensor of the output."""
-        digests = _unpack(self._written)
-        return {
-            item.tensor.name: TensorRecord(
-                item.tensor.shape,
-                item.tensor.dtype,
-                tuple(next(digests).hex() for _ in blocks(item.tensor.nbytes)),
-            )
-            for item in self._plan.items
-            if item.action != DROP
-        }
+    def tensor_records(self, read: Read) -> dict[str, TensorRecord]:
+        """Shape, dtype and digests of every tensor of the output.
+
+        Args:
+            read: reads bytes of the output. Of tensors in another dtype than that of the
+                checkpoints other bytes make up a block, so that their digests are found anew.
+        """
+        records, digests = {}, _unpack(self._written)
+        for item in self._plan.items:
+            if item.action == DROP:
+                continue
+            name, written = item.tensor.name, item.output
+            found = [next(digests) for _ in blocks(item.tensor.nbytes)]
+            if item.converted is not None:
+                parts = blocks(written.nbytes)
+                found = [digest(read(name, part.start, part.nbytes)) for part in parts]
+            hexadecimal = tuple(value.hex() for value in found)
+            records[name] = TensorRecord(written.shape, written.dtype, hexadecimal)
+        return records
 
 
 def _unpack(digests: bytes | bytearray) -> Iterator[bytes]:

@@ -79,15 +79,20 @@ class WeightedMean:
             np.multiply(self._scratch, factor, out=self._scratch)
             np.add(self._total, self._scratch, out=self._total)
 
-    def result(self, divisor: float, *, keep_equal: bool = True) -> np.ndarray:
+    def result(
+        self, divisor: float, *, keep_equal: bool = True, dtype: np.dtype | None = None
+    ) -> np.ndarray:
         """The sum over the divisor, rounded once to the dtype; the next `add` starts anew.
 
-        With `keep_equal` the mean of equal float64 values is that value, also where coefficients
-        sum to 1 but for rounding; for sums of other coefficients it must not be set.
+        The dtype is that of the values, unless another one is given; float64 values are then
+        rounded from their mean in float64. With `keep_equal` the mean of equal float64 values is
+        that value, also where coefficients sum to 1 but for rounding; for sums of other
+        coefficients it must not be set.
         """
-        dtype, self._dtype = self._dtype, None
-        assert dtype is not None, "nothing was added"
-        if dtype != np.float64:
+        given, self._dtype = self._dtype, None
+        assert given is not None, "nothing was added"
+        dtype = given if dtype is None else dtype
+        if given != np.float64:
             if divisor != 1.0:
                 np.divide(self._total, divisor, out=self._total)
             return round_once(self._total, dtype)
@@ -100,7 +105,7 @@ class WeightedMean:
         # Equal values are their own mean, also where the coefficients sum to 1 but for rounding.
         if keep_equal:
             np.copyto(quotient, self._first, where=self._equal)
-        return quotient
+        return quotient if dtype == given else round_once(quotient, dtype)
 
     def _add_exactly(self, values: np.ndarray, factor: float, first: bool) -> None:
         total, error = self._total, self._scratch

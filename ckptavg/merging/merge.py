@@ -96,6 +96,7 @@ def run_owned(
             journal.restart()
         try:
             resumed = _fill(writer, journal, plan, digests, progress)
+            tensors = digests.tensor_records(writer.read)
             record = _record(plan, writer.finish(), digests)
             record = replace(record, parts=part_digests(writer.parts()))
         except (KeyboardInterrupt, SystemExit, OSError):
@@ -104,9 +105,7 @@ def run_owned(
             raise
         # A program other than this one may have written there since the plan was made.
         check_output(plan.output, plan.overwrite)
-        record = commit_with_record(
-            writer.commit, record, digests.tensor_records(), record_path(plan.output)
-        )
+        record = commit_with_record(writer.commit, record, tensors, record_path(plan.output))
     unverified = tuple(source.path for source in plan.sources if not source.proven)
     seconds = time.perf_counter() - started
     return MergeReport(plan.output, record, plan, unverified, resumed, seconds)
@@ -132,7 +131,8 @@ def _fill(
         for span in unit.spans:
             # Smaller ones cost more in system calls than they gain.
             if span.nbytes >= _SETTLED:
-                writer.settle(span.item.tensor.name, span.start, span.nbytes)
+                start, nbytes = map(span.item.in_output, (span.start, span.nbytes))
+                writer.settle(span.item.tensor.name, start, nbytes)
         journal.add(unit.number, found)
 
     stream(plan, writer.write, finished, done, progress)

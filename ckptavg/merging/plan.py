@@ -113,7 +113,7 @@ class MergePlan:
     @property
     def structure(self) -> Structure:
         """What the output will hold."""
-        tensors = {i.tensor.name: i.tensor for i in self.items if i.action != DROP}
+        tensors = {i.tensor.name: i.output for i in self.items if i.action != DROP}
         return self.sources[-1].structure.with_tensors(tensors)
 
     @property
@@ -131,6 +131,7 @@ def plan_merge(
     coefficients: Sequence[float] | None = None,
     normalize: bool = True,
     non_float: str = EQUAL,
+    dtype: str | None = None,
     model: str | Path | None = None,
     max_memory: int | None = None,
     jobs: int | None = None,
@@ -158,6 +159,7 @@ def plan_merge(
         recipe=COPY if copy else weighted.recipe,
         coefficients=weighted.coefficients,
         non_float=non_float,
+        dtype=dtype,
         max_memory=max_memory,
         jobs=jobs,
     )
@@ -179,7 +181,7 @@ def plan_merge(
         model_note=found.note,
         disk=disk,
     )
-    noted = {**(choice or {}), **weighted.choice}
+    noted = {**(choice or {}), **weighted.choice, **({} if dtype is None else {"dtype": dtype})}
     trainings = find_trainings(weighted.checkpoints)
     return replace(plan, left_out=weighted.left_out, choice=noted, trainings=trainings)
 
@@ -191,6 +193,7 @@ def plan_average(
     recipe: str,
     coefficients: Sequence[float],
     non_float: str = EQUAL,
+    dtype: str | None = None,
     max_memory: int | None = None,
     jobs: int | None = None,
 ) -> MergePlan:
@@ -203,6 +206,7 @@ def plan_average(
             checkpoint, to the bit.
         coefficients: one for each checkpoint.
         non_float: as in `merge`.
+        dtype: as in `merge`.
         max_memory: as in `merge`.
         jobs: as in `merge`.
 
@@ -215,11 +219,11 @@ def plan_average(
         check_not_quantized(last.path, last.structure)
         if last.members:
             check_config_not_quantized(last.path, ModelConfig.read(last.path, max_memory))
-    items = decide(last.structure, len(sources), non_float, copy=copy)
+    items = decide(last.structure, len(sources), non_float, copy=copy, dtype=dtype)
     if all(item.action == DROP for item in items):
         raise FormatError(f"{sources[0].path} holds no weights")
     read = sources_read(coefficients)
-    written = sum(item.tensor.nbytes for item in items if item.action != DROP)
+    written = sum(item.output.nbytes for item in items if item.action != DROP)
     digests = total_blocks(items) * DIGEST_SIZE * (len(sources) + 1)
     index = index_memory(sources) + digests
     threads, _ = fit_threads(-(-written // BLOCK_SIZE), index, _JOB_MEMORY, max_memory, jobs)

@@ -68,7 +68,7 @@ def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
     sources = [Path(os.path.normpath(path.parent / source.path)) for source in record.sources]
     model = _model(average) if path.suffix == ".keras" else []
     if record.recipe == COPY:
-        command = _command(["convert", str(sources[-1]), str(path), *model])
+        command = _command(["convert", str(sources[-1]), str(path), *model, *_dtype(record)])
         if not Checkpoint.exists(sources[-1]):
             return (command,)
         return (*_making(Checkpoint.open(sources[-1]), seen | {path.resolve()}), command)
@@ -77,7 +77,7 @@ def _making(average: Checkpoint, seen: frozenset[Path]) -> tuple[str, ...]:
         words = [*map(str, sources), *_by_number([s.coefficient for s in record.sources])]
     passed = _pass(record.batch_norm)
     model = _model(average) if passed else model
-    return (_command(["merge", *words, "-o", str(path), *model, *passed]),)
+    return (_command(["merge", *words, "-o", str(path), *_dtype(record), *model, *passed]),)
 
 
 def _by_run(sources: Sequence[Path], record: Record) -> list[str] | None:
@@ -136,6 +136,11 @@ def _by_number(coefficients: Sequence[float]) -> list[str]:
     except CkptavgError:
         same = False
     return words if same else [*words, "--no-normalize"]
+
+
+def _dtype(record: Record) -> list[str]:
+    dtype = record.choice.get("dtype")
+    return ["--dtype", dtype] if isinstance(dtype, str) else []
 
 
 def _pass(state: BatchNormRecord | None) -> list[str]:

@@ -29,7 +29,10 @@ def fingerprint(plan: MergePlan) -> str:
     content: dict[str, object] = {
         # Another version may divide the work or round in another way.
         "version": __version__,
-        "items": [(i.tensor.name, i.tensor.shape, i.tensor.dtype, i.action) for i in plan.items],
+        "items": [
+            (i.tensor.name, i.tensor.shape, i.tensor.dtype, i.action, i.converted)
+            for i in plan.items
+        ],
         "sources": [
             (str(source.path.resolve()), source.coefficient, source.stamps)
             for source in plan.sources
@@ -51,7 +54,8 @@ def recall(
     try:
         for segment, written, read in by_segment(plan, unit, found):
             tensor, block = segment.item.tensor, segment.block
-            if digest(writer.read(tensor.name, block.start, block.nbytes)) != written:
+            start, nbytes = map(segment.item.in_output, (block.start, block.nbytes))
+            if digest(writer.read(tensor.name, start, nbytes)) != written:
                 return None
             for index, value in read:
                 proof = plan.sources[index].proof

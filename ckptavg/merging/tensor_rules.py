@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from ckptavg.errors import MismatchError, RecipeError
 from ckptavg.formats import Structure
@@ -15,21 +17,57 @@ AVERAGE, EQUAL, LAST, DROP = "average", "equal", "last", "drop"
 NON_FLOAT = (EQUAL, LAST)
 """What may become of integers, booleans and strings: see `decide`."""
 
+DTYPES = ("float32", "float16", "bfloat16")
+"""What floating-point tensors may be written as, whatever the checkpoints hold."""
+
 _COUNTERS = re.compile(r"(^|/)(save_counter(/|$)|global_step$)")
 _GENERATOR = re.compile(r"seed_generator|random_generator")
 
 
 @dataclass(frozen=True, slots=True)
 class PlanItem:
-    """What becomes of one tensor, and why."""
+    """What becomes of one tensor, and why.
+
+    Attributes:
+        tensor: as the checkpoints hold it.
+        action: `AVERAGE`, `EQUAL`, `LAST` or `DROP`.
+        reason: why, in a few words.
+        converted: its dtype in the output, if that is another one; only of what is averaged.
+    """
 
     tensor: TensorInfo
     action: str
     reason: str
+    converted: str | None = None
+
+    @property
+    def output(self) -> TensorInfo:
+        """The tensor as the output will hold it."""
+        if self.converted is None:
+            return self.tensor
+        return replace(self.tensor, dtype=self.converted, extent=None)
+
+    @property
+    def dtypes(self) -> tuple[np.dtype, np.dtype]:
+        """Of the values in the checkpoints, and in the output."""
+        stored = self.tensor.numpy_dtype
+        return stored, stored if self.converted is None else np.dtype(self.converted)
+
+    def in_output(self, nbytes: int) -> int:
+        """Bytes of the output that so many bytes of a checkpoint become."""
+        if self.converted is None:
+            return nbytes
+        stored, written = self.dtypes
+        return nbytes // stored.itemsize * written.itemsize
 
 
 def decide(
-    structure: Structure, count: int, non_float: str = EQUAL, *, copy: bool = False
+    structure: Structure,
+    count: int,
+    non_float: str = EQUAL,
+    *,
+    copy: bool = False,
+    dtype: str | None = None,
 ) -> tuple[PlanItem, ...]:
     """Decides on every tensor of `count` checkpoints of one structure.
 
@@ -39,19 +77,27 @@ def decide(
         non_float: what to do with integers, booleans and strings, which have no mean: `equal`: all
             checkpoints must agree; `last`: take the last checkpoint's.
         copy: whether every tensor is to be the last checkpoint's, to the bit.
+        dtype: of all floating-point tensors in the output; None for their own.
 
     Raises:
-        RecipeError: `non_float` is something else.
+        RecipeError: `non_float` or `dtype` is something else.
     """
     check_non_float(non_float)
-    return tuple(
-        PlanItem(tensor, DROP, "optimizer state")
-        if name in structure.optimizer
-        else PlanItem(tensor, LAST, "copied")
-        if copy
-        else PlanItem(tensor, *_decide(tensor, count, non_float))
-        for name, tensor in structure.tensors.items()
-    )
+    if dtype not in (None, *DTYPES):
+        raise RecipeError(f"dtype is {dtype!r:.40}, but must be {', '.join(DTYPES)}")
+
+    def item(name: str, tensor: TensorInfo) -> PlanItem:
+        if name in structure.optimizer:
+            return PlanItem(tensor, DROP, "optimizer state")
+        converted = dtype if tensor.is_float and tensor.dtype != dtype else None
+        if copy and converted is None:
+            return PlanItem(tensor, LAST, "copied")
+        action, reason = (AVERAGE, "copied") if copy else _decide(tensor, count, non_float)
+        return PlanItem(
+            tensor, action, reason + (f", as {converted}" if converted else ""), converted
+        )
+
+    return tuple(item(name, tensor) for name, tensor in structure.tensors.items())
 
 
 def check_non_float(non_float: str) -> None:

@@ -153,6 +153,7 @@ def _continues(row: Sequence[Segment], segment: Segment) -> bool:
     same = (
         row[0].item.action == segment.item.action == AVERAGE
         and first.dtype == tensor.dtype
+        and row[0].item.converted == segment.item.converted
         and first.extent.file == tensor.extent.file
         and max(first.nbytes, tensor.nbytes) < BLOCK_SIZE
     )

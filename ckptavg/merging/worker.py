@@ -11,7 +11,7 @@ from ckptavg.formats import CheckpointReader
 from ckptavg.formats.tensors import TensorInfo, all_finite
 from ckptavg.merging.digests import SpanDigests, UnitDigests
 from ckptavg.merging.exact_mean import PIECE, Terms, WeightedMean
-from ckptavg.merging.plan import MergePlan
+from ckptavg.merging.plan import COPY, MergePlan
 from ckptavg.merging.tensor_rules import AVERAGE, disagreement
 from ckptavg.merging.work import Segment, Span, WorkUnit
 from ckptavg.runs.digest import digest
@@ -71,11 +71,13 @@ class Worker:
 
     def _run(self, span: Span) -> Iterator[bytes]:
         """Writes the segments of a span, and gives their digests as `UnitDigests` holds them."""
-        average, dtype = span.item.action == AVERAGE, span.item.tensor.numpy_dtype
-        written = SpanDigests(span.segments)
+        item = span.item
+        average, dtype, written_as = item.action == AVERAGE, *item.dtypes
+        sizes = [segment.block.nbytes for segment in span.segments]
+        written = SpanDigests([item.in_output(size) for size in sizes])
         read = {
-            index: SpanDigests(span.segments, self._checksums[index] is not None)
-            for index in self._sources_read[span.item.action]
+            index: SpanDigests(sizes, self._checksums[index] is not None)
+            for index in self._sources_read[item.action]
         }
         # A piece fits into the buffer of bytes and into those of the sum, whatever the dtype.
         step = min(PIECE * dtype.itemsize, BUFFER // dtype.itemsize * dtype.itemsize)
@@ -83,15 +85,16 @@ class Worker:
             nbytes = min(step, span.nbytes - start)
             parts = list(span.parts(start, nbytes))
             pieces = self._read(span, start, nbytes, parts, read)
-            result = self._average(pieces, dtype) if average else self._copy(pieces, span)
+            result = self._average(pieces, item.dtypes) if average else self._copy(pieces, span)
             for index, first, last in parts:
-                segment, values = span.segments[index], result[first:last]
+                segment = span.segments[index]
+                values = result[item.in_output(first) : item.in_output(last)]
                 place = segment.block.start + start + first - span.offsets[index]
                 # Bytes between the tensors are summed along, but they may look like NaN.
-                if average and not all_finite(np.frombuffer(values, dtype)):
-                    self._explain_not_finite(segment, place, last - first, read)
+                if average and not all_finite(np.frombuffer(values, written_as)):
+                    self._explain_not_finite(segment, place, values, read)
                 written.update(index, values)
-                self._write(segment.item.tensor.name, place, values)
+                self._write(segment.item.tensor.name, item.in_output(place), values)
             self._progress(sum(last - first for _, first, last in parts) * len(read))
         for index, digests in read.items():
             self._check(index, span, digests)
@@ -114,10 +117,15 @@ class Worker:
                 digests.update(part, data[first:last])
             yield index, data
 
-    def _average(self, pieces: Iterable[tuple[int, memoryview]], dtype: np.dtype) -> memoryview:
+    def _average(
+        self, pieces: Iterable[tuple[int, memoryview]], dtypes: tuple[np.dtype, np.dtype]
+    ) -> memoryview:
+        stored, written = dtypes
         for index, data in pieces:
-            self._mean.add(np.frombuffer(data, dtype), self._terms.factors[index])
-        result = self._mean.result(self._terms.divisor, keep_equal=self._terms.normalized)
+            self._mean.add(np.frombuffer(data, stored), self._terms.factors[index])
+        result = self._mean.result(
+            self._terms.divisor, keep_equal=self._terms.normalized, dtype=written
+        )
         return result.view(np.uint8).data
 
     def _copy(self, pieces: Iterable[tuple[int, memoryview]], span: Span) -> memoryview:
@@ -158,10 +166,15 @@ class Worker:
             source.proof.check(source.path, stored, segment.block, found)
 
     def _explain_not_finite(
-        self, segment: Segment, start: int, nbytes: int, chosen: Iterable[int]
+        self, segment: Segment, start: int, result: memoryview, chosen: Iterable[int]
     ) -> None:
-        """Raises the error that names the cause: damage first, because it may look like NaN."""
-        tensor = segment.item.tensor
+        """Raises the error that names the cause: damage first, because it may look like NaN.
+
+        None for a copy in another dtype that is not finite only where the checkpoint is not.
+        """
+        tensor, written = segment.item.tensor, segment.item.output
+        found = np.frombuffer(result, written.numpy_dtype).astype(np.float64)
+        nbytes = len(found) * tensor.numpy_dtype.itemsize
         for index in chosen:
             source = self._plan.sources[index]
             data = bytearray(nbytes)
@@ -171,9 +184,14 @@ class Worker:
             if np.isfinite(values).all():
                 continue
             self._check_damage(index, segment)
+            if self._plan.recipe == COPY:
+                if np.array_equal(np.isfinite(values), np.isfinite(found)):
+                    return
+                continue
             raise not_finite(source.path, tensor.name, values)
         # Every source is finite, so it is the sum that left the range of the dtype.
-        raise IntegrityError(f"the mean of '{tensor.name}' overflows {tensor.dtype}")
+        what = f"'{tensor.name}'" if self._plan.recipe == COPY else f"the mean of '{tensor.name}'"
+        raise IntegrityError(f"{what} overflows {written.dtype}")
 
 
 def not_finite(path: Path, name: str, values: np.ndarray) -> IntegrityError:
