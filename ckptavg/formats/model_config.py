@@ -1,8 +1,8 @@
 """The configuration of a model, which a `.keras` file holds beside the weights."""
 
 import json
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -52,18 +52,8 @@ class ModelConfig:
             MemoryLimitError: it takes more memory.
         """
         read = cls._from_archive if path.name.endswith(".keras") else cls._from_json
-        try:
+        with _damage_explained(path):
             return read(path, max_memory)
-        except CkptavgError:
-            raise
-        except OSError as error:
-            raise FormatError(
-                f"cannot read the model configuration {path}: {error.strerror}"
-            ) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FormatError(
-                f"the model configuration {path} is damaged: {error!r:.200}"
-            ) from error
 
     def to_json(self) -> str:
         """The content of a run's `model.json`."""
@@ -98,6 +88,28 @@ class ModelConfig:
             if {"", ".", ".."}.intersection(name.split("/")) or set(name) & set("\\\0"):
                 raise FormatError(f"refusing {path}: {name!r:.80} is not a path of folders")
         return cls(config.decode(), metadata.decode(), bool(assets), path, assets)
+
+
+def parse_config(path: Path, max_memory: int | None = None) -> Any:
+    """The configuration in a file, as in `ModelConfig.read`, as JSON values."""
+    if not path.name.endswith(".keras"):
+        return parse(ModelConfig.read(path, max_memory).config.encode())
+    with _damage_explained(path), closing(OpenFile(path)) as file:
+        return _parse(ZipArchive(file).read(CONFIG, _CONFIG_LIMIT), max_memory)
+
+
+@contextmanager
+def _damage_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CkptavgError:
+        raise
+    except OSError as error:
+        raise FormatError(
+            f"cannot read the model configuration {path}: {error.strerror}"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"the model configuration {path} is damaged: {error!r:.200}") from error
 
 
 def _parse(data: bytes, max_memory: int | None) -> Any:

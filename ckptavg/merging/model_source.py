@@ -8,8 +8,7 @@ from typing import Any
 
 from ckptavg.errors import FormatError, MismatchError
 from ckptavg.formats import ModelConfig, open_reader
-from ckptavg.formats.model_config import ASSETS, CONFIG
-from ckptavg.formats.strict_json import parse
+from ckptavg.formats.model_config import ASSETS, CONFIG, parse_config
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model
 from ckptavg.merging.quantized import check_config_not_quantized
 from ckptavg.runs.checkpoint import Checkpoint
@@ -169,15 +168,17 @@ def _compare(others: Sequence[Path], last: Path, max_memory: int | None) -> str:
     note = ""
     if not others:
         return note
-    wanted = parse(ModelConfig.read(last, max_memory).config.encode())
+    wanted = parse_config(last, max_memory)
     for other in others:
-        found = parse(ModelConfig.read(other, max_memory).config.encode())
-        different = _difference(_network(found), _network(wanted))
-        if different:
-            raise MismatchError(
-                f"the models of {other} and {last} differ in {different}: name the one to take "
-                "(--model, in Python model=)"
-            )
+        found = parse_config(other, max_memory)
+        # Usually the same but for the optimizer, which is faster to see.
+        if _outermost(found) != _outermost(wanted):
+            different = _difference(_network(found), _network(wanted))
+            if different:
+                raise MismatchError(
+                    f"the models of {other} and {last} differ in {different}: name the one to "
+                    "take (--model, in Python model=)"
+                )
         note = note or _difference(found, wanted)
     if not note:
         return ""
@@ -185,6 +186,10 @@ def _compare(others: Sequence[Path], last: Path, max_memory: int | None) -> str:
     same = others[0].name == last.name
     names = [os.path.relpath(path) if same else path.name for path in (last, others[0])]
     return f"that of {names[0]}; {names[1]} differs in {note}"
+
+
+def _outermost(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _OF_TRAINING}
 
 
 def _network(config: Any) -> Any:
@@ -224,12 +229,14 @@ def _layer_names(config: Any) -> Iterator[str]:
 
 def _difference(one: Any, other: Any, place: str = "") -> str:
     """The first value in which two configurations differ, in words; "" if they are equal."""
+    if one == other:
+        return ""
     if isinstance(one, dict) and isinstance(other, dict):
         pairs = [(key, one.get(key), other.get(key)) for key in sorted(one.keys() | other.keys())]
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         pairs = [(place, *both) for both in zip(one, other, strict=True)]
     else:
-        return "" if one == other else f"'{place}' ({_shown(one)} and {_shown(other)})"
+        return f"'{place}' ({_shown(one)} and {_shown(other)})"
     return next(filter(None, (_difference(a, b, key) for key, a, b in pairs)), "")
 
 
