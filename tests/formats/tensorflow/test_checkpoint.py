@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 import ckptavg
-from ckptavg.errors import FormatError, RunError
+from ckptavg.errors import FormatError, IntegrityError, RunError
 from ckptavg.formats import open_reader, open_writer
 from ckptavg.formats.reader import FLAT, KERAS, TENSORFLOW, Structure
 from ckptavg.formats.tensorflow.checkpoint import TensorFlowWriter
@@ -332,3 +332,17 @@ def test_a_saved_model_without_variables_holds_no_tensors(tmp_path):
         open_reader(tmp_path / "saved" / "variables" / "variables")
     with pytest.raises(RunError, match=r"is a SavedModel: name its variables, .*/variables$"):
         ckptavg.inspect(tmp_path / "saved")
+
+
+def test_a_record_proves_the_object_graph(tmp_path):
+    for seed in (1, 2):
+        tf.train.Checkpoint(model=fill(keras_3_model(), seed)).write(str(tmp_path / f"c-{seed}"))
+    out = tmp_path / "mean"
+    report = ckptavg.merge([tmp_path / "c-1", tmp_path / "c-2"], out, non_float="last")
+    assert list(report.record.parts) == ["object_graph"]
+    assert [found.average for found in ckptavg.verify(out)] == ["reproduced"]
+    record = report.record.path
+    digest = report.record.parts["object_graph"]
+    record.write_text(record.read_text().replace(digest, digest[::-1]))
+    with pytest.raises(IntegrityError, match="its 'object_graph' is not what was saved"):
+        ckptavg.verify(out)
