@@ -130,7 +130,7 @@ def test_the_trap_trainable_variables_stored_under_the_optimizers_name(tmp_path)
     assert sum("optimizer" in name for name in expected) == 10
     with open_reader(path) as reader:
         assert set(reader.structure.model_tensors) == set(expected)
-        assert len(reader.structure.optimizer) == 2 * 10 + 2  # Adam's two slots, step and rate
+        assert len(reader.structure.optimizer) == 10 + 2  # a velocity of each, step and rate
 
 
 def checkpoints_of(model, names: tuple[str, ...]) -> tf.train.Checkpoint:
