@@ -13,7 +13,7 @@ from ckptavg.errors import CkptavgError
 from ckptavg.formats import ModelConfig
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
-from ckptavg.saving.run_writer import read_rate
+from ckptavg.saving.run_writer import read_rates
 from ckptavg.search.score_cache import ScoreCache
 from tests.helpers.command_line import main
 
@@ -88,7 +88,7 @@ def test_in_place_of_a_history_or_a_configuration(trained_run, put, tmp_path):
 def test_in_place_of_what_a_saver_or_a_search_keeps(tmp_path, put):
     put(tmp_path / "saver.json")
     with pytest.raises(CkptavgError, match=r"cannot read .*saver.json"):
-        read_rate(tmp_path)
+        read_rates(tmp_path, 1)
     put(tmp_path / "scores.jsonl")
     with pytest.raises(CkptavgError, match=r"scores\.jsonl"):
         ScoreCache(tmp_path, [], [])
