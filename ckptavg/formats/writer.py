@@ -198,7 +198,13 @@ class CheckpointWriter(ABC):
             shards = self._split(self.structure)
             for number, (file, tensors) in enumerate(zip(fresh, shards, strict=True)):
                 self._extents |= self._lay_out(file, number, tensors)
-            self.resumed = resume and self._outside(fresh) == self._outside(self._partial)
+            # Sizes first: a partial file may be of any, and is then not read.
+            self.resumed = (
+                resume
+                and [file.stat().st_size for file in fresh]
+                == [file.stat().st_size for file in self._partial]
+                and self._outside(fresh) == self._outside(self._partial)
+            )
             if not self.resumed:
                 for new, old in zip(fresh, self._partial, strict=True):
                     new.replace(old)
@@ -208,13 +214,12 @@ class CheckpointWriter(ABC):
             for file in fresh:
                 file.unlink(missing_ok=True)
 
-    def _outside(self, paths: Sequence[Path]) -> list[tuple[int, bytes]]:
-        """Size of each file, and its bytes that belong to no tensor."""
+    def _outside(self, paths: Sequence[Path]) -> list[bytes]:
+        """The bytes of each file that belong to no tensor."""
         with ExitStack() as stack:
             files = [stack.enter_context(closing(OpenFile(path))) for path in paths]
-            sizes = [file.size for file in files]
-            gaps = gaps_by_file(self._extents.values(), sizes)
-            return list(zip(sizes, map(OpenFile.read_ranges, files, gaps), strict=True))
+            gaps = gaps_by_file(self._extents.values(), [file.size for file in files])
+            return list(map(OpenFile.read_ranges, files, gaps))
 
 
 def _move_back(file: Path, place: Path) -> None:

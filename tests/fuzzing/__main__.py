@@ -58,10 +58,10 @@ def _fuzz(options: argparse.Namespace, scratch: Path) -> int:
     cases = (Case(name, options.seed, n) for n, name in zip(numbers, itertools.cycle(names)))
     start = partial(subjects.start, scratch / "corpus", scratch)
     counts: Counter[tuple[str, str]] = Counter()
-    began, slowest = time.monotonic(), 0.0
+    began, slowest, peak = time.monotonic(), 0.0, 0
     for result in run(cases, start, options.processes):
         counts[result.case.subject, result.outcome] += 1
-        slowest = max(slowest, result.seconds)
+        slowest, peak = max(slowest, result.seconds), max(peak, result.peak)
         if result.outcome in FAILURES:
             left = FAILED / str(result.case).replace(" ", "_")
             shutil.rmtree(left, ignore_errors=True)
@@ -70,7 +70,10 @@ def _fuzz(options: argparse.Namespace, scratch: Path) -> int:
             print(f"again: python -m tests.fuzzing --case {left}", flush=True)
     print(_table(counts, names))
     seconds = time.monotonic() - began
-    print(f"{counts.total():,} cases in {seconds:.0f} s, the slowest in {slowest:.2f} s")
+    print(
+        f"{counts.total():,} cases in {seconds:.0f} s, the slowest in {slowest:.2f} s, the largest "
+        f"process {peak / 1e6:,.0f} MB with all libraries"
+    )
     return int(any(counts[name, outcome] for name in names for outcome in FAILURES))
 
 

@@ -26,7 +26,7 @@ OUTCOMES = (REFUSED, EQUAL, ALONE, *FAILURES)
 """What may come of a case; `ALONE`: it was read, but no other library reads it."""
 
 GROWTH = 64 * 1024**2
-"""Bytes by which a process may grow over all of its cases, whose files have a few KB."""
+"""Bytes that a case, whose files have a few KB, may take beyond all cases before it."""
 _DATA = 512 * 1024**2
 """Bytes that a process may ask the system for."""
 
@@ -58,6 +58,7 @@ class Result:
         outcome: one of `OUTCOMES`.
         detail: about a failure or refusal.
         seconds: that it took.
+        peak: bytes of memory that its process has taken at most, the libraries among them.
         process: the one that ran it. After a failure it runs no other, so that its files stay.
     """
 
@@ -66,6 +67,7 @@ class Result:
     detail: str = ""
     seconds: float = 0.0
     process: int = 0
+    peak: int = 0
 
 
 class WrongError(Exception):
@@ -185,15 +187,15 @@ def _serve(connection: Connection, start: Callable[[], Check]) -> None:
     try:
         limit_memory()
         check = start()
-        first = _peak()
         while True:
             case = connection.recv()
-            began = time.monotonic()
+            began, before = time.monotonic(), _peak()
             outcome, detail = outcome_of(check, case)
-            if _peak() - first > GROWTH and outcome not in FAILURES:
-                outcome, detail = MEMORY, f"{_peak() - first:,} bytes more than at first"
+            growth = _peak() - before
+            if growth > GROWTH and outcome not in FAILURES:
+                outcome, detail = MEMORY, f"{growth:,} bytes more than any case before"
             seconds = time.monotonic() - began
-            connection.send(Result(case, outcome, detail, seconds, os.getpid()))
+            connection.send(Result(case, outcome, detail, seconds, os.getpid(), _peak()))
     except (EOFError, OSError):
         os._exit(0)
     except BaseException:
