@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,20 @@ def test_the_merge_before_the_batch_norm_pass_can_be_gone_on_with(tmp_path):
     merge_into_model(plan, model=evaluator(), resume=True)
     assert out.exists()
     assert not leftovers(tmp_path)
+
+
+def test_a_partial_file_of_any_size_is_not_read(tmp_path):
+    paths = [write_h5(tmp_path / f"{n}.weights.h5", {"x/vars/0": np.ones(10**6)}) for n in "ab"]
+    out = tmp_path / "o.weights.h5"
+    with pytest.raises(KeyboardInterrupt):
+        ckptavg.merge(paths, out, resume=True, jobs=1, progress=interrupt)
+    os.truncate(partial(out), 2 * 1024**3)
+    tracemalloc.start()
+    report = ckptavg.merge(paths, out, resume=True)
+    assert tracemalloc.get_traced_memory()[1] < 256 * 1024**2
+    tracemalloc.stop()
+    assert report.resumed == 0
+
+
+def interrupt(_: int) -> None:
+    raise KeyboardInterrupt
