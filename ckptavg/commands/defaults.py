@@ -8,7 +8,7 @@ from ckptavg.errors import FormatError, SpecError
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.proof import check_model_file
 from ckptavg.runs.record_files import find_record
-from ckptavg.runs.run import CHECKPOINT_FOLDER, open_run
+from ckptavg.runs.run import is_run, open_run
 from ckptavg.storage.background import wait_for_writes
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def checkpoint_file(path: str | Path) -> Path:
     """
     wait_for_writes()
     path = Path(path)
-    if (path / CHECKPOINT_FOLDER).is_dir():
+    if is_run(path):
         path = open_run(path).checkpoints[-1].path
     if not path.is_file():
         raise FormatError(f"there is no checkpoint {path}")

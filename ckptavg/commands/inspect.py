@@ -8,7 +8,7 @@ from ckptavg.formats import open_reader
 from ckptavg.formats.tensors import TensorInfo
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs, human_size
-from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
+from ckptavg.runs.run import Run, is_run, open_run
 from ckptavg.runs.sources import Sources, resolve
 
 
@@ -78,7 +78,7 @@ def inspect(source: Sources) -> Inspection:
     Example:
         >>> [tensor.shape for tensor in ckptavg.inspect("swa.weights.h5").contents[0].tensors]
     """
-    if isinstance(source, str | Path) and (Path(source) / CHECKPOINT_FOLDER).is_dir():
+    if isinstance(source, str | Path) and is_run(source):
         return Inspection(run=open_run(source))
     if isinstance(source, Run):
         return Inspection(run=source)

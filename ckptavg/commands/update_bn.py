@@ -11,7 +11,7 @@ from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
 from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.outputs import owning
-from ckptavg.runs.run import CHECKPOINT_FOLDER
+from ckptavg.runs.run import CHECKPOINT_FOLDER, is_run
 from ckptavg.storage.background import wait_for_writes
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def update_bn(
     """
     wait_for_writes()
     checkpoint, output = Path(checkpoint), Path(output)
-    if (checkpoint / CHECKPOINT_FOLDER).is_dir():
+    if is_run(checkpoint):
         raise FormatError(
             f"{checkpoint} is a run, but update-bn takes one file: average the run with the pass "
             f"in one go (ckptavg merge {checkpoint} -o swa.keras --data SPEC), or name a file in "

@@ -37,6 +37,11 @@ def check_place(path: Path, overwrite: bool) -> None:
             device; its name is not text; or its folder is missing, not writable, or the checkpoint
             folder of a run.
     """
+    with writing(path):
+        _check_place(path, overwrite)
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
     check_name(path)
     folder = path.parent
     # Before the others, which follow links: a rename would replace the link, not its target.
@@ -70,7 +75,9 @@ def check_name(path: Path) -> None:
     Raises:
         OutputError: it is a directory, such as `.`, or not text.
     """
-    if path.is_dir():
+    with writing(path):
+        is_folder = path.is_dir()
+    if is_folder:
         raise OutputError(f"{path} is a directory: name a file to write")
     # A record holds names as JSON, which has no place for other bytes.
     if not is_text(path.name):
@@ -160,4 +167,6 @@ def writing(path: Path) -> Iterator[None]:
                 "output elsewhere"
             ) from error
         place = f" ({error.filename})" if error.filename else ""
-        raise OutputError(f"cannot write {path}: {error.strerror or error}{place}") from error
+        # HDF5 adds lines of its own to the text of an error.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OutputError(f"cannot write {path}: {reason}{place}") from error

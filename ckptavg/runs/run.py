@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptavg.errors import RecordError, RunError
+from ckptavg.errors import CkptavgError, RecordError, RunError
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint
 from ckptavg.runs.describe import describe_epochs, describe_tracked, human_size
@@ -122,6 +123,28 @@ class Run:
         )
 
 
+@contextmanager
+def finding() -> Iterator[None]:
+    """Turns errors of the system, met in finding checkpoints, into errors that say what is amiss.
+
+    Raises:
+        RunError: a file or folder cannot be read.
+    """
+    try:
+        yield
+    except CkptavgError:
+        raise
+    except OSError as error:
+        raise RunError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path names the directory of a run."""
+    with finding():
+        return (Path(path) / CHECKPOINT_FOLDER).is_dir()
+
+
+@finding()
 def open_run(directory: str | Path) -> Run:
     """Opens the directory of a run, once this process has written what it is writing.
 
@@ -132,7 +155,8 @@ def open_run(directory: str | Path) -> Run:
         The run, with the records of its checkpoints in the order of their epochs.
 
     Raises:
-        RunError: the directory is missing, is not a run, or holds no checkpoint yet.
+        RunError: the directory is missing, is not a run, cannot be read, or holds no checkpoint
+            yet.
         RecordError: a record is damaged.
     """
     directory = Path(directory)
@@ -140,7 +164,7 @@ def open_run(directory: str | Path) -> Run:
     wait_for_writes()
     if not directory.is_dir():
         raise RunError(f"there is no run {directory}")
-    if not folder.is_dir():
+    if not is_run(directory):
         raise RunError(
             f"{directory} is not a run: it lacks the folder '{CHECKPOINT_FOLDER}' that "
             "CheckpointSaver makes"

@@ -11,7 +11,7 @@ from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state
 from ckptavg.formats.tensorflow.paths import checkpoint_path
 from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.numbering import epochs_in, natural_key
-from ckptavg.runs.run import CHECKPOINT_FOLDER, Run, open_run
+from ckptavg.runs.run import Run, finding, is_run, open_run
 from ckptavg.runs.selection import training_order
 from ckptavg.storage.background import wait_for_writes
 from ckptavg.storage.files import TEMPORARY_PREFIX, is_file
@@ -28,6 +28,7 @@ _SHARDS = (
 """Names of shards, and the suffix of the index that lists them."""
 
 
+@finding()
 def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...]:
     """The checkpoints that a caller means, those of a folder or a pattern in natural order.
 
@@ -37,7 +38,7 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
 
     Raises:
         RunError: a directory holds no checkpoints, or checkpoints of several kinds; a file is
-            missing; nothing was named, or a set, which has no order.
+            missing or cannot be read; nothing was named, or a set, which has no order.
         RecordError: a record is damaged.
     """
     wait_for_writes()
@@ -47,7 +48,7 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
     if isinstance(sources, Checkpoint):
         return (sources,)
     if isinstance(sources, str | Path):
-        if _is_run(sources):
+        if is_run(sources):
             return resolve(open_run(sources), tracked=tracked)
         return _resolve_path(Path(sources))
     # Bytes iterate as integers, which no one means.
@@ -69,6 +70,7 @@ def resolve(sources: Sources, *, tracked: bool = False) -> tuple[Checkpoint, ...
     return found
 
 
+@finding()
 def resolve_averages(sources: Sources) -> tuple[TrackedCheckpoint, ...]:
     """The tracked averages that a caller means: those of a run, or files that hold some.
 
@@ -77,7 +79,7 @@ def resolve_averages(sources: Sources) -> tuple[TrackedCheckpoint, ...]:
     """
     if isinstance(sources, Sequence) and not isinstance(sources, str) and len(sources) == 1:
         return resolve_averages(sources[0])
-    if isinstance(sources, str | Path) and _is_run(sources):
+    if isinstance(sources, str | Path) and is_run(sources):
         sources = open_run(sources)
     # Not those of several runs: averages of two trainings do not combine to one of either.
     found = sources.averages if isinstance(sources, Run) else resolve(sources)
@@ -90,10 +92,6 @@ def resolve_averages(sources: Sources) -> tuple[TrackedCheckpoint, ...]:
             "name one run whose CheckpointSaver had tracked_sigmas, such as (0.05, 0.10)"
         )
     return averages
-
-
-def _is_run(path: str | Path) -> bool:
-    return (Path(path) / CHECKPOINT_FOLDER).is_dir()
 
 
 def _resolve_path(path: Path) -> tuple[Checkpoint, ...]:

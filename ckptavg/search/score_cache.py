@@ -1,5 +1,6 @@
 """Scores of averages kept in a folder, so that a stopped search can be continued."""
 
+import errno
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from ckptavg.version import __version__
 
 SEARCH_FOLDER = "search"
 """Folder of a run that holds the scores of searches."""
+_FILE = "scores.jsonl"
 
 _SAME = 1e-3
 """How far metrics of the same weights may be apart, as a fraction of the larger one: devices and
@@ -63,18 +65,17 @@ class ScoreCache:
             fingerprint: of everything else that scores depend on, the model and the data, JSON
                 values.
         """
-        self.path = folder / "scores.jsonl"
+        self.path = folder / _FILE
         self._contents = contents
         self._context: list[object] = [__version__, *fingerprint]
         self._of = digest(json.dumps(self._context).encode()).hex()
         self._known: dict[str, dict[str, float]] = {}
         self._generation = 0
         with writing(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
+            self._is_kept = can_keep_scores(folder)
             stored = read_small_file(self.path) if self.path.exists() else b""
-            if stored and not stored.endswith(b"\n"):
-                with self.path.open("a") as file:
-                    file.write("\n")  # so that a line which a kill cut off spoils no other
+        if stored and not stored.endswith(b"\n"):
+            self._append("\n")  # so that a line which a kill cut off spoils no other
         for line in stored.splitlines():
             # A line of another version, or damaged: the average is evaluated again.
             with suppress(*DAMAGE):
@@ -141,8 +142,13 @@ class ScoreCache:
         return digest(json.dumps([context, parts]).encode()).hex()
 
     def _write(self, entry: Mapping[str, object]) -> None:
+        self._append(json.dumps(entry) + "\n")
+
+    def _append(self, text: str) -> None:
+        if not self._is_kept:
+            return
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(text)
             file.flush()
             # A kill or a power failure loses no score that took minutes.
             os.fsync(file.fileno())
@@ -153,6 +159,33 @@ class ScoreCache:
             self._known[str(entry["key"])] = metrics
         elif entry["of"] == self._of:
             self._generation = max(self._generation, int(entry["generation"]))
+
+
+def can_keep_scores(folder: Path) -> bool:
+    """Makes a folder for scores; whether they may be written there: a run may be somebody else's.
+
+    Raises:
+        OSError: the folder cannot be made for another reason.
+
+    Warns:
+        CkptavgWarning: they may not.
+    """
+    scores = folder / _FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_allowed = os.access(scores if scores.exists() else folder, os.W_OK)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        is_allowed = False
+    if not is_allowed:
+        warnings.warn(
+            f"scores are not kept: no permission to write {scores}. A search that is stopped "
+            "starts anew",
+            CkptavgWarning,
+            stacklevel=4,
+        )
+    return is_allowed
 
 
 def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> float:

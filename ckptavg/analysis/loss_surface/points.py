@@ -27,7 +27,7 @@ from ckptavg.runs.outputs import writing
 from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.live_model import LiveModel
 from ckptavg.search.row_store import DEFAULT_MEMORY
-from ckptavg.search.score_cache import ScoreCache
+from ckptavg.search.score_cache import ScoreCache, can_keep_scores
 from ckptavg.search.weight_rows import WeightRows
 
 _ONLY = "eval"
@@ -157,7 +157,7 @@ def open_points(
     folder = plan.search_folder if cache is None else Path(cache)
     if folder is not None:
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = folder if can_keep_scores(folder) else None
     live = LiveModel(
         model,
         data=data,
