@@ -17,6 +17,10 @@ PIECE = 128 * 1024
 other's turn in the interpreter; twice as many do not fit into the L2 cache of a core. See
 docs/decisions/0031-pieces-of-128-ki-elements.md."""
 
+_DOWN = 2.0**-64
+"""Scale of places whose float64 sum would overflow although their mean does not: a power of two,
+so that nothing is lost."""
+
 V = TypeVar("V", float, np.ndarray)
 
 
@@ -57,6 +61,7 @@ class WeightedMean:
         self._scratch_buffer = np.empty(PIECE, np.float64)
         self._first_buffer = np.empty(PIECE, np.float64)
         self._dtype: np.dtype | None = None
+        self._scale: np.ndarray | None = None
 
     def add(self, values: np.ndarray, factor: float) -> None:
         """Adds factor * values; all that are added to one mean have the same length and dtype."""
@@ -102,6 +107,9 @@ class WeightedMean:
         # Adding 0.0 would turn -0.0 into 0.0; beyond 2^996 Dekker's product overflows.
         usable = np.isfinite(correction) & (correction != 0.0)
         np.add(quotient, correction, out=quotient, where=usable)
+        if self._scale is not None:
+            np.divide(quotient, self._scale, out=quotient)
+            self._scale = None
         # Equal values are their own mean, also where the coefficients sum to 1 but for rounding.
         if keep_equal:
             np.copyto(quotient, self._first, where=self._equal)
@@ -109,7 +117,13 @@ class WeightedMean:
 
     def _add_exactly(self, values: np.ndarray, factor: float, first: bool) -> None:
         total, error = self._total, self._scratch
-        product, low = (values, 0.0) if factor == 1.0 else _two_product(values, factor)
+        scaled = values if self._scale is None else values * self._scale
+        product, low = (scaled, 0.0) if factor == 1.0 else _two_product(scaled, factor)
+        new = product if first else total + product
+        # A finite sum of all is the cheapest proof that none of them overflows.
+        if not np.isfinite(new.sum()) and self._scale_down(values, new, first):
+            self._add_exactly(values, factor, first)
+            return
         if first:
             total[...] = product
             error[...] = low
@@ -118,10 +132,22 @@ class WeightedMean:
             self._equal = np.ones(len(values), bool)
             return
         self._equal &= values.view(np.int64) == self._first.view(np.int64)
-        new = total + product
         part = new - total
         error += (total - (new - part)) + (product - part) + low
         total[...] = new
+
+    def _scale_down(self, values: np.ndarray, new: np.ndarray, first: bool) -> bool:
+        """Scales the places at which the sum overflowed; whether there are any that were not."""
+        scale = np.ones(len(values)) if self._scale is None else self._scale
+        over = ~np.isfinite(new) & np.isfinite(values) & (scale == 1.0)
+        if not first:
+            # What overflowed before, or is infinite itself, stays so.
+            over &= np.isfinite(self._total)
+            self._total[over] *= _DOWN
+            self._scratch[over] *= _DOWN
+        scale[over] = _DOWN
+        self._scale = scale
+        return bool(over.any())
 
 
 def round_once(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -50,6 +50,31 @@ def test_float64_mean_is_within_half_an_ulp_of_exact(values):
     ) * Fraction(len(values) ** 2, 2**104)
 
 
+@pytest.mark.parametrize(
+    ("values", "coefficients"),
+    [
+        ([1.797e308, 0.99 * 1.797e308], [0.5, 0.5]),
+        ([1e-300, 1.797e308, 1.797e308, -1.797e308, 1.0], [0.2] * 5),
+        ([1.5e308, 1.6e308, 1.5e308], [2.0, -0.5, -0.5]),
+        ([-1.797e308] * 2 + [-1.7e308], [0.4, 0.3, 0.3]),
+    ],
+)
+def test_a_float64_mean_overflows_only_if_it_is_too_large(values, coefficients):
+    # beside places that are tiny, or hold infinity
+    rows = [np.array([v, v * 1e-300, 5e-324, v]) for v in values]
+    rows[0][3] = np.inf
+    with np.errstate(all="ignore"):
+        got = mean_of(rows, coefficients)
+    for index in range(3):
+        exact = sum(
+            Fraction(c) * Fraction(float(r[index])) for c, r in zip(coefficients, rows, strict=True)
+        )
+        assert abs(Fraction(float(got[index])) - exact) <= Fraction(math.ulp(got[index]))
+    assert not np.isfinite(got[3])
+    with np.errstate(all="ignore"):
+        assert mean_of([np.array([1.797e308]), np.array([1.7e308])], [1.0, 0.9])[0] == np.inf
+
+
 def test_float64_with_coefficients_keeps_the_products_errors():
     rng = np.random.default_rng(2)
     rows = [rng.normal(0, 1, 200) for _ in range(5)]

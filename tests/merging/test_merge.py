@@ -287,6 +287,12 @@ def test_large_float64_values_are_not_taken_for_infinite(tmp_path):
     ]
     ckptavg.merge(paths, tmp_path / "o.weights.h5")
     assert read_tensors(tmp_path / "o.weights.h5")["layers/x/vars/0"].tolist() == [8e307] * 3
+    values = [1.797e308, 0.99 * 1.797e308]
+    for path, value in zip(paths, values, strict=True):
+        write_h5(path, {"layers/x/vars/0": np.full(3, value)})
+    ckptavg.merge(paths, tmp_path / "p.weights.h5")
+    expected = values[0] / 2 + values[1] / 2
+    assert read_tensors(tmp_path / "p.weights.h5")["layers/x/vars/0"].tolist() == [expected] * 3
 
 
 def test_different_models_are_told_apart_by_tensor(checkpoints, tmp_path):
