@@ -53,6 +53,7 @@ class Gathering:
         Returns:
             The outputs of the model, on the device.
         """
+        self._check_real(inputs)
         try:
             outputs, columns = self._step(inputs)
             samples = self._step.count(inputs)
@@ -89,6 +90,17 @@ class Gathering:
                     f"all positions that reach the layer '{self._layers[number].path}' are masked"
                 )
         return found
+
+    def _check_real(self, inputs: Any) -> None:
+        """Refuses complex numbers for a model of real ones, whose imaginary part Keras drops."""
+        if not self._step.takes or any(map(_is_complex, self._step.takes)):
+            return
+        found = next(filter(_is_complex, keras.tree.flatten(inputs)), None)
+        if found is not None:
+            raise DataError(
+                f"batch {self.batches} of the data is {found.dtype}, but the model takes real "
+                f"numbers, so that the imaginary part would be dropped: {UNCHANGED}"
+            )
 
     def _read(self) -> None:
         unread, self._unread = self._unread, []
@@ -139,3 +151,7 @@ class Gathering:
                 f"memory ran out in batch {index} of the data: use smaller batches"
             )
         return DataError(f"the model rejects batch {index} of the data: {summary(error)}")
+
+
+def _is_complex(tensor: Any) -> bool:
+    return "complex" in str(getattr(tensor, "dtype", ""))

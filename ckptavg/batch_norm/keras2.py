@@ -67,6 +67,7 @@ class _Step(Step):
 
     def __init__(self, model: Any, layers: list[Any]) -> None:
         self._layers = layers
+        self.takes = tf.nest.flatten(model.inputs or [])
         self._strategy = model.distribute_strategy
         self._notes = threading.local()  # replicas run in threads of their own
 

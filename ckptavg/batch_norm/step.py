@@ -17,7 +17,13 @@ Given = Sequence[tuple[Any, Any]]
 
 
 class Step(ABC):
-    """A forward pass of one batch that measures what its BatchNorm layers meet."""
+    """A forward pass of one batch that measures what its BatchNorm layers meet.
+
+    Attributes:
+        takes: the inputs that the model declares; empty if it declares none.
+    """
+
+    takes: Sequence[Any] = ()
 
     @abstractmethod
     def __call__(self, inputs: Any) -> tuple[Any, list[Any]]:
@@ -68,6 +74,7 @@ class StatelessStep(Step):
         """
         self.given: Given = ()
         self._model, self._observer, self._training = model, observer, training
+        self.takes = keras.tree.flatten(getattr(model, "inputs", None) or [])
         self._seeds = [v for v in model.non_trainable_variables if v.name == _SEED_NAME]
         self._states: list[Any] = []
         self.restart()

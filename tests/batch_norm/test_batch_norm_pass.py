@@ -254,6 +254,7 @@ def with_nan():
         (lambda: failing_after(2), "batch 2 of the data cannot be read: OSError: the disk is gone"),
         (with_nan, "batch 1 of the data holds NaN or infinity"),
         (lambda: np.zeros((8, 7), "float32"), "the model rejects batch 0"),
+        (lambda: np.zeros((8, 6), "complex64"), "batch 0 of the data is complex64, but the model"),
         (lambda: [tiny_data(8)[0], np.zeros((8, 2, 2), "f4")], "the model rejects batch 1"),
         (lambda: np.array([["a"] * 6]), "the model rejects batch 0"),
         (lambda: (np.zeros((8, 6)), np.zeros(7)), "differ in length"),
@@ -274,6 +275,14 @@ def test_bad_data_is_named_and_the_model_unchanged(data, message):
     for layer in (model.get_layer("stem_bn"), model.get_layer("block").layers[1]):
         assert layer.momentum == 0.99
         assert "call" not in vars(layer)
+
+
+def test_a_model_of_complex_numbers_takes_them():
+    layers = [keras.Input((6,), dtype="complex64"), keras.layers.Lambda(keras.ops.real)]
+    model = keras.Sequential([*layers, keras.layers.BatchNormalization()])
+    x = tiny_data(64)[0]
+    update_batch_norm(model, x * np.complex64(1 + 2j))
+    np.testing.assert_allclose(model.layers[1].moving_mean, x.mean(axis=0), rtol=1e-5)
 
 
 def test_nan_that_the_model_makes_names_the_layer():

@@ -3,14 +3,17 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from zipfile import BadZipFile
 
+import keras
 import numpy as np
 import pytest
 
 import ckptavg
 from ckptavg.errors import FormatError, IntegrityError, RecordError, RunError
 from ckptavg.formats import open_reader
+from ckptavg.runs.digest import digest
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
 from tests.helpers.files import flip_bit, read_tensors, rewrite_zip, write_h5
@@ -97,6 +100,60 @@ def test_an_average_with_fresh_statistics_is_told_apart(checkpoints, tmp_path):
     (found,) = ckptavg.verify(out)
     assert found.average == "reproduced"
     assert "but for 4 BatchNorm statistics that were re-estimated" in found.reason
+
+
+def excuse(out, name, value):
+    """Changes a tensor of an average, and lets its record say that a pass has changed it."""
+    with open_reader(out) as reader:
+        tensor = reader.structure.tensors[name]
+    with out.open("r+b") as file:
+        file.seek(tensor.extent.offset)
+        file.write(np.full(tensor.shape, value, "float32").tobytes())
+    record = Record.read(record_path(out))
+    tensors, state = dict(record.read_tensors()), record.batch_norm
+    data = np.full(tensor.shape, value, "float32").tobytes()
+    tensors[name] = replace(tensors[name], digests=(digest(data).hex(),))
+    state = replace(state, statistics="fresh", samples=8, tensors=(*state.tensors, name))
+    replace(record, batch_norm=state).write(record_path(out), tensors)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_record_excuses_statistics_only(trained_run, checkpoints, tmp_path, recorded):
+    out = tmp_path / "swa.weights.h5"
+    ckptavg.merge(trained_run if recorded else checkpoints, out)
+    excuse(out, "layers/batch_normalization/vars/3", 2.0)
+    assert "but for 1 BatchNorm statistics" in ckptavg.verify(out)[0].reason
+    for name in ("layers/dense/vars/1", "layers/batch_normalization/vars/1"):
+        ckptavg.merge(trained_run if recorded else checkpoints, out, overwrite=True)
+        excuse(out, name, 2.0)
+        with pytest.raises(IntegrityError, match=f"not the average of its sources: '{name}'"):
+            ckptavg.verify(out)
+
+
+class Named(keras.Model):
+    """A model whose files call its layers by attributes, not by their classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.scale = keras.layers.Dense(4), keras.layers.BatchNormalization(name="n")
+
+    def call(self, inputs, training=False):
+        return self.scale(self.first(inputs), training=training)
+
+
+def test_statistics_of_layers_with_other_names_are_known_by_their_shapes(tmp_path):
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    model, paths = Named(), []
+    model(x)
+    for seed in range(2):
+        paths.append(tmp_path / f"c-{seed}.weights.h5")
+        randomize(model, seed).save_weights(paths[-1])
+    out = tmp_path / "swa.weights.h5"
+    ckptavg.merge(paths, out, model=model, data=x)
+    assert "but for 2 BatchNorm statistics" in ckptavg.verify(out)[0].reason
+    excuse(out, "first/vars/1", 2.0)
+    with pytest.raises(IntegrityError, match="not the average of its sources: 'first/vars/1'"):
+        ckptavg.verify(out)
 
 
 @pytest.mark.parametrize("is_mended", [False, True])
