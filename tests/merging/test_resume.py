@@ -16,6 +16,8 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import OutputError
+from ckptavg.formats import tensors
+from ckptavg.merging import work
 from ckptavg.merging.engine import divide_plan
 from ckptavg.merging.journal import Journal
 from ckptavg.runs.record import Record
@@ -231,18 +233,23 @@ def test_the_merge_before_the_batch_norm_pass_can_be_gone_on_with(tmp_path):
     assert not leftovers(tmp_path)
 
 
-def test_a_partial_file_of_any_size_is_not_read(tmp_path):
-    paths = [write_h5(tmp_path / f"{n}.weights.h5", {"x/vars/0": np.ones(10**6)}) for n in "ab"]
+def test_a_partial_file_of_any_size_is_not_read(tmp_path, monkeypatch):
+    for module in (tensors, work):
+        monkeypatch.setattr(module, "BLOCK_SIZE", 2**16)
+    paths = [write_h5(tmp_path / f"{n}.weights.h5", {"x/vars/0": np.ones(10**5)}) for n in "abc"]
     out = tmp_path / "o.weights.h5"
+    calls = []
+
+    def stop(_: int) -> None:
+        calls.append(1)
+        if len(calls) > 9:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        ckptavg.merge(paths, out, resume=True, jobs=1, progress=interrupt)
+        ckptavg.merge(paths, out, resume=True, jobs=1, progress=stop)
     os.truncate(partial(out), 2 * 1024**3)
     tracemalloc.start()
     report = ckptavg.merge(paths, out, resume=True)
     assert tracemalloc.get_traced_memory()[1] < 256 * 1024**2
     tracemalloc.stop()
     assert report.resumed == 0
-
-
-def interrupt(_: int) -> None:
-    raise KeyboardInterrupt
