@@ -203,6 +203,23 @@ def folder(trained_run, monkeypatch) -> Path:
     return trained_run.parent
 
 
+@pytest.fixture
+def unrendered(monkeypatch) -> None:
+    """Has the figures of reports drawn as ever, but not rendered, which takes longer than all else.
+
+    For tests of what reports say beside them.
+    """
+    from matplotlib.figure import Figure
+
+    from ckptavg.analysis import plots
+
+    def figure_svg(draw: plots.figures.Draw, **_: object) -> str:
+        draw(Figure().add_subplot())
+        return '<svg xmlns="http://www.w3.org/2000/svg"/>'
+
+    monkeypatch.setattr(plots, "figure_svg", figure_svg)
+
+
 @pytest.fixture(scope="session")
 def trajectory() -> np.ndarray:
     """Weights after each step: they fall towards a point, and walk about at random."""

@@ -188,6 +188,7 @@ def test_comparisons_that_are_refused(model):
         ckptavg.evaluate(paths, data=HELD_OUT, steps=2)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_report_has_the_scores_the_line_and_the_shift(model):
     run = Path(shutil.copytree("drifts", "run"))
     ckptavg.merge(run, "swa.keras", model=model, data=X)

@@ -229,6 +229,7 @@ def test_what_is_missing_is_said_or_left_out(tmp_path, epochs, facts, expected):
     assert done.notes == ()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_run_with_every_fault_has_a_report_that_tells_of_them(tmp_path):
     run = write_run(tmp_path / "run", 6)
     average = tmp_path / "swa.weights.h5"
@@ -262,6 +263,7 @@ def test_a_run_with_every_fault_has_a_report_that_tells_of_them(tmp_path):
     assert len(Page(done.output).pictures) == 1
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_is_no_average_and_averages_of_others(tmp_path):
     run = write_run(tmp_path / "run", 3)
     other = write_run(tmp_path / "other", 2)
@@ -278,6 +280,7 @@ def test_what_is_no_average_and_averages_of_others(tmp_path):
     assert not (tmp_path / "s.html").exists()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = write_run(tmp_path / "run", 2)
@@ -410,6 +413,7 @@ def test_in_a_browser_nothing_overflows_and_nothing_is_asked_for(tmp_path):
     assert set(asked) <= {"/index.html", "/report.html", "/favicon.ico"}  # the first page's icon
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_an_average_of_another_run_is_refused(trained_run, tmp_path):
     other = Path(shutil.copytree(trained_run, tmp_path / "other"))
     merged = tmp_path / "other.weights.h5"
