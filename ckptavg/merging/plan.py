@@ -165,22 +165,8 @@ def plan_merge(
     )
     _check_names(plan)
     _check_files(plan, overwrite)
-    archive = writer_of(output, plan.structure.naming).needs_model_config
-    # An archive needs the disk twice: the weights are written first, then the file around them.
-    disk = plan.bytes_written * (2 if archive or live_model else 1)
-    named, needed = None if model is None else Path(model), archive and not live_model
-    found = find_model(plan.sources, output, named, needed=needed, max_memory=max_memory)
-    disk += sum(found.config.assets.values()) if found.config is not None else 0
-    _check_disk(output, disk)
-    plan = replace(
-        plan,
-        overwrite=overwrite,
-        model_file=found.file,
-        model_digest=found.digest,
-        model_config=found.config,
-        model_note=found.note,
-        disk=disk,
-    )
+    plan = _with_model(replace(plan, overwrite=overwrite), model, live_model, max_memory)
+    _check_disk(output, plan.disk)
     noted = {**(choice or {}), **weighted.choice, **({} if dtype is None else {"dtype": dtype})}
     trainings = find_trainings(weighted.checkpoints)
     return replace(plan, left_out=weighted.left_out, choice=noted, trainings=trainings)
@@ -216,9 +202,7 @@ def plan_average(
     sources = plan_sources(checkpoints, coefficients)
     last, copy = sources[-1], recipe == COPY
     if not copy:
-        check_not_quantized(last.path, last.structure)
-        if last.members:
-            check_config_not_quantized(last.path, ModelConfig.read(last.path, max_memory))
+        _check_not_quantized(last, max_memory)
     items = decide(last.structure, len(sources), non_float, copy=copy, dtype=dtype)
     if all(item.action == DROP for item in items):
         raise FormatError(f"{sources[0].path} holds no weights")
@@ -237,6 +221,26 @@ def plan_average(
         bytes_read=sum(item.tensor.nbytes * len(read[item.action]) for item in items),
         bytes_written=written,
         memory=index + threads * _JOB_MEMORY,
+    )
+
+
+def _with_model(
+    plan: MergePlan, model: str | Path | None, live_model: bool, max_memory: int | None
+) -> MergePlan:
+    """The plan with the configuration of the model, and the disk that the output takes with it."""
+    archive = writer_of(plan.output, plan.structure.naming).needs_model_config
+    named, needed = None if model is None else Path(model), archive and not live_model
+    found = find_model(plan.sources, plan.output, named, needed=needed, max_memory=max_memory)
+    # An archive needs the disk twice: the weights are written first, then the file around them.
+    disk = plan.bytes_written * (2 if archive or live_model else 1)
+    disk += sum(found.config.assets.values()) if found.config is not None else 0
+    return replace(
+        plan,
+        model_file=found.file,
+        model_digest=found.digest,
+        model_config=found.config,
+        model_note=found.note,
+        disk=disk,
     )
 
 
@@ -284,6 +288,12 @@ def _check_files(plan: MergePlan, overwrite: bool) -> None:
                 f"{file} exists already: {plan.output.name} would replace it. Choose another name "
                 "or overwrite it (--overwrite, in Python overwrite=True)"
             )
+
+
+def _check_not_quantized(source: SourcePlan, max_memory: int | None) -> None:
+    check_not_quantized(source.path, source.structure)
+    if source.members:
+        check_config_not_quantized(source.path, ModelConfig.read(source.path, max_memory))
 
 
 def _check_disk(output: Path, needed: int) -> None:
