@@ -36,6 +36,7 @@ from .runs.record import Record as Record
 from .runs.run import Run as Run
 from .runs.run import open_run as open_run
 from .saving.checkpoint_saver import CheckpointSaver as CheckpointSaver
+from .saving.resume import resume as resume
 from .saving.swa import SWA as SWA
 from .search.soup import SoupReport as SoupReport
 from .search.sweep import SweepReport as SweepReport

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ckptavg.formats.hdf5.keras3 import keras_structure
 from ckptavg.formats.tensors import TensorInfo
 from ckptavg.models.attributes import find_attributes
 from ckptavg.models.model import save_weights, tracked_optimizers
+from ckptavg.models.optimizer_state import placed_optimizers
 from ckptavg.models.placement import Placement, tensor_in_file
 
 # See docs/decisions/0052-marks-show-rounding.md for why marks are what they are.
@@ -37,7 +38,7 @@ def place(model: keras.Model, *, include_optimizer: bool = False) -> Placement |
         None if a layer saves something other than its variables, as quantized ones do, or if an
         optimizer hangs where only Keras knows its folder: on a layer, in a list, or in another one.
     """
-    optimizers = dict(_optimizers(model)) if include_optimizer else {}
+    optimizers = dict(placed_optimizers(model)) if include_optimizer else {}
     if include_optimizer and not _are_all(model, optimizers.values()):
         return None
     marks = _Marks()
@@ -114,19 +115,6 @@ class _Mark(np.ndarray):
 
     def numpy(self) -> np.ndarray:
         return np.asarray(self)
-
-
-def _optimizers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The optimizers of a model, or inside an optimizer, with their folders in Keras' files."""
-    seen = set()
-    # Keras visits attributes in this order.
-    for name, value in sorted(
-        vars(owner).items(), key=lambda item: (item[0].startswith("_"), item[0])
-    ):
-        if isinstance(value, keras.optimizers.Optimizer) and id(value) not in seen:
-            seen.add(id(value))
-            yield f"{prefix}{name}", value
-            yield from _optimizers(value, f"{prefix}{name}/")
 
 
 def _are_all(model: keras.Model, found: Collection[Any]) -> bool:

@@ -158,7 +158,7 @@ def tracked_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 def save_model(model: keras.Model, path: Path) -> None:
     """Writes a `.weights.h5` or `.keras` file without optimizer state, in place."""
     if path.name.endswith(".keras"):
-        with _without_optimizer(model):
+        with without_optimizer(model):
             model.save(path)
     else:
         save_weights(model, path)
@@ -173,17 +173,26 @@ def load_weights(model: keras.Model, path: Path) -> None:
         ModelError: the checkpoint does not fit the model.
     """
     check_intact(path)
-    _check_all_used(model, path)
+    check_all_used(model, path)
+    with without_optimizer(model):
+        load_unchecked(model, path)
+
+
+def load_unchecked(model: keras.Model, path: Path) -> None:
+    """Has Keras load a file, with the state of optimizers if they are built.
+
+    Raises:
+        ModelError: the checkpoint does not fit the model.
+    """
     try:
-        with _without_optimizer(model):
-            model.load_weights(path)
+        model.load_weights(path)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path} does not fit the model '{model.name}': {summary(error)}"
         ) from error
 
 
-def _check_all_used(model: keras.Model, path: Path) -> None:
+def check_all_used(model: keras.Model, path: Path) -> None:
     """Refuses a checkpoint with tensors that the model lacks, which Keras would ignore."""
     with open_reader(path) as reader:
         stored = set(reader.structure.model_tensors)
@@ -203,7 +212,7 @@ def _check_all_used(model: keras.Model, path: Path) -> None:
 
 
 @contextmanager
-def _without_optimizer(model: keras.Model) -> Iterator[None]:
+def without_optimizer(model: keras.Model) -> Iterator[None]:
     """Hides the optimizer, so that Keras neither saves its state nor misses it when loading."""
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:

@@ -41,8 +41,8 @@ class CheckpointSaver(SavingCallback, keras.callbacks.Callback):
             with long epochs; files are then called `step-00001000.weights.h5`.
         start_step: with `save_freq`, the first step to save at.
         existing: what to do if the directory holds checkpoints: `error` refuses; `resume` resumes
-            that training, whose weights and optimizer you load and whose epoch you pass as
-            `initial_epoch` (learning rates continue as they would have, and checkpoints of later
+            that training, whose weights, optimizer and `initial_epoch` come from `ckptavg.resume`
+            (learning rates continue as they would have, and checkpoints of later
             epochs are replaced one by one as these epochs end); `overwrite` removes them when
             training begins.
         max_to_keep: number of checkpoints to keep, the newest; all by default.

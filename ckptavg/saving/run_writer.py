@@ -18,7 +18,7 @@ from ckptavg.formats.strict_json import parse
 from ckptavg.runs.checkpoint import RecordedCheckpoint, TrackedCheckpoint, former_model_file
 from ckptavg.runs.describe import describe_epochs, describe_tracked
 from ckptavg.runs.digest import digest
-from ckptavg.runs.history import EpochLog
+from ckptavg.runs.history import HISTORY_FILE, EpochLog, read_history
 from ckptavg.runs.json_values import DAMAGE
 from ckptavg.runs.reading import replacing
 from ckptavg.runs.record import Record
@@ -143,6 +143,10 @@ class RunWriter:
             )
         with explained(f"cannot use the directory {self.directory}"):
             self._history.begin(epochs)
+
+    def read_history(self) -> tuple[EpochLog, ...]:
+        """The epochs that the training resumes from."""
+        return read_history(self.directory / HISTORY_FILE)
 
     def add_epoch(self, log: EpochLog) -> None:
         """Adds an epoch to the history.

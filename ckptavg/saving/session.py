@@ -15,6 +15,7 @@ from ckptavg.runs.run import MODEL_FILE
 from ckptavg.saving.checkpoint_files import save_beside
 from ckptavg.saving.learning_rate import LearningRates
 from ckptavg.saving.prepared_training import PreparedTraining
+from ckptavg.saving.resumed_run import doubts_about_resuming
 from ckptavg.saving.retention import AwaitedMetric
 from ckptavg.saving.run_writer import Content, RunWriter, read_rates
 from ckptavg.saving.save_queue import Outcome, Work
@@ -74,6 +75,9 @@ class TrainingSession:
         initial = prepared.initial_rates
         if initial is not None and resumes:
             initial = read_rates(prepared.directory, len(initial)) or initial
+        if run is not None and resumes:
+            for doubt in doubts_about_resuming(run, prepared.schedule, epoch, self._steps_loaded()):
+                _warn(doubt)
         self._rates = LearningRates(training, prepared.schedule, initial)
         if initial is not None and run is not None:
             run.write_rates(initial)
@@ -273,6 +277,10 @@ class TrainingSession:
         """Optimizer steps taken; None without an optimizer that counts them."""
         by_steps = self._schedule.save_freq is not None
         return self._steps.taken or None if by_steps else self._steps.exact()
+
+    def _steps_loaded(self) -> int | None:
+        """The steps that the optimizers of a training that resumes have taken; None without any."""
+        return (self._steps.exact() or 0) if self._training.optimizers else None
 
     def _hand_over_config(self, run: RunWriter) -> None:
         """Hands the model's configuration to the other thread, once in each training."""

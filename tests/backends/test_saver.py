@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptavg import CheckpointSaver, merge, open_run
+from ckptavg import CheckpointSaver, merge, open_run, resume
 from ckptavg.formats import open_reader
 from ckptavg.recipes.power_profiles import gamma_of
 from ckptavg.saving.host_copy import HostCopy
@@ -186,6 +186,19 @@ def test_optimizer_state_brings_training_back(tmp_path):
         one.train_on_batch(x, y)
     for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
         assert one.tobytes() == two.tobytes()
+
+
+def test_resume_continues_as_if_nothing_had_happened(tmp_path):
+    model = small_model()
+    saver = CheckpointSaver(tmp_path / "run", start_epoch=1, include_optimizer=True)
+    fit(model, saver, epochs=2)
+    fit(model, CheckpointSaver(tmp_path / "whole", start_epoch=1), epochs=1)
+    resumed = small_model()
+    assert resume(tmp_path / "run", resumed) == 2
+    assert int(resumed.optimizer.iterations) > 0
+    fit(resumed, CheckpointSaver(tmp_path / "parts", start_epoch=1), epochs=1)
+    for one, two in zip(values(model), values(resumed), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_tracked_averages_are_those_of_every_step(tmp_path):

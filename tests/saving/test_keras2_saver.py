@@ -304,6 +304,15 @@ def test_models_that_tf_keras_could_not_save_either(tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_resume_loads_the_weights(tmp_path):
+    model = compiled()
+    fit(model, tmp_path / "run", 2, start_epoch=1)
+    weights = model.get_weights()
+    model.set_weights([weight * 0 for weight in weights])
+    assert ckptavg.resume(tmp_path / "run", model) == 2
+    assert all(map(np.array_equal, weights, model.get_weights()))
+
+
 def test_texts_are_refused_before_training(tmp_path):
     texts = tf_keras.layers.TextVectorization(name="texts")
     texts.adapt(["a b"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
-from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.errors import CkptavgWarning, ModelError, SaverError
 from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.runs.record import Record
 from ckptavg.saving.options import KeepBest, Options
@@ -347,6 +347,7 @@ def test_a_run_of_0_1_0_is_resumed(tmp_path):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", CkptavgWarning)  # averages resume from their very step
+        warnings.filterwarnings("ignore", "training resumes after epoch 5 .* begins anew")
         model.fit(
             trained["x"],
             trained["y"],
@@ -365,6 +366,94 @@ def test_a_run_of_0_1_0_is_resumed(tmp_path):
     assert [a.record.ema.step for a in run.averages] == [5, 5, 10, 10, 15, 15, 20, 20, 21, 21]
     assert {found.proof for found in ckptavg.verify(directory)} == {"intact"}
     ckptavg.merge(run, tmp_path / "o.weights.h5", recipe="posthoc-ema:0.1")
+
+
+def trained(run, epochs, **arguments):
+    """A model after some epochs, whose run holds everything to resume from."""
+    model = build()
+    fit(model, run, epochs=epochs, start_epoch=2, include_optimizer=True, **arguments)
+    return model
+
+
+def fresh(**layers):
+    """A model as a new process has it: its optimizer is not built."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, **layers)])
+    model.compile(keras.optimizers.Adam(0.5), "mse", run_eagerly=True)
+    return model
+
+
+def test_resume_brings_back_everything(tmp_path):
+    whole = [weight.copy() for weight in trained(tmp_path / "whole", 5).get_weights()]
+    model, options = fresh(), {"start_epoch": 2, "include_optimizer": True, "existing": "resume"}
+    weights = model.get_weights()
+    assert ckptavg.resume(tmp_path / "run", model) == 0  # nothing there yet
+    assert all(map(np.array_equal, weights, model.get_weights()))
+    trained(tmp_path / "run", 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CkptavgWarning)
+        assert ckptavg.resume(tmp_path / "run", model) == 3
+        assert int(model.optimizer.iterations) == 3 * BATCHES
+        fit(model, tmp_path / "run", first=3, epochs=5, **options)
+    assert [(r.epoch, r.step) for r in open_run(tmp_path / "run").records] == [
+        (epoch, epoch * BATCHES) for epoch in range(2, 6)
+    ]
+    for one, two in zip(model.get_weights(), whole, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
+def test_resume_in_the_middle_of_an_epoch_begins_it_again(tmp_path):
+    options = {"include_optimizer": True, "max_to_keep": 1}
+    fit(build(), tmp_path / "run", epochs=2, save_freq=4, **options)
+    model = fresh()
+    assert ckptavg.resume(tmp_path / "run", model) == 1  # saved at step 8 of 10
+    assert int(model.optimizer.iterations) == 8
+    fit(build(), tmp_path / "other", epochs=2, save_freq=5, **options)
+    assert ckptavg.resume(tmp_path / "other", model) == 2
+
+
+def test_resume_takes_the_last_finite_checkpoint(tmp_path):
+    class Break(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):  # noqa: ARG002
+            if epoch == 2:
+                self.model.layers[0].bias.assign([np.nan] * 4)
+
+    options = {"start_epoch": 2, "include_optimizer": True}
+    with pytest.warns(CkptavgWarning, match="holds NaN or infinity"):
+        fit(build(), tmp_path / "run", epochs=3, callbacks=[Break()], **options)
+    with pytest.warns(CkptavgWarning, match=r"of epochs 3 hold NaN .* resumes from epoch 2"):
+        assert ckptavg.resume(tmp_path / "run", fresh()) == 2
+
+
+def test_what_resume_refuses(tmp_path):
+    trained(tmp_path / "run", 2)
+    other = fresh()
+    other.compile("sgd", "mse")
+    message = r"holds 6 variables of the optimizer 'model.optimizer', which has 2"
+    other.optimizer.build([])
+    with pytest.raises(ModelError, match=message):
+        ckptavg.resume(tmp_path / "run", other)
+    with pytest.raises(ModelError, match="has no weights yet"):
+        ckptavg.resume(tmp_path / "run", keras.Sequential([keras.layers.Dense(4)]))
+    with pytest.raises(ModelError, match="does not fit"):
+        ckptavg.resume(tmp_path / "run", fresh(use_bias=False))
+    with pytest.raises(ModelError, match=r"must be a keras.Model of Keras 3 or of tf_keras"):
+        ckptavg.resume(tmp_path / "run", object())
+
+
+def test_a_training_that_does_not_continue_the_run_is_told(tmp_path):
+    options = {"start_epoch": 2, "existing": "resume", "include_optimizer": True}
+    trained(tmp_path / "run", 3)
+    with pytest.warns(CkptavgWarning, match="begins anew, where the run has 15"):
+        fit(fresh(), tmp_path / "run", first=3, epochs=4, **options)
+    model = fresh()
+    assert ckptavg.resume(tmp_path / "run", model) == 4
+    with pytest.warns(CkptavgWarning, match="has taken 5 steps, where the run has 20"):
+        fit(model, tmp_path / "run", first=4, epochs=5, **options)
+    # As BackupAndRestore does after a kill, whose own file was written before that of the run.
+    for path in (tmp_path / "run" / "checkpoints").glob("epoch-0005*"):
+        path.unlink()
+    with pytest.warns(CkptavgWarning, match=r"lacks epoch 5, .*Resume from epoch 4"):
+        fit(model, tmp_path / "run", first=5, epochs=6, **options)
 
 
 def test_a_lock_that_another_training_took_over_is_not_taken_back(tmp_path):

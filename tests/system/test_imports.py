@@ -48,6 +48,7 @@ def test_the_public_names():
         "plan_merge",
         "refresh_batch_norm",
         "report",
+        "resume",
         "run_plan",
         "soup",
         "sweep",

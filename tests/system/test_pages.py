@@ -25,6 +25,7 @@ GUIDE = (
     "coming_from_keras_swa",
     "performance",
     "recipes",
+    "resuming",
     "saving",
     "specs",
     "trust",

@@ -70,6 +70,19 @@ def test_its_example_runs(tmp_path, monkeypatch):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
+def test_its_example_of_resuming_runs(tmp_path, monkeypatch):
+    example = re.findall(r"```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    model, (x, y) = tiny_model(), tiny_data(32)
+    names = {"ckptavg": ckptavg, "model": model, "x": x, "y": y}
+    model.run_eagerly = True
+    exec(example.replace("16", "1").replace("30", "2"), names)
+    assert names["first"] == 0
+    exec(example.replace("16", "1").replace("30", "3"), names)
+    assert names["first"] == 2
+    assert [record.epoch for record in ckptavg.open_run("run").records] == [1, 2, 3]
+
+
 # When to use what: what the table says of Keras' own means, against Keras itself.
 
 
