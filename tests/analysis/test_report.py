@@ -268,10 +268,10 @@ def test_what_is_no_average_and_averages_of_others(tmp_path):
     run = write_run(tmp_path / "run", 3)
     other = write_run(tmp_path / "other", 2)
     average = tmp_path / "swa.weights.h5"
-    ckptavg.merge(other, average)
+    ckptavg.merge([run, other], average)
     done = write_report(run, tmp_path / "r.html", merged=average)
     assert "also averages" in done.notes[0]
-    assert done.commands[0] == f"ckptavg merge {other} -o {average}"
+    assert str(other / "checkpoints") in done.commands[0]
     for path in (run / "checkpoints" / "epoch-0001.weights.h5", tmp_path / "nothing.weights.h5"):
         with pytest.raises(RunError):
             write_report(run, tmp_path / "s.html", merged=path)
