@@ -1,3 +1,4 @@
+from .comparison.results import Comparison as Comparison
 from .frames import doctor_frame as doctor_frame
 from .frames import run_frame as run_frame
 from .frames import soup_frame as soup_frame

@@ -202,7 +202,7 @@ def test_the_report_has_the_scores_the_line_and_the_shift(model):
     assert sorted(run.rglob("*")) == before
     page = Path("report.html").read_text(encoding="utf-8")
     for told in (
-        "What averaging gained",
+        "Did averaging help?",
         "is one line: the training is still on its way",
         "last and best checkpoint (epoch 8), the best",
         "the thick line is the average&#x27;s score",

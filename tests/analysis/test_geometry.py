@@ -586,6 +586,7 @@ def test_a_damaged_statistic_is_named(trained_run):
 def test_the_public_names():
     assert analysis.__all__ == [
         "BatchNormShift",
+        "Comparison",
         "Geometry",
         "LayerTable",
         "LossLine",

@@ -76,7 +76,7 @@ def about_run(
 
 
 def about_scores(found: Comparison) -> Content:
-    """What averaging gained, and the scores that show it."""
+    """Did averaging help?, and the scores that show it."""
     metrics = list(found.rows[0].metrics)
     rows = [
         [
@@ -86,7 +86,7 @@ def about_scores(found: Comparison) -> Content:
         for row in found.rows
     ]
     return section(
-        "What averaging gained",
+        "Did averaging help?",
         [tag("p", sentence) for sentence in found.verdict],
         table([*metrics, "on the held-out data"], rows, label="Scores on the held-out data"),
         _explained(
