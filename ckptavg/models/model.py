@@ -41,9 +41,10 @@ def check_has_call(model: Any, base: type[Any] = keras.Model) -> None:
     """
     if type(model).call is not base.call:
         return
+    attributes = {**vars(model), **getattr(model, "_modules", {})}  # where torch keeps layers
     parts = [
         name
-        for name, part in vars(model).items()
+        for name, part in attributes.items()
         if isinstance(part, base) and type(part).call is not base.call
     ]
     part = f"model.{parts[0]}" if parts else "model.part"

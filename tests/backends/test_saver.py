@@ -189,16 +189,16 @@ def test_optimizer_state_brings_training_back(tmp_path):
 
 
 def test_resume_continues_as_if_nothing_had_happened(tmp_path):
-    model = small_model()
+    model, (x, y) = tiny_model(), tiny_data()
     saver = CheckpointSaver(tmp_path / "run", start_epoch=1, include_optimizer=True)
     fit(model, saver, epochs=2)
-    fit(model, CheckpointSaver(tmp_path / "whole", start_epoch=1), epochs=1)
-    resumed = small_model()
+    resumed = tiny_model()
     assert resume(tmp_path / "run", resumed) == 2
-    assert int(resumed.optimizer.iterations) > 0
-    fit(resumed, CheckpointSaver(tmp_path / "parts", start_epoch=1), epochs=1)
-    for one, two in zip(values(model), values(resumed), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    assert int(resumed.optimizer.iterations) == 12
+    for one in (model, resumed):
+        one.fit(x, y, batch_size=16, epochs=1, shuffle=False, verbose=0)
+    for one, two in zip(model.get_weights(), resumed.get_weights(), strict=True):
+        assert one.tobytes() == two.tobytes()
 
 
 def test_tracked_averages_are_those_of_every_step(tmp_path):
