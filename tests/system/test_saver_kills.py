@@ -30,7 +30,7 @@ directory, initial_epoch, options = sys.argv[1:]
 print(os.getpid(), flush=True)
 layers = [keras.layers.Dense(512) for _ in range(6)]
 model = keras.Sequential([keras.Input((512,)), *layers])
-model.compile("sgd", "mse")
+model.compile(keras.optimizers.SGD(momentum=0.9), "mse")
 number = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, _: [
     variable.assign(np.full(variable.shape, epoch + 1)) for variable in model.variables])
 options = json.loads(options)
@@ -45,6 +45,7 @@ _OPTIONS = (
     {"max_to_keep": 2, "keep_best": ["loss", 2]},
     {"max_to_keep": 3, "in_flight": 2, "save_dtype": "float16"},
     {"max_to_keep": 2, "tracked_sigmas": [0.05, 0.1], "track_freq": 5},
+    {"max_to_keep": 2, "tracked_sigmas": [0.05], "track_freq": 3, "include_optimizer": True},
 )
 
 
@@ -125,19 +126,24 @@ def temporaries(directory: Path) -> set:
     return found
 
 
-def check_whole(directory: Path) -> None:
+def check_whole(directory: Path, *, has_optimizer: bool) -> None:
     for average in open_run(directory).averages:
         assert tensor_records(average.path) == average.record.read_tensors()
     for checkpoint in open_run(directory).checkpoints:
         record = checkpoint.record
         assert tensor_records(checkpoint.path) == record.read_tensors()
-        for values in read_tensors(checkpoint.path).values():
-            assert (values == record.epoch).all()
+        of_optimizer = 0
+        for name, values in read_tensors(checkpoint.path).items():
+            if name.startswith("optimizer/"):  # its digests are those of the record
+                of_optimizer += values.nbytes
+            else:
+                assert (values == record.epoch).all()
+        assert (of_optimizer > 512 * 512) == has_optimizer
     epochs = [log.epoch for log in open_run(directory).history]
     assert epochs == list(range(1, len(epochs) + 1))
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, start, kills):
     rng = np.random.default_rng(kills)
     met = Kills()
@@ -158,7 +164,7 @@ def test_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path, start, kil
         kill(pid)
         met.amid += bool(leftovers(directory))
         met.orphans += bool(open_run(directory).uncommitted)
-        check_whole(directory)
+        check_whole(directory, has_optimizer=options.get("include_optimizer", False))
     for number, options in enumerate(_OPTIONS):
         directory = tmp_path / f"run-{number}"
         former = stamps(directory)
