@@ -214,7 +214,12 @@ def in_order_of_tracking(average: TrackedCheckpoint) -> tuple[int, float]:
 def _recorded(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, Record]]:
     """Checkpoints whose records have such names."""
     for path in record_files(folder, pattern):
-        record = Record.read(path)
+        try:
+            record = Record.read(path)
+        except RecordError:
+            if path.exists():
+                raise
+            continue  # a training removed the checkpoint after the folder was listed
         # A record could otherwise lead a merge to any file of the machine.
         if Path(record.file).name != record.file or not record.file:
             raise RecordError(

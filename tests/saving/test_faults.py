@@ -1,5 +1,6 @@
 """CheckpointSaver where writing fails: full, read-only and vanished disks, and slow ones."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
-from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.errors import CkptavgWarning, RunError, SaverError
 from ckptavg.runs.proof import tensor_records
 from tests.helpers.files import fill, leftovers, read_tensors
 
@@ -481,6 +482,29 @@ def test_a_fork_does_not_wait_for_what_its_parent_writes(model, tmp_path, monkey
         callbacks=[at_begin(2, wait_until_idle), at_end(2, fork)],
     )
     assert found == [1]
+
+
+def test_a_run_is_opened_while_a_training_removes_from_it(model, tmp_path):
+    """A checkpoint that is removed between the listing of a folder and the reading is gone."""
+    opened = []
+
+    def reader():
+        while len(opened) < 10_000:
+            with contextlib.suppress(RunError):  # no checkpoint yet
+                opened.append([c.epoch for c in open_run(tmp_path / "run").checkpoints])
+            if not training.is_alive():
+                return
+
+    arguments = (model, tmp_path / "run", 40)
+    training = threading.Thread(
+        target=fit, args=arguments, kwargs={"max_to_keep": 1, "in_flight": 4}
+    )
+    training.start()
+    reader()
+    training.join()
+    assert opened
+    assert all(len(epochs) in (1, 2) for epochs in opened if epochs)
+    assert opened[-1] == [40]
 
 
 def test_training_waits_for_one_write_and_not_for_two(model, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ import pytest
 import ckptavg
 from ckptavg.batch_norm.refresh import merge_into_model
 from ckptavg.errors import OutputError
-from ckptavg.search.score_cache import ScoreCache
 from tests.helpers.choosing import SPECS, SPLIT
 from tests.helpers.command_line import main
 from tests.helpers.files import leftovers
@@ -93,33 +92,3 @@ def test_nobody_writes_an_output_between_its_mean_and_its_commit(trained_run, tm
     assert found.average == "reproduced"
     assert [c.epoch for c in ckptavg.inspect(output).checkpoints[0].record.sources] == [3, 4]
     assert not leftovers(tmp_path)
-
-
-_SCORES = """
-import sys
-from pathlib import Path
-from ckptavg.search.score_cache import ScoreCache
-cache = ScoreCache(Path(sys.argv[1]), ["a", "b"], ["model"])
-for n in range(300):
-    cache.add((int(sys.argv[2]), n), {"loss": n / 7, "a metric with a long name" * 20: n / 3})
-"""
-
-
-def test_processes_share_a_score_cache(tmp_path):
-    """Sweeps of one run may take place at once: each line is added whole."""
-    writers = [
-        subprocess.Popen([sys.executable, "-c", _SCORES, tmp_path, str(number)])
-        for number in (1, 2, 3)
-    ]
-    killed = subprocess.Popen([sys.executable, "-c", _SCORES, tmp_path, "4"])
-    while not (tmp_path / "scores.jsonl").exists():
-        assert killed.poll() is None
-    for _ in range(20):  # caches that are opened meanwhile end a line only if nobody is writing it
-        ScoreCache(tmp_path, ["a", "b"], ["model"])
-    killed.kill()
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
-    killed.wait()
-    cache = ScoreCache(tmp_path, ["a", "b"], ["model"])
-    for number in (1, 2, 3):
-        for n in range(300):
-            assert cache.get((number, n))["loss"] == n / 7
