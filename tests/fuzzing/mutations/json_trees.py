@@ -67,7 +67,8 @@ def _change_node(random: Random, whole: list[Any]) -> None:
     elif action == "grow":
         container[key] = _grown(random, container[key])
     else:
-        container[key] = random.choice((*_VALUES, random.getrandbits(40), random.random()))
+        value = random.choice((*_VALUES, random.getrandbits(40), random.random()))
+        container[key] = copy.deepcopy(value)  # a second change must not reach `_VALUES`
 
 
 def _grown(random: Random, value: Any) -> Any:
