@@ -35,10 +35,12 @@ def test_two_trainings_are_told_with_their_differences(folder):
     assert status == 0, err
     told = " ".join(text.split())
     assert "wrote a.weights.h5: the mean of 8 checkpoints of 2 trainings tensors" in told
+    config = json.loads(Path("run/model.json").read_text())["config"]
+    optimizer = config["compile_config"]["optimizer"]["class_name"]
     differences = (
         "learning rate (0.005, 0.15 to 0.3)",
         "dtype policy (float32, mixed_float16)",
-        "optimizer (Adam, AdamW)",
+        f"optimizer ({optimizer}, AdamW)",
     )
     assert f"2 trainings: run, other. They differ in {', '.join(differences)}." in told
     assert any(line.endswith("  ckptavg doctor run other") for line in text.splitlines())
