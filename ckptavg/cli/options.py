@@ -124,8 +124,9 @@ OPTIONS: dict[str, Argument | Option] = {
     ),
     "dtype": Option(
         OUTPUT,
-        "Floating-point tensors of the output; by default each keeps its own.",
-        "float32|float16|bfloat16",
+        "Floating-point tensors of the output: float32, float16 or bfloat16; by default each keeps "
+        "its own.",
+        "DTYPE",
     ),
     "model": Option(
         PASS,

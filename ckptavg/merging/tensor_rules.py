@@ -84,7 +84,9 @@ def decide(
     """
     check_non_float(non_float)
     if dtype not in (None, *DTYPES):
-        raise RecipeError(f"dtype is {dtype!r:.40}, but must be {', '.join(DTYPES)}")
+        raise RecipeError(
+            f"dtype is {dtype!r:.40}, but must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+        )
 
     def item(name: str, tensor: TensorInfo) -> PlanItem:
         if name in structure.optimizer:

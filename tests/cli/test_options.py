@@ -103,6 +103,8 @@ def test_help_fits_80_columns_and_says_what_is_needed(name, monkeypatch):
     status, out, _ = main(name, "--help")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
+    # Explained on the line of its name, not below it, as Click does where one name is too wide.
+    assert not [line for line in out.splitlines() if line.endswith("  ")]
     assert out.startswith(f"Usage: ckptavg {name} ")
     headings = [line[:-1] for line in out.splitlines() if line.endswith(":") and line[0] != " "]
     assert headings[-1] == "Example"
