@@ -95,8 +95,8 @@ def warnings(layers: Sequence[Any], samples: int) -> Iterator[str]:
         error = math.sqrt(2 * math.log(max(channels, 2)) / samples)
         yield (
             f"{samples:,} samples are few for the {channels:,} channels of '{widest.path}': the "
-            f"worst mean may be off by {error:.2g} standard deviations; {enough:,} samples would "
-            f"make that {_WORST_ERROR}"
+            f"worst mean may be off by {error:.3g} standard deviations; with {enough:,} samples or "
+            f"more that is {_WORST_ERROR} at most"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from ckptavg.cli.command import command
-from ckptavg.cli.printing import as_json, pick, print_json
+from ckptavg.cli.printing import as_json, pick, plural, print_json
 from ckptavg.cli.tables import NAME, NUMBER, print_table
 from ckptavg.commands.inspect import CheckpointContent, Inspection
 from ckptavg.commands.inspect import inspect as read
@@ -115,12 +115,12 @@ def _print_record(record: Record) -> None:
         typer.echo("  BatchNorm   none")
     elif state.samples is not None:
         typer.echo(
-            f"  BatchNorm   {state.layers} layers, statistics {state.statistics}: "
+            f"  BatchNorm   {plural(state.layers, 'layer')}, statistics {state.statistics}: "
             f"{state.samples:,} samples" + (f" of {state.data}" if state.data else "")
         )
     else:
         meaning = _STATISTICS.get(state.statistics, state.statistics)
-        typer.echo(f"  BatchNorm   {state.layers} layers, {meaning}")
+        typer.echo(f"  BatchNorm   {plural(state.layers, 'layer')}, {meaning}")
 
 
 def _content(found: Inspection, single: bool) -> dict[str, Any]:

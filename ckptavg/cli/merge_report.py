@@ -62,8 +62,8 @@ def print_state(result: MergeResult) -> None:
         return
     if state.samples is not None:
         typer.echo(
-            f"  BatchNorm   statistics of {state.layers} layers {state.statistics}: re-estimated "
-            f"from {state.samples:,} samples"
+            f"  BatchNorm   statistics of {plural(state.layers, 'layer')} {state.statistics}: "
+            f"re-estimated from {state.samples:,} samples"
         )
     elif state.statistics == "stale":
         command = refreshing(Checkpoint.open(result.output))

@@ -1,5 +1,6 @@
 """The proof that a checkpoint file is intact: its digests, compared with those in its record."""
 
+import os
 import threading
 from array import array
 from collections.abc import Iterable, Mapping
@@ -97,13 +98,14 @@ def check_model_file(checkpoint: Checkpoint) -> Path | None:
     path, record = checkpoint.model_file, checkpoint.record
     if path is None or record is None or record.model_digest is None:
         return path
+    shown = os.path.normpath(path)  # run/model.json, not run/checkpoints/../model.json
     try:
         found = digest(read_small_file(path)).hex()
     except OSError as error:
-        raise IntegrityError(f"cannot read {path}: {error.strerror}") from error
+        raise IntegrityError(f"cannot read {shown}: {error.strerror}") from error
     if found != record.model_digest:
         raise IntegrityError(
-            f"{path} is not the model configuration that {checkpoint.path} was saved with: it was "
+            f"{shown} is not the model configuration that {checkpoint.path} was saved with: it was "
             "changed since. Restore it, or name a model (--model, in Python model=)"
         )
     return path

@@ -114,7 +114,7 @@ def test_files_are_compared_by_name(model):
     lines = text.splitlines()
     assert lines[0].split()[-2:] == ["accuracy", "loss"]
     told = " ".join(text.split())
-    assert "swa.keras is worse than the drifts/checkpoints/epoch-0008.weights.h5: loss" in told
+    assert "swa.keras is worse than drifts/checkpoints/epoch-0008.weights.h5: loss" in told
     assert "both with a BatchNorm pass" in told
     assert "is one line" in told
     arguments = ("evaluate", "drifts", "swa.keras", "--data", "held-out.npz", "--json")
@@ -223,7 +223,7 @@ def test_the_report_has_the_scores_the_line_and_the_shift(model):
 
 
 def scores(role: str, value: float, batch_norm: str | None = None) -> Scores:
-    return Scores(role, role, Path(role), batch_norm, {"accuracy": value})
+    return Scores(role, role, Path(f"{role}.keras"), batch_norm, {"accuracy": value})
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,15 @@ def test_words_go_by_the_metric(sign, last, average, expected):
     found = Comparison((scores("last", last), scores("average", average)), "accuracy", sign)
     assert found.verdict[0].startswith(f"The average is {expected} the last: accuracy ")
     assert found.worse == (expected == "worse than")
+
+
+def test_a_file_that_a_user_named_has_no_article():
+    files = [
+        Scores(f"{role}.keras", role, Path(f"{role}.keras"), None, {"loss": 0.5})
+        for role in ("last", "average")
+    ]
+    found = Comparison(tuple(files), "loss")
+    assert found.verdict[0].startswith("average.keras is about as good as last.keras: loss 0.5")
 
 
 def test_the_path_alone_does_not_decide():

@@ -70,7 +70,7 @@ def test_few_samples_for_the_channels_are_doubtful():
     # 2 ln 6 / 0.1^2 = 358.4
     [warning] = update_batch_norm(single(name="bn"), normal(90)).warnings
     assert warning.startswith("90 samples are few for the 6 channels of '")
-    assert "off by 0.2 standard deviations; 359 samples would make that 0.1" in warning
+    assert "off by 0.2 standard deviations; with 359 samples or more that is 0.1 at" in warning
     assert update_batch_norm(single(), normal(358)).warnings
     assert update_batch_norm(single(), normal(359)).warnings == ()
 

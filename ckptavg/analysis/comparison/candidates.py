@@ -28,6 +28,11 @@ class Candidate:
     name: str
     checkpoint: Checkpoint
 
+    @property
+    def article(self) -> str:
+        """What precedes the name within a sentence: nothing if it is the path a user named."""
+        return "" if self.name == str(self.checkpoint.path) else "the "
+
 
 def candidates_of_average(
     average: Average, *, monitor: str = "val_loss", mode: str = "auto"

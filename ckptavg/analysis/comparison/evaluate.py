@@ -63,10 +63,9 @@ def compare(
     bench = _Bench(model, held_out, inputs, options)
     notes: list[str] = []
     if not can_be_read_again(held_out):
-        notes.append(
-            f"The data can be read only once: nothing was evaluated but the {candidates[-1].name}."
-        )
         candidates = candidates[-1:]
+        only = f"{candidates[0].article}{candidates[0].name}"
+        notes.append(f"The data can be read only once: nothing was evaluated but {only}.")
     rows: list[Scores] = []
     advance = bar("comparing", len(candidates))
     for candidate in candidates:
@@ -75,7 +74,9 @@ def compare(
         except CkptavgError as error:
             if candidate.role not in (LAST, BEST) or candidate is candidates[-1]:
                 raise
-            notes.append(f"The {candidate.name} was not compared: {error}")
+            notes.append(
+                f"{candidate.article.capitalize()}{candidate.name} was not compared: {error}"
+            )
         advance(1)
     name, sign = _monitor(monitor, mode, rows[-1])
     averages = [c.checkpoint for c in candidates if isinstance(c.checkpoint, Average)]

@@ -39,6 +39,11 @@ class Scores:
     metrics: Mapping[str, float]
 
     @property
+    def article(self) -> str:
+        """What precedes the name within a sentence: nothing if it is the path a user named."""
+        return "" if self.name == str(self.path) else "the "
+
+    @property
     def title(self) -> str:
         """The name, and whether a BatchNorm pass preceded where that makes a difference."""
         after = {PASS: ", with a pass", AVERAGED: ", without a pass"}
@@ -142,8 +147,8 @@ class Comparison:
             )
         if lines and self.best.role != AVERAGE and self.best not in [last for _, last in pairs]:
             as_saved = ", as it was saved" if self.best.batch_norm == SAVED else ""
-            score = self._score(self.best)
-            lines.append(f"The best of all is the {self.best.title}{as_saved}: {score}.")
+            best = f"{self.best.article}{self.best.title}{as_saved}"
+            lines.append(f"The best of all is {best}: {self._score(self.best)}.")
         if self.walk is not None:
             lines.append(self.walk.meaning(worse=self.worse))
             if self.worse and not self.walk.on_its_way:
@@ -191,7 +196,8 @@ class Comparison:
         if abs(change) <= _EQUAL:
             kind = "about as good as"
         score = last.metrics[self.monitor]
-        text = f"The {average.name} is {kind} the {last.name}: {self._score(average)} against "
+        subject = f"{average.article.capitalize()}{average.name}"
+        text = f"{subject} is {kind} {last.article}{last.name}: {self._score(average)} against "
         if average.batch_norm != PASS:
             return f"{text}{score:.4g}."
         if last.batch_norm == PASS:
