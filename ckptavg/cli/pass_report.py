@@ -36,7 +36,7 @@ def print_pass(done: "BatchNormReport") -> None:
         if paths:
             typer.echo(f"  left alone  {', '.join(paths)} ({what})")
     for warning in done.warnings:
-        lines = textwrap.wrap(warning, 66)
+        lines = textwrap.wrap(warning, 66, break_on_hyphens=False)
         typer.echo("  doubtful    " + "\n              ".join(lines))
 
 

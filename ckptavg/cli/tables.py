@@ -60,7 +60,12 @@ def print_table(rows: Iterable[Sequence[str]], *columns: tuple[Look, Sequence[st
 
 def print_prose(text: str) -> None:
     """Prints sentences, such as those that explain a table, in lines that can be read."""
-    typer.echo(textwrap.fill(text, min(shutil.get_terminal_size().columns, _WIDEST_PROSE)))
+    typer.echo(_filled(text, min(shutil.get_terminal_size().columns, _WIDEST_PROSE)))
+
+
+def _filled(text: str, width: int) -> str:
+    """Lines of a width, without a break in an option such as `--eval-data`."""
+    return textwrap.fill(text, width, break_on_hyphens=False)
 
 
 @dataclass
@@ -106,7 +111,7 @@ def _fit(table: Sequence[_Column], width: int) -> None:
     last = table[-1]
     if last.look.folds and excess() > 0:
         room = max(_LEAST_PROSE, last.width - excess())
-        last.cells = [textwrap.fill(cell, room) for cell in last.cells]
+        last.cells = [_filled(cell, room) for cell in last.cells]
     names = sorted((c for c in table if c.look.shortens), key=lambda c: c.width, reverse=True)
     for column in names:
         if excess() > 0:

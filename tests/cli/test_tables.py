@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from ckptavg.cli.tables import NAME, NUMBER, PROSE, print_table
+from ckptavg.cli.leaderboard import Leaderboard
+from ckptavg.cli.tables import NAME, NUMBER, PROSE, print_prose, print_table
 from tests.helpers.command_line import main
 
 LONG = "efficientnet-b0-imagenet-finetuned-epoch_{:04}-val_loss_0.12{}.weights.h5"
@@ -96,4 +97,22 @@ def test_a_name_cannot_disturb_the_terminal(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "tensor       size",
         r"a\n\x1b[2Jb     1",
+    ]
+
+
+def test_options_are_not_broken_at_their_hyphens(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for length in range(60, 80):
+        print_prose(f"{'x' * length} on --eval-data")
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.endswith("-")]
+
+
+def test_scores_beside_metrics_have_as_many_digits(capsys):
+    lines = [({"checkpoint": "b.keras", "soup_with_it": 0.6953125}, {"accuracy": 0.77734375})]
+    Leaderboard(lines, "accuracy").print()
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        "1",
+        "b.keras",
+        "0.69531",
+        "0.77734",
     ]
