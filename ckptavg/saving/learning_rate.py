@@ -23,15 +23,24 @@ def initial_rates(training: Training, schedule: Schedule) -> list[float] | None:
     return [_settable_rate(training, optimizer, name) for optimizer in training.optimizers]
 
 
-def check_rates(schedule: Schedule, initial: Sequence[float]) -> None:
-    """Makes sure that the schedule can start from one of the rates at least.
+def scheduled(
+    schedule: Schedule, initial: Sequence[float]
+) -> tuple[dict[int, ScheduledRates], dict[int, SaverError]]:
+    """The rates of each optimizer by its number, and why the schedule cannot start from others.
 
     Raises:
-        SaverError: it cannot.
+        SaverError: it can start from none of the rates.
     """
-    errors = [error for rate in initial if (error := _refusal(schedule, rate)) is not None]
-    if len(errors) == len(initial):
-        raise errors[0]
+    rates: dict[int, ScheduledRates] = {}
+    refused: dict[int, SaverError] = {}
+    for number, rate in enumerate(initial):
+        try:
+            rates[number] = schedule.rates(rate)
+        except SaverError as error:
+            refused[number] = error
+    if not rates:
+        raise refused[0]
+    return rates, refused
 
 
 def _settable_rate(training: Training, optimizer: Any, name: str) -> float:
@@ -45,14 +54,6 @@ def _settable_rate(training: Training, optimizer: Any, name: str) -> float:
             "with a plain learning rate, or use lr_schedule='manual'"
         ) from error
     return rate
-
-
-def _refusal(schedule: Schedule, initial: float) -> SaverError | None:
-    try:
-        schedule.rates(initial)
-    except SaverError as error:
-        return error
-    return None
 
 
 class LearningRates:
@@ -76,16 +77,7 @@ class LearningRates:
         self._training = training
         self._optimizers = training.optimizers
         self._initial = initial
-        self._refused: dict[int, SaverError] = {}
-        self._rates: dict[int, ScheduledRates] = {}
-        if initial is not None:
-            check_rates(schedule, initial)
-            for number, rate in enumerate(initial):
-                error = _refusal(schedule, rate)
-                if error is None:
-                    self._rates[number] = schedule.rates(rate)
-                else:
-                    self._refused[number] = error
+        self._rates, self._refused = ({}, {}) if initial is None else scheduled(schedule, initial)
         self._started = self._steps()
 
     @property

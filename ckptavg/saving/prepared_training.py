@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ckptavg.errors import CkptavgWarning, SaverError
 from ckptavg.saving.framework import Training
-from ckptavg.saving.learning_rate import check_rates, initial_rates
+from ckptavg.saving.learning_rate import initial_rates, scheduled
 from ckptavg.saving.options import Options
 from ckptavg.saving.run_writer import RunWriter
 from ckptavg.saving.save_queue import Outcome, SaveQueue
@@ -47,7 +47,7 @@ class PreparedTraining:
         if options.tracked_sigmas:
             training.framework.check_tracking(training.model)
         if self.initial_rates is not None and options.existing != "resume":
-            check_rates(schedule, self.initial_rates)
+            scheduled(schedule, self.initial_rates)
         self._placements = PlacementFinder(training, options)
         self.queue = SaveQueue(options.in_flight, 1 + len(options.tracked_sigmas))
         self.run: RunWriter | None = None
