@@ -15,6 +15,7 @@ from ckptavg.storage.open_file import OpenFile, read_small_file
 METADATA = "metadata.json"
 CONFIG = "config.json"
 ASSETS = "assets/"
+_OF_TRAINING = ("compile_config", "build_config")
 _CONFIG_LIMIT = 32 * 1024 * 1024
 _MODEL_FORMAT = "ckptavg-model"
 
@@ -71,8 +72,7 @@ class ModelConfig:
         content = _parse(read_small_file(path, _CONFIG_LIMIT), max_memory)
         if content["format"] != _MODEL_FORMAT or content["version"] != 1:
             raise FormatError(f"{path} is not a model configuration written by ckptavg")
-        if "class_name" not in content["config"]:
-            raise FormatError(f"{path} does not hold the configuration of a model")
+        _check_config(content["config"])
         config, metadata = json.dumps(content["config"]), json.dumps(content["metadata"])
         return cls(config, metadata, bool(content["has_assets"]))
 
@@ -81,8 +81,8 @@ class ModelConfig:
         with closing(OpenFile(path)) as file:
             archive = ZipArchive(file)
             config, metadata = (archive.read(name, _CONFIG_LIMIT) for name in (CONFIG, METADATA))
-            for data in (config, metadata):
-                _parse(data, max_memory)
+            _check_config(_parse(config, max_memory))
+            _parse(metadata, max_memory)
             assets = {n: m.size for n, m in archive.members.items() if n.startswith(ASSETS)}
         for name in assets:
             if {"", ".", ".."}.intersection(name.split("/")) or set(name) & set("\\\0"):
@@ -90,12 +90,17 @@ class ModelConfig:
         return cls(config.decode(), metadata.decode(), bool(assets), path, assets)
 
 
-def parse_config(path: Path, max_memory: int | None = None) -> Any:
+def parse_config(path: Path, max_memory: int | None = None) -> dict[str, Any]:
     """The configuration in a file, as in `ModelConfig.read`, as JSON values."""
     if not path.name.endswith(".keras"):
-        return parse(ModelConfig.read(path, max_memory).config.encode())
+        return _check_config(parse(ModelConfig.read(path, max_memory).config.encode()))
     with _damage_explained(path), closing(OpenFile(path)) as file:
-        return _parse(ZipArchive(file).read(CONFIG, _CONFIG_LIMIT), max_memory)
+        return _check_config(_parse(ZipArchive(file).read(CONFIG, _CONFIG_LIMIT), max_memory))
+
+
+def without_training(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, or that of a layer in it, without what the network does not depend on."""
+    return {key: value for key, value in config.items() if key not in _OF_TRAINING}
 
 
 @contextmanager
@@ -110,6 +115,15 @@ def _damage_explained(path: Path) -> Iterator[None]:
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"the model configuration {path} is damaged: {error!r:.200}") from error
+
+
+def _check_config(config: Any) -> dict[str, Any]:
+    """Makes sure that a configuration is one, as far as anything here relies on it."""
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise ValueError("it does not hold the configuration of a model")
+    if not isinstance(config.get("compile_config") or {}, dict):
+        raise ValueError("its compile_config is not an object")
+    return config
 
 
 def _parse(data: bytes, max_memory: int | None) -> Any:

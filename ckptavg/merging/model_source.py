@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptavg.errors import FormatError, MismatchError
 from ckptavg.formats import ModelConfig, open_reader
-from ckptavg.formats.model_config import ASSETS, CONFIG, parse_config
+from ckptavg.formats.model_config import ASSETS, CONFIG, parse_config, without_training
 from ckptavg.merging.planned_sources import SourcePlan, check_same_model
 from ckptavg.merging.quantized import check_config_not_quantized
 from ckptavg.runs.checkpoint import Checkpoint
@@ -17,8 +17,6 @@ from ckptavg.runs.proof import check_model_file
 from ckptavg.storage.files import is_file
 from ckptavg.storage.open_file import read_small_file
 
-_OF_TRAINING = ("compile_config", "build_config")
-"""Parts of a configuration that the network does not depend on."""
 _NAMING = ("name", "keras_history", "input_layers", "output_layers")
 """Keys under which layers are named."""
 
@@ -115,7 +113,7 @@ def _of_records(sources: Sequence[SourcePlan], needed: bool, max_memory: int | N
         for source in sources
         if source.record is not None and source.record.model is not None
     ]
-    files = {c.model_file.resolve(): c for c in named if c.model_file is not None}
+    files = {file.resolve(): c for c in named if (file := c.model_file) is not None}
     if not files:
         return ModelSource()
     *others, (last, holder) = files.items()
@@ -172,7 +170,7 @@ def _compare(others: Sequence[Path], last: Path, max_memory: int | None) -> str:
     for other in others:
         found = parse_config(other, max_memory)
         # Usually the same but for the optimizer, which is faster to see.
-        if _outermost(found) != _outermost(wanted):
+        if without_training(found) != without_training(wanted):
             different = _difference(_network(found), _network(wanted))
             if different:
                 raise MismatchError(
@@ -188,10 +186,6 @@ def _compare(others: Sequence[Path], last: Path, max_memory: int | None) -> str:
     return f"that of {names[0]}; {names[1]} differs in {note}"
 
 
-def _outermost(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _OF_TRAINING}
-
-
 def _network(config: Any) -> Any:
     """A configuration without what belongs to training, and with numbers in place of layers' names.
 
@@ -204,7 +198,7 @@ def _network(config: Any) -> Any:
 
     def plain(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {k: plain(v, k) for k, v in value.items() if k not in _OF_TRAINING}
+            return {k: plain(v, k) for k, v in without_training(value).items()}
         if isinstance(value, list):
             return [plain(item, key) for item in value]
         is_name = key in _NAMING and isinstance(value, str)
@@ -222,9 +216,8 @@ def _layer_names(config: Any) -> Iterator[str]:
         # The name of a dtype policy is its dtype.
         if isinstance(inner, dict) and isinstance(inner.get("name"), str) and "Policy" not in kind:
             yield inner["name"]
-        for key, value in config.items():
-            if key not in _OF_TRAINING:
-                yield from _layer_names(value)
+        for value in without_training(config).values():
+            yield from _layer_names(value)
 
 
 def _difference(one: Any, other: Any, place: str = "") -> str:

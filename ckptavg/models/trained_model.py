@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from ckptavg.errors import CkptavgError, CkptavgWarning, summary
-from ckptavg.formats import ModelConfig
+from ckptavg.formats.model_config import parse_config, without_training
 from ckptavg.models.model import model_config
 from ckptavg.runs.checkpoint import Checkpoint
 
@@ -36,7 +36,7 @@ def resemble_trained(model: keras.Model, spec: str, checkpoint: Path) -> None:
         return
     file = Path(os.path.relpath(found))
     try:
-        trained = json.loads(ModelConfig.read(file).config)
+        trained = parse_config(file)
         given = json.loads(model_config(model).config)
     except CkptavgError:  # a model that cannot be serialized tells nothing
         return
@@ -92,11 +92,11 @@ def _policies(config: Any) -> Iterator[str]:
         for entry in config:
             yield from _policies(entry)
     elif isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            yield str(config["config"]["name"])
-        for name, entry in config.items():
-            if name not in ("compile_config", "build_config"):
-                yield from _policies(entry)
+        inner = config.get("config")
+        if config.get("class_name") == "DTypePolicy" and isinstance(inner, dict):
+            yield str(inner.get("name"))
+        for entry in without_training(config).values():
+            yield from _policies(entry)
 
 
 def _warn(message: str) -> None:

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckptavg.errors import CkptavgError
-from ckptavg.formats import ModelConfig
-from ckptavg.formats.strict_json import parse
+from ckptavg.formats.model_config import parse_config
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.run import CHECKPOINT_FOLDER
 
@@ -82,15 +82,13 @@ def _facts(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[str, str]]:
     for package in ("keras", "tensorflow", "jax", "torch"):
         if package in last.versions:
             yield f"version of {package}", last.versions[package]
-    if checkpoints[-1].model_file is not None:
-        try:
-            config = parse(ModelConfig.read(checkpoints[-1].model_file).config.encode())
-        except CkptavgError:  # it is damaged, of which others tell
-            return
-        yield from _of_model(config)
+    file = checkpoints[-1].model_file
+    if file is not None:
+        with suppress(CkptavgError):  # it is damaged, of which others tell
+            yield from _of_model(parse_config(file))
 
 
-def _of_model(config: Any) -> Iterator[tuple[str, str]]:
+def _of_model(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What the configuration of a model says of its training."""
     compiled = config.get("compile_config") or {}
     own = config.get("config")

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 import ckptavg
-from ckptavg.errors import MismatchError
+from ckptavg.errors import FormatError, MismatchError
 from tests.helpers.command_line import main
 from tests.helpers.files import rewrite_zip
 from tests.helpers.models import randomize, tiny_data, tiny_model
@@ -106,3 +106,10 @@ def test_models_that_were_built_twice_are_the_same(tmp_path):
     other = built(tmp_path / "3.keras", is_swapped=True)
     with pytest.raises(MismatchError, match=r"the models of .* and .* differ in"):
         ckptavg.merge([one, other], tmp_path / "p.keras")
+
+
+@pytest.mark.parametrize("config", [b'["class_name"]', b'{"class_name": "A", "compile_config": 1}'])
+def test_a_configuration_of_another_form_is_damage(archives, tmp_path, config):
+    odd = rewrite_zip(archives[0], tmp_path / "odd.keras", {"config.json": config})
+    with pytest.raises(FormatError, match=r"configuration .*odd.keras is damaged"):
+        ckptavg.plan_merge([odd, *archives], tmp_path / "o.weights.h5")

@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 import ckptavg
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
@@ -55,6 +57,16 @@ def test_two_trainings_are_told_with_their_differences(folder):
     refreshed = ckptavg.update_bn("a.weights.h5", "bn.weights.h5", model=spec, data=inputs)
     assert refreshed.record.differences == differences
     assert repr(ckptavg.plan_merge(["run", "other"], "c.weights.h5")).endswith(differences[-1])
+
+
+@pytest.mark.parametrize(
+    "config", ["class_name", ["class_name"], {"class_name": "Functional", "compile_config": [1]}]
+)
+def test_a_configuration_of_another_form_is_damage(folder, config):
+    path = another(Path("run"), "other") / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
+    with pytest.raises(ckptavg.CkptavgError, match=r"other/model\.json is damaged"):
+        ckptavg.plan_merge(["run", "other"], "a.weights.h5")
 
 
 def test_one_training_is_not_several(folder):
