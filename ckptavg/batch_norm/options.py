@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptavg.errors import DataError, ModelError, SpecError, check_count
 from ckptavg.models.devices import check_device
+from ckptavg.models.spec_source import check_specs, is_spec
 from ckptavg.runs.reading import reading
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ BATCH, POPULATION, CUMULATIVE = "batch", "population", "cumulative"
 BN_MODES = (BATCH, POPULATION, CUMULATIVE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class BatchNormOptions:
     """How a BatchNorm pass reads its data, and how and where it runs.
 
@@ -57,8 +58,12 @@ class BatchNormOptions:
             )
         check_device(self.device, self.distribute)
 
-    def check_data(self, data: Any) -> None:
+    def check_data(self, data: Any, named: str = "data") -> None:
         """Refuses options that say how to read data when no data are given.
+
+        Args:
+            data: of the pass, or their SPEC.
+            named: the keyword that takes them, for the message.
 
         Raises:
             SpecError: `steps`, `batch_size` or `preprocess` is set, but `data` is None.
@@ -66,9 +71,24 @@ class BatchNormOptions:
         for name in ("steps", "batch_size", "preprocess"):
             if data is None and getattr(self, name) is not None:
                 raise SpecError(
-                    f"{name} has no effect without data: pass data (--data), or omit {name} "
-                    f"(--{name.replace('_', '-')})"
+                    f"{name} has no effect without {named}: pass {named} (--"
+                    f"{named.replace('_', '-')}), or omit {name} (--{name.replace('_', '-')})"
                 )
+
+    def check(self, model: Any, inputs: Any, /, named: str = "data", **held_out: Any) -> None:
+        """Refuses what can be refused before Keras is imported and a file of the user's is run.
+
+        Args:
+            model: a model, or its SPEC.
+            inputs: data of the pass, or their SPEC.
+            named: the keyword that takes them, for the message.
+            **held_out: other data, or their SPECs.
+
+        Raises:
+            SpecError: as `check_data` does, or a SPEC leads nowhere.
+        """
+        self.check_data(inputs, named)
+        check_specs(model, self.preprocess, inputs=inputs, **held_out)
 
     @contextmanager
     def opened(
@@ -87,7 +107,7 @@ class BatchNormOptions:
             SpecError: a SPEC or a device cannot be found, or `distribute` is set for a live model.
         """
         from ckptavg.models.devices import computing_on
-        from ckptavg.models.specs import as_inputs, is_spec, open_model
+        from ckptavg.models.specs import as_inputs, open_model
 
         if self.distribute is not None and not is_spec(model):
             raise SpecError(

@@ -17,7 +17,7 @@ from ckptavg.merging.plan import MergePlan
 from ckptavg.merging.worker import Advance
 from ckptavg.models.batches import Progress
 from ckptavg.models.model import build, load_weights, save_model
-from ckptavg.models.specs import spec_name
+from ckptavg.models.spec_source import data_named
 from ckptavg.runs.outputs import check_output
 from ckptavg.runs.proof import part_digests, tensor_records
 from ckptavg.runs.record import BatchNormRecord, Record, now, versions
@@ -124,7 +124,7 @@ def merge_into_model(
             live,
             inputs,
             options,
-            data_name=spec_name(data) if data_name is None else data_name,
+            data_name=data_named(data, data_name),
             resume=resume,
             bytes_progress=bytes_progress,
             batch_progress=batch_progress,

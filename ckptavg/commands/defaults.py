@@ -31,6 +31,25 @@ def checkpoint_file(path: str | Path) -> Path:
     return path
 
 
+def check_evaluated(what: str, model: object, data: object, eval_data: object) -> None:
+    """Refuses a model and training data that nothing is evaluated with.
+
+    Args:
+        what: what they are for, for the message.
+        model: the model, or its SPEC.
+        data: training data, or their SPEC.
+        eval_data: held-out data, or their SPEC.
+
+    Raises:
+        SpecError: there is one of the first, but no held-out data.
+    """
+    if eval_data is None and (model is not None or data is not None):
+        raise SpecError(
+            f"a model and training data are for {what}: pass --eval-data SPEC, too (in Python "
+            "eval_data=)"
+        )
+
+
 def model_or_that_of(
     model: "keras.Model | str | Path | None", checkpoint: Path
 ) -> "keras.Model | str | Path":

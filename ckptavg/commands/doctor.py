@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptavg.batch_norm.options import BatchNormOptions
-from ckptavg.commands.defaults import model_or_that_of
-from ckptavg.commands.display import bar, import_keras
-from ckptavg.errors import SpecError
+from ckptavg.commands.defaults import check_evaluated
+from ckptavg.commands.display import bar
+from ckptavg.commands.judging import judging
 from ckptavg.merging.tensor_rules import EQUAL, check_non_float
 from ckptavg.merging.worker import Advance
-from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.sources import Sources, resolve
 
 if TYPE_CHECKING:
@@ -78,32 +77,16 @@ def doctor(
     from ckptavg.analysis.doctor import diagnose
 
     options = BatchNormOptions(
-        steps=steps,
-        batch_size=batch_size,
-        preprocess=preprocess,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
-        device=device,
-        distribute=distribute,
+        steps, batch_size, preprocess, bn_mode, mixed_precision, device, distribute
     )
-    options.check_data(data)
+    options.check(model, data, eval_data=eval_data)
     check_non_float(non_float)
-    check_specs(model, preprocess, data=data, eval_data=eval_data)
-    if eval_data is None and (model is not None or data is not None):
-        raise SpecError(
-            "a model and training data are for midpoints: pass --eval-data SPEC, too (in Python "
-            "eval_data=)"
-        )
+    check_evaluated("midpoints", model, data, eval_data)
     checkpoints = resolve(sources)
     size = sum(c.record.size for c in checkpoints if c.record is not None) or None
     progress = progress or bar("reading", size)
     if eval_data is None:
         return diagnose(checkpoints, non_float=non_float, progress=progress)
-    model = model_or_that_of(model, checkpoints[0].path)
-    import_keras()
-    from ckptavg.search.judge import Judge
-
-    paths = (c.path for c in checkpoints)
-    with options.opened(model, data, checkpoints=paths) as (network, inputs):
-        judge = Judge(network, data=inputs, eval_data=eval_data, monitor="loss", options=options)
+    scoring = {"eval_data": eval_data, "monitor": "loss"}
+    with judging(checkpoints, options, model=model, data=data, **scoring) as judge:
         return diagnose(checkpoints, judge=judge, non_float=non_float, progress=progress)

@@ -8,7 +8,6 @@ from ckptavg.batch_norm.options import BatchNormOptions
 from ckptavg.commands.defaults import checkpoint_file, model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import DataError, RunError, SpecError
-from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.reading import reading
 
 if TYPE_CHECKING:
@@ -89,10 +88,8 @@ def evaluate(
         >>> ckptavg.evaluate("swa.keras", data="train.py:test_data")["accuracy"]
         >>> ckptavg.evaluate(["run", "swa.keras"], data="train.py:test_data").verdict
     """
-    options = BatchNormOptions(
-        steps=steps, batch_size=batch_size, preprocess=preprocess, bn_mode=bn_mode
-    )
-    options.check_data(bn_data)
+    options = BatchNormOptions(steps, batch_size, preprocess, bn_mode)
+    options.check(model, bn_data, "bn_data", data=data)
     if not isinstance(checkpoint, str | Path):
         return _compare(list(map(checkpoint_file, checkpoint)), data, model, bn_data, options)
     if bn_data is not None:
@@ -101,7 +98,6 @@ def evaluate(
             "run ckptavg.update_bn first"
         )
     path = checkpoint_file(checkpoint)
-    check_specs(model, data=data)
     model = model_or_that_of(model, path)
     import_keras()
     from ckptavg.models.batches import count_batches
@@ -127,7 +123,6 @@ def _compare(
     if not paths:
         raise RunError("there is no checkpoint to evaluate: name one or more")
     candidates = candidates_named(paths)
-    check_specs(model, options.preprocess, data=data, bn_data=bn_data)
     model = model_or_that_of(model, paths[0])
     import_keras()
     from ckptavg.analysis.comparison.evaluate import compare
@@ -143,10 +138,5 @@ def _compare(
                     "pass a tf.data.Dataset, a PyDataset, arrays or a list of batches"
                 )
         return compare(
-            candidates,
-            model=network,
-            held_out=held_out,
-            inputs=inputs,
-            options=options,
-            bar=bar,
+            candidates, model=network, held_out=held_out, inputs=inputs, options=options, bar=bar
         )

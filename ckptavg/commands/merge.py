@@ -11,11 +11,11 @@ from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import RecipeError, ResourceError, SpecError, check_type
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.merge import MergeReport, owning_output, run_owned, run_plan
-from ckptavg.merging.plan import MergePlan
+from ckptavg.merging.plan import MergeOptions, MergePlan
 from ckptavg.merging.plan import plan_merge as plan_weighted
 from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Advance
-from ckptavg.models.spec_source import check_specs
+from ckptavg.models.spec_source import data_named
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, all_parameters
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.describe import list_epochs, list_metrics
@@ -197,13 +197,7 @@ def merge(
         >>> report.metrics["accuracy"], report.comparison.verdict
     """
     options = BatchNormOptions(
-        steps=steps,
-        batch_size=batch_size,
-        preprocess=preprocess,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
-        device=device,
-        distribute=distribute,
+        steps, batch_size, preprocess, bn_mode, mixed_precision, device, distribute
     )
     plan, live = plan_with_model(
         sources,
@@ -245,7 +239,7 @@ def merge(
         from ckptavg.analysis.comparison.candidates import candidates_of_average
         from ckptavg.analysis.comparison.evaluate import compare
         from ckptavg.batch_norm.refresh import merge_live
-        from ckptavg.models.specs import as_data, spec_name
+        from ckptavg.models.specs import as_data
 
         paths = (source.path for source in plan.sources)
         with options.opened(model, data, checkpoints=paths) as (network, inputs):
@@ -257,7 +251,7 @@ def merge(
                     network,
                     inputs,
                     options,
-                    data_name=spec_name(data) if data_name is None else data_name,
+                    data_name=data_named(data, data_name),
                     resume=resume,
                     bytes_progress=progress,
                     batch_progress=bar(
@@ -348,9 +342,7 @@ def plan_merge(
         )
         if coefficients is not None and epochs is not None:
             coefficients = paired(coefficients, epochs, sources)
-    return plan_weighted(
-        sources,
-        output,
+    options = MergeOptions(
         recipe=chosen_recipe,
         coefficients=coefficients,
         normalize=normalize,
@@ -364,6 +356,7 @@ def plan_merge(
         copy=copy,
         choice=_noted(epochs, last, best, window, {"monitor": monitor, "mode": mode}),
     )
+    return plan_weighted(sources, output, options)
 
 
 def _noted(
@@ -401,8 +394,7 @@ def plan_with_model(
     Raises:
         CkptavgError: as `merge` does.
     """
-    options.check_data(data)
-    check_specs(model, options.preprocess, data=data, eval_data=eval_data)
+    options.check(model, data, eval_data=eval_data)
     if data is not None or eval_data is not None:
         if max_memory is not None:
             raise ResourceError(

@@ -8,11 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ckptavg.batch_norm.options import BatchNormOptions
-from ckptavg.commands.defaults import model_or_that_of
+from ckptavg.commands.defaults import check_evaluated, model_or_that_of
 from ckptavg.commands.display import bar, import_keras
-from ckptavg.errors import CkptavgError, SpecError
+from ckptavg.errors import CkptavgError
 from ckptavg.merging.worker import Advance
-from ckptavg.models.spec_source import check_specs
 from ckptavg.runs.run import Run
 
 if TYPE_CHECKING:
@@ -86,16 +85,9 @@ def report(
     """
     from ckptavg.analysis.report.write import report_on
 
-    options = BatchNormOptions(
-        steps=steps, batch_size=batch_size, preprocess=preprocess, bn_mode=bn_mode
-    )
-    options.check_data(data)
-    if eval_data is None and (model is not None or data is not None):
-        raise SpecError(
-            "a model and training data are for scores: pass --eval-data SPEC, too (in Python "
-            "eval_data=)"
-        )
-    check_specs(model, options.preprocess, data=data, eval_data=eval_data)
+    options = BatchNormOptions(steps, batch_size, preprocess, bn_mode)
+    options.check(model, data, eval_data=eval_data)
+    check_evaluated("scores", model, data, eval_data)
     scoring = partial(_evaluate, eval_data=eval_data, model=model, data=data, options=options)
     return report_on(
         run,
@@ -136,12 +128,7 @@ def _evaluate(
     with options.opened(model, data, checkpoints=paths) as (network, inputs):
         held_out = as_data(eval_data, model=network)
         found = compare(
-            candidates,
-            model=network,
-            held_out=held_out,
-            inputs=inputs,
-            options=options,
-            bar=bar,
+            candidates, model=network, held_out=held_out, inputs=inputs, options=options, bar=bar
         )
         if average is None:
             return found, None

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptavg.batch_norm.options import BatchNormOptions
-from ckptavg.commands.defaults import model_or_that_of
-from ckptavg.commands.display import bar, import_keras
+from ckptavg.commands.display import bar
+from ckptavg.commands.judging import judging
 from ckptavg.errors import RecipeError
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.tensor_rules import EQUAL, check_non_float
 from ckptavg.merging.worker import Advance
-from ckptavg.models.spec_source import check_specs
-from ckptavg.runs.outputs import owning
+from ckptavg.models.spec_source import data_named
 from ckptavg.runs.selection import leave_out_non_finite
 from ckptavg.runs.sources import Sources, resolve
 
@@ -93,49 +92,38 @@ def soup(
         >>> [found.checkpoint.epoch for found in report.ingredients if found.kept]
     """
     options = BatchNormOptions(
-        steps=steps,
-        batch_size=batch_size,
-        preprocess=preprocess,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
-        device=device,
-        distribute=distribute,
+        steps, batch_size, preprocess, bn_mode, mixed_precision, device, distribute
     )
-    options.check_data(data)
+    options.check(model, data, eval_data=eval_data, test_data=test_data)
     check_non_float(non_float)
-    check_specs(model, preprocess, data=data, eval_data=eval_data, test_data=test_data)
     if method not in (GREEDY, UNIFORM):
         raise RecipeError(f"method is {method!r:.40}, but must be '{GREEDY}' or '{UNIFORM}'")
     checkpoints, output = leave_out_non_finite(resolve(sources))[0], Path(output)
     check_keras_output(output)  # refused before hours are spent on what goes into it
-    model = model_or_that_of(model, checkpoints[0].path)
-    with owning(output, overwrite):
-        import_keras()
-        from ckptavg.models.specs import spec_name
-        from ckptavg.search.judge import Judge
+    with judging(
+        checkpoints,
+        options,
+        model=model,
+        data=data,
+        output=output,
+        overwrite=overwrite,
+        eval_data=eval_data,
+        monitor=monitor,
+        mode=mode,
+        test_data=test_data,
+        allow_same_data=allow_same_data,
+    ) as judge:
         from ckptavg.search.soup import make_soup
 
         # A greedy soup evaluates each checkpoint alone, and all but the best with the soup.
         evaluations = 2 * len(checkpoints) - 1 if method == GREEDY else 1
-        paths = (c.path for c in checkpoints)
-        with options.opened(model, data, checkpoints=paths) as (network, inputs):
-            judge = Judge(
-                network,
-                data=inputs,
-                eval_data=eval_data,
-                monitor=monitor,
-                mode=mode,
-                options=options,
-                test_data=test_data,
-                allow_same_data=allow_same_data,
-            )
-            return make_soup(
-                checkpoints,
-                judge,
-                output,
-                method=method,
-                non_float=non_float,
-                data_name=spec_name(data) if data_name is None else data_name,
-                overwrite=overwrite,
-                progress=progress or bar("evaluations", evaluations),
-            )
+        return make_soup(
+            checkpoints,
+            judge,
+            output,
+            method=method,
+            non_float=non_float,
+            data_name=data_named(data, data_name),
+            overwrite=overwrite,
+            progress=progress or bar("evaluations", evaluations),
+        )

@@ -1,22 +1,21 @@
 """`sweep`: many averages of a run compared, with models and data by SPEC."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptavg.batch_norm.options import BatchNormOptions
-from ckptavg.commands.defaults import model_or_that_of
-from ckptavg.commands.display import bar, import_keras
+from ckptavg.commands.display import bar
+from ckptavg.commands.judging import judging
 from ckptavg.formats import check_keras_output
 from ckptavg.merging.tensor_rules import EQUAL, check_non_float
 from ckptavg.merging.worker import Advance
-from ckptavg.models.spec_source import check_specs
+from ckptavg.models.spec_source import data_named
 from ckptavg.recipes import UNIFORM, Recipe
-from ckptavg.runs.outputs import owning
 from ckptavg.runs.run import Run, open_run
 from ckptavg.runs.selection import leave_out_non_finite
+from ckptavg.search.windows import list_candidates
 
 if TYPE_CHECKING:
     import keras
@@ -104,52 +103,41 @@ def sweep(
         >>> report.best.coefficients
     """
     options = BatchNormOptions(
-        steps=steps,
-        batch_size=batch_size,
-        preprocess=preprocess,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
-        device=device,
-        distribute=distribute,
+        steps, batch_size, preprocess, bn_mode, mixed_precision, device, distribute
     )
-    options.check_data(data)
+    options.check(model, data, eval_data=eval_data, test_data=test_data)
     check_non_float(non_float)
-    check_specs(model, preprocess, data=data, eval_data=eval_data, test_data=test_data)
     run = run if isinstance(run, Run) else open_run(run)
     run = replace(run, checkpoints=leave_out_non_finite(run.checkpoints)[0])
     output = None if output is None else Path(output)
     if output is not None:  # refused before hours are spent on what goes into it
         check_keras_output(output)
-    model = model_or_that_of(model, run.checkpoints[-1].path)
-    with nullcontext() if output is None else owning(output, overwrite):
-        import_keras()
-        from ckptavg.models.specs import spec_name
-        from ckptavg.search.judge import Judge
-        from ckptavg.search.sweep import list_candidates, search_windows
+    candidates = list_candidates(
+        run, windows=windows, stride=stride, recipes=recipes, budget=budget
+    )
+    with judging(
+        run.checkpoints,
+        options,
+        model=model,
+        data=data,
+        output=output,
+        overwrite=overwrite,
+        eval_data=eval_data,
+        monitor=monitor,
+        mode=mode,
+        test_data=test_data,
+        allow_same_data=allow_same_data,
+    ) as judge:
+        from ckptavg.search.sweep import search_windows
 
-        candidates = list_candidates(
-            run, windows=windows, stride=stride, recipes=recipes, budget=budget
+        return search_windows(
+            run,
+            candidates,
+            judge,
+            output,
+            non_float=non_float,
+            data_name=data_named(data, data_name),
+            max_memory=max_memory,
+            overwrite=overwrite,
+            progress=progress or bar("candidates", len(candidates)),
         )
-        paths = (c.path for c in run.checkpoints)
-        with options.opened(model, data, checkpoints=paths) as (network, inputs):
-            judge = Judge(
-                network,
-                data=inputs,
-                eval_data=eval_data,
-                monitor=monitor,
-                mode=mode,
-                options=options,
-                test_data=test_data,
-                allow_same_data=allow_same_data,
-            )
-            return search_windows(
-                run,
-                candidates,
-                judge,
-                output,
-                non_float=non_float,
-                data_name=spec_name(data) if data_name is None else data_name,
-                max_memory=max_memory,
-                overwrite=overwrite,
-                progress=progress or bar("candidates", len(candidates)),
-            )

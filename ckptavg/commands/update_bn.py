@@ -9,7 +9,7 @@ from ckptavg.commands.defaults import model_or_that_of
 from ckptavg.commands.display import bar, import_keras
 from ckptavg.errors import FormatError
 from ckptavg.formats import check_keras_output
-from ckptavg.models.spec_source import check_specs
+from ckptavg.models.spec_source import data_named
 from ckptavg.runs.outputs import owning
 from ckptavg.runs.run import CHECKPOINT_FOLDER, is_run
 from ckptavg.storage.background import wait_for_writes
@@ -79,21 +79,14 @@ def update_bn(
     if not checkpoint.is_file():
         raise FormatError(f"there is no checkpoint {checkpoint}")
     check_keras_output(output)
-    check_specs(model, preprocess, data=data)
-    model = model_or_that_of(model, checkpoint)
     options = BatchNormOptions(
-        steps=steps,
-        batch_size=batch_size,
-        preprocess=preprocess,
-        bn_mode=bn_mode,
-        mixed_precision=mixed_precision,
-        device=device,
-        distribute=distribute,
+        steps, batch_size, preprocess, bn_mode, mixed_precision, device, distribute
     )
+    options.check(model, data)
+    model = model_or_that_of(model, checkpoint)
     with owning(output, overwrite):
         import_keras()
         from ckptavg.batch_norm.refresh import refresh_live
-        from ckptavg.models.specs import spec_name
 
         with options.opened(model, data, checkpoints=[checkpoint]) as (network, inputs):
             return refresh_live(
@@ -102,7 +95,7 @@ def update_bn(
                 network,
                 inputs,
                 options,
-                data_name=spec_name(data) if data_name is None else data_name,
+                data_name=data_named(data, data_name),
                 overwrite=overwrite,
                 progress=progress or bar("BatchNorm pass", options.count_batches(inputs)),
             )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ckptavg.errors import RunError
 from ckptavg.merging.merge import MergeReport, run_plan
-from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.plan import MergeOptions, plan_merge
 from ckptavg.merging.worker import Advance
 from ckptavg.runs.sources import resolve
 
@@ -38,5 +38,5 @@ def convert(
     found = resolve(checkpoint)
     if len(found) != 1:
         raise RunError(f"{checkpoint} names {len(found)} checkpoints: convert them one by one")
-    plan = plan_merge(found, output, copy=True, dtype=dtype, model=model, overwrite=overwrite)
-    return run_plan(plan, progress)
+    options = MergeOptions(copy=True, dtype=dtype, model=model, overwrite=overwrite)
+    return run_plan(plan_merge(found, output, options), progress)

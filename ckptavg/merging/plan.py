@@ -123,53 +123,69 @@ class MergePlan:
         return writer_of(self.output, structure.naming).output_files(self.output, structure)
 
 
-def plan_merge(
-    sources: Sources,
-    output: str | Path,
-    *,
-    recipe: Recipe | str = UNIFORM,
-    coefficients: Sequence[float] | None = None,
-    normalize: bool = True,
-    non_float: str = EQUAL,
-    dtype: str | None = None,
-    model: str | Path | None = None,
-    max_memory: int | None = None,
-    jobs: int | None = None,
-    overwrite: bool = False,
-    live_model: bool = False,
-    copy: bool = False,
-    choice: Mapping[str, Scalar] | None = None,
-) -> MergePlan:
-    """Plans a merge from metadata alone; arguments and errors are those of `merge`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeOptions:
+    """What a merge does with its checkpoints; all that is not explained is as in `ckptavg.merge`.
 
-    With `live_model` a `.keras` output needs no configuration from a file: `merge_into_model` takes
-    that of its model. With `copy` every tensor is that of the last checkpoint, to the bit, as
-    `convert` wants it. `choice` says how the sources were chosen, for the record.
+    Attributes:
+        live_model: whether `merge_into_model` will run the plan: a `.keras` output then takes its
+            configuration from the model that it is given, not from a file.
+        copy: whether every tensor is that of the last checkpoint, to the bit, as for `convert`.
+        choice: how the sources were chosen, for the record.
     """
+
+    recipe: Recipe | str = UNIFORM
+    coefficients: Sequence[float] | None = None
+    normalize: bool = True
+    non_float: str = EQUAL
+    dtype: str | None = None
+    model: str | Path | None = None
+    max_memory: int | None = None
+    jobs: int | None = None
+    overwrite: bool = False
+    live_model: bool = False
+    copy: bool = False
+    choice: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+def plan_merge(
+    sources: Sources, output: str | Path, options: MergeOptions | None = None
+) -> MergePlan:
+    """Plans a merge from metadata alone; errors are those of `ckptavg.merge`."""
+    asked = MergeOptions() if options is None else options
     weighted = weigh(
-        sources, recipe, coefficients=coefficients, normalize=normalize, finite_only=not copy
+        sources,
+        asked.recipe,
+        coefficients=asked.coefficients,
+        normalize=asked.normalize,
+        finite_only=not asked.copy,
     )
     output = checkpoint_path(output)
     check_name(output)
     output = named_like(output, weighted.checkpoints[0].path)
-    check_output(output, overwrite)
+    check_output(output, asked.overwrite)
     plan = plan_average(
         weighted.checkpoints,
         output,
-        recipe=COPY if copy else weighted.recipe,
+        recipe=COPY if asked.copy else weighted.recipe,
         coefficients=weighted.coefficients,
-        non_float=non_float,
-        dtype=dtype,
-        max_memory=max_memory,
-        jobs=jobs,
+        non_float=asked.non_float,
+        dtype=asked.dtype,
+        max_memory=asked.max_memory,
+        jobs=asked.jobs,
     )
     _check_names(plan)
-    _check_files(plan, overwrite)
-    plan = _with_model(replace(plan, overwrite=overwrite), model, live_model, max_memory)
+    _check_files(plan, asked.overwrite)
+    plan = _with_model(plan, asked)
     _check_disk(output, plan.disk)
-    noted = {**(choice or {}), **weighted.choice, **({} if dtype is None else {"dtype": dtype})}
-    trainings = find_trainings(weighted.checkpoints)
-    return replace(plan, left_out=weighted.left_out, choice=noted, trainings=trainings)
+    dtype = {} if asked.dtype is None else {"dtype": asked.dtype}
+    return replace(
+        plan,
+        overwrite=asked.overwrite,
+        left_out=weighted.left_out,
+        choice={**asked.choice, **weighted.choice, **dtype},
+        trainings=find_trainings(weighted.checkpoints),
+    )
 
 
 def plan_average(
@@ -224,15 +240,18 @@ def plan_average(
     )
 
 
-def _with_model(
-    plan: MergePlan, model: str | Path | None, live_model: bool, max_memory: int | None
-) -> MergePlan:
+def _with_model(plan: MergePlan, asked: MergeOptions) -> MergePlan:
     """The plan with the configuration of the model, and the disk that the output takes with it."""
     archive = writer_of(plan.output, plan.structure.naming).needs_model_config
-    named, needed = None if model is None else Path(model), archive and not live_model
-    found = find_model(plan.sources, plan.output, named, needed=needed, max_memory=max_memory)
+    found = find_model(
+        plan.sources,
+        plan.output,
+        None if asked.model is None else Path(asked.model),
+        needed=archive and not asked.live_model,
+        max_memory=asked.max_memory,
+    )
     # An archive needs the disk twice: the weights are written first, then the file around them.
-    disk = plan.bytes_written * (2 if archive or live_model else 1)
+    disk = plan.bytes_written * (2 if archive or asked.live_model else 1)
     disk += sum(found.config.assets.values()) if found.config is not None else 0
     return replace(
         plan,

@@ -16,6 +16,8 @@ FORMS = "file.py:name or package.module:name"
 _UNKNOWN = frozenset({"exec", "globals", "locals", "vars", "__getattr__", "modules"})
 """Names used by code that may bind names which its source does not show."""
 
+_MAIN_TESTS = ("__name__ == '__main__'", "'__main__' == __name__")
+
 _FILES = {
     "model": ((".keras", ".json"), ", or a .keras file"),
     "data": ((".npz",), ", a folder, or an .npz file"),
@@ -42,8 +44,18 @@ def check_specs(model: Any = None, preprocess: Any = None, **data: Any) -> None:
         *(("data", one) for one in data.values()),
     ]
     for what, spec in named:
-        if isinstance(spec, str | os.PathLike):
+        if is_spec(spec):
             _check(os.fspath(spec), what)
+
+
+def is_spec(value: object) -> bool:
+    """Whether a model or data are named by a SPEC, rather than given as a live object."""
+    return isinstance(value, str | os.PathLike)
+
+
+def data_named(data: object, name: str | None) -> str | None:
+    """What a record calls data: the name that was given, else their SPEC, if they have one."""
+    return str(data) if name is None and is_spec(data) else name
 
 
 def split(spec: str, what: str) -> tuple[str, str]:
@@ -77,6 +89,7 @@ def check_source(spec: str, place: str, name: str) -> None:
     except OSError as error:
         raise SpecError(f"{place} cannot be read: {error.strerror or error}") from error
     scope = _Scope()
+    scope.look_around(tree)
     scope.visit(tree)
     if name in scope.bound:
         values = scope.bound[name]
@@ -97,14 +110,14 @@ def not_found(spec: str, name: str, known: Iterable[str], *, is_in_main: bool = 
     return SpecError(f"in the SPEC '{spec}': there is no '{name}' in the file, it has: {listed}")
 
 
-def wrong_kind(spec: str, name: str, value: object, wanted: str = "the model or data") -> SpecError:
+def wrong_kind(spec: str, name: str, value: object) -> SpecError:
     """The error for a name that is bound to something of no use."""
     shown = repr(value) if isinstance(value, int | float | str | None) else ""
     kind = type(value).__name__
     what = shown if 0 < len(shown) <= 60 else f"a {kind}"
     return SpecError(
-        f"in the SPEC '{spec}': '{name}' is {what}, but must be {wanted}, or a function without "
-        "arguments that returns them"
+        f"in the SPEC '{spec}': '{name}' is {what}, but must be the model or data, or a function "
+        "without arguments that returns them"
     )
 
 
@@ -156,31 +169,31 @@ class _Scope(ast.NodeVisitor):
         self.main: Mapping[str, object] = {}
         self.is_open = False
 
-    def visit_Module(self, node: ast.Module) -> None:
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Global):  # a function may bind names of its module
-                for name in inner.names:
-                    self._bind(name)
-            used = getattr(inner, "id", None) or getattr(inner, "attr", None)
-            self.is_open |= used in _UNKNOWN or getattr(inner, "name", None) in ("*", "__getattr__")
-        self.generic_visit(node)
+    def visit(self, node: ast.AST) -> None:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                self._bind(node.name)
+            case ast.Lambda():
+                pass  # what it binds is its own
+            case ast.alias():
+                bound = (node.asname or node.name).partition(".")[0]
+                self.bound.setdefault(bound, []).append(None)
+            case ast.Assign():
+                self._assign(node)
+            case ast.If(test=test) if ast.unparse(test) in _MAIN_TESTS:
+                self._visit_main(node)
+            case _:
+                self._visit_other(node)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        self._bind(node.name)
+    def look_around(self, tree: ast.Module) -> None:
+        """Notes what may bind names of the module from within functions."""
+        for node in ast.walk(tree):
+            for name in node.names if isinstance(node, ast.Global) else ():
+                self._bind(name)
+            used = getattr(node, "id", None) or getattr(node, "attr", None)
+            self.is_open |= used in _UNKNOWN or getattr(node, "name", None) in ("*", "__getattr__")
 
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
-        self._bind(node.name)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        self._bind(node.name)
-
-    def visit_Lambda(self, node: ast.Lambda) -> None:
-        pass  # what it binds is its own
-
-    def visit_If(self, node: ast.If) -> None:
-        if ast.unparse(node.test) not in ("__name__ == '__main__'", "'__main__' == __name__"):
-            self.generic_visit(node)
-            return
+    def _visit_main(self, node: ast.If) -> None:
         main = _Scope()
         for statement in node.body:
             main.visit(statement)
@@ -188,7 +201,7 @@ class _Scope(ast.NodeVisitor):
         for statement in node.orelse:
             self.visit(statement)
 
-    def visit_Assign(self, node: ast.Assign) -> None:
+    def _assign(self, node: ast.Assign) -> None:
         self.visit(node.value)
         for target in node.targets:
             if isinstance(target, ast.Name):
@@ -196,27 +209,17 @@ class _Scope(ast.NodeVisitor):
             else:
                 self.visit(target)
 
-    def visit_Name(self, node: ast.Name) -> None:
-        if isinstance(node.ctx, ast.Store):
-            self._bind(node.id)
-
-    def visit_alias(self, node: ast.alias) -> None:
-        self.bound.setdefault((node.asname or node.name).partition(".")[0], []).append(None)
-
-    def visit_MatchAs(self, node: ast.MatchAs) -> None:
-        self._bind_capture(node.name)
+    def _visit_other(self, node: ast.AST) -> None:
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()):
+                self._bind(name)
+            case (
+                ast.MatchAs(name=str(name))
+                | ast.MatchStar(name=str(name))
+                | ast.MatchMapping(rest=str(name))
+            ):
+                self._bind(name)
         self.generic_visit(node)
-
-    def visit_MatchStar(self, node: ast.MatchStar) -> None:
-        self._bind_capture(node.name)
-
-    def visit_MatchMapping(self, node: ast.MatchMapping) -> None:
-        self._bind_capture(node.rest)
-        self.generic_visit(node)
-
-    def _bind_capture(self, name: str | None) -> None:
-        if name is not None:
-            self._bind(name)
 
     def _bind(self, name: str, value: ast.expr | None = None) -> None:
         self.bound.setdefault(name, []).append(value)

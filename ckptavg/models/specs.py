@@ -6,7 +6,6 @@ data SPEC may also be an `.npz` file with an array `x`, and `y` where targets ar
 BatchNorm pass also a folder.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from ckptavg.errors import ModelError, SpecError, summary
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.data_folders import open_folder
 from ckptavg.models.model import from_config
-from ckptavg.models.spec_source import FORMS
+from ckptavg.models.spec_source import FORMS, is_spec
 from ckptavg.models.trained_model import resemble_trained
 from ckptavg.models.user_code import find, find_or_call
 
@@ -60,16 +59,6 @@ def load_model(spec: str | Path | None) -> keras.Model:
             + (" (of Keras 3, not tf_keras)" if "keras" in type(model).__module__ else "")
         )
     return model
-
-
-def is_spec(value: object) -> bool:
-    """Whether a model or data are named by a SPEC, rather than given as a live object."""
-    return isinstance(value, str | os.PathLike)
-
-
-def spec_name(value: object) -> str | None:
-    """The SPEC as text; None for a live object, which has no name."""
-    return str(value) if is_spec(value) else None
 
 
 def as_model(model: Any) -> keras.Model:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ckptavg.errors import CkptavgWarning, SaverError, check_count
 from ckptavg.merging.merge import run_plan
-from ckptavg.merging.plan import plan_merge
+from ckptavg.merging.plan import MergeOptions, plan_merge
 from ckptavg.models.specs import as_inputs
 from ckptavg.models.user_code import refuse_training
 from ckptavg.runs.run import open_run
@@ -192,7 +192,7 @@ class AveragingCallback(SavingCallback):
         if self._session is not None:
             self._session.wait()
         output = self.directory / f"average{self.framework.suffix}"
-        run_plan(plan_merge(open_run(self.directory), output, overwrite=True))
+        run_plan(plan_merge(open_run(self.directory), output, MergeOptions(overwrite=True)))
         self.framework.load(self.model, output)
         self._tell("final model weights set to stochastic weight average")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptavg.batch_norm.refresh import merge_live
-from ckptavg.merging.plan import plan_mean, plan_merge
+from ckptavg.merging.plan import MergeOptions, plan_mean, plan_merge
 from ckptavg.merging.tensor_rules import EQUAL
 from ckptavg.merging.worker import Advance
 from ckptavg.recipes import uniform
@@ -122,9 +122,7 @@ def make_soup(
     merge = plan_merge(
         [ingredient.checkpoint for ingredient in ingredients if ingredient.kept],
         output,
-        non_float=non_float,
-        overwrite=overwrite,
-        live_model=True,
+        MergeOptions(non_float=non_float, overwrite=overwrite, live_model=True),
     )
     merge_live(
         merge,

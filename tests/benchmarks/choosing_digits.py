@@ -24,8 +24,8 @@ from _tables import table
 
 from ckptavg import demo, doctor, soup, sweep
 from ckptavg.batch_norm.refresh import merge_into_model
+from ckptavg.commands.merge import plan_merge
 from ckptavg.errors import RunError
-from ckptavg.merging.plan import plan_merge
 from ckptavg.models.evaluation import evaluate
 from ckptavg.recipes import Recipe
 from ckptavg.recipes.swad import Swad

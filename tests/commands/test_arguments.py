@@ -4,7 +4,7 @@ import pytest
 
 import ckptavg
 from ckptavg.errors import FormatError
-from ckptavg.search.sweep import list_candidates
+from ckptavg.search.windows import list_candidates
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import ckptavg
+from ckptavg.commands.merge import plan_merge
 from ckptavg.errors import (
     FormatError,
     IntegrityError,
@@ -27,7 +28,6 @@ from ckptavg.errors import (
 from ckptavg.formats import open_reader, tensors
 from ckptavg.merging import work, worker
 from ckptavg.merging.merge import run_plan
-from ckptavg.merging.plan import plan_merge
 from ckptavg.runs.record import Record
 from ckptavg.runs.record_files import record_path
 from tests.helpers.files import flip_bit, leftovers, read_tensors, write_h5

@@ -220,7 +220,7 @@ def test_the_parts_of_an_output_are_owned_with_it(large, tmp_path):
 def test_the_merge_before_the_batch_norm_pass_can_be_gone_on_with(tmp_path):
     pytest.importorskip("tensorflow")
     from ckptavg.batch_norm.refresh import merge_into_model
-    from ckptavg.merging.plan import plan_merge
+    from ckptavg.commands.merge import plan_merge
 
     paths = []
     for seed in range(3):

@@ -92,7 +92,7 @@ def test_a_forged_average_is_found_out(checkpoints, tmp_path):
 
 def test_an_average_with_fresh_statistics_is_told_apart(checkpoints, tmp_path):
     from ckptavg.batch_norm.refresh import merge_into_model
-    from ckptavg.merging.plan import plan_merge
+    from ckptavg.commands.merge import plan_merge
     from tests.helpers.models import tiny_data
 
     out = tmp_path / "swa.keras"

@@ -12,7 +12,7 @@ import ckptavg
 from ckptavg import recipes
 from ckptavg.errors import RecipeError
 from ckptavg.recipes import RECIPES, Parameter, Recipe, recipe
-from ckptavg.search.sweep import list_candidates
+from ckptavg.search.windows import list_candidates
 from tests.helpers.command_line import main
 
 _SLOPE = Parameter("slope", "How much faster than linearly it rises.", "P", example=2.0)

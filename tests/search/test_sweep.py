@@ -12,6 +12,7 @@ import pytest
 import ckptavg
 from ckptavg import sweep
 from ckptavg.batch_norm.refresh import merge_into_model
+from ckptavg.commands.merge import plan_merge
 from ckptavg.errors import (
     DataError,
     IntegrityError,
@@ -20,7 +21,7 @@ from ckptavg.errors import (
     RecipeError,
     RunError,
 )
-from ckptavg.merging.plan import plan_mean, plan_merge
+from ckptavg.merging.plan import plan_mean
 from ckptavg.models.batches import PreparedInputs
 from ckptavg.models.evaluation import evaluate
 from ckptavg.runs.record import Record
@@ -28,8 +29,8 @@ from ckptavg.search import judge as judging
 from ckptavg.search import weight_rows
 from ckptavg.search.data_fingerprint import fingerprint_data
 from ckptavg.search.live_weights import WeightsOfFile, live_weights
-from ckptavg.search.sweep import list_candidates
 from ckptavg.search.weight_rows import WeightRows, weighted_mean
+from ckptavg.search.windows import list_candidates
 from tests.helpers.choosing import CHOOSE, REPORT, SPECS, SPLIT, X, Y
 from tests.helpers.command_line import main
 from tests.helpers.files import flip_bit, leftovers, open_extent, read_tensors, write_h5

@@ -102,7 +102,7 @@ def test_records_that_come_later_are_held_against_what_was_read_before(tmp_path)
 
 def test_only_statistics_may_differ_from_the_average(checkpoints, tmp_path):
     from ckptavg.batch_norm.refresh import merge_into_model
-    from ckptavg.merging.plan import plan_merge
+    from ckptavg.commands.merge import plan_merge
 
     out = tmp_path / "swa.weights.h5"
     plan = plan_merge(checkpoints, out, live_model=True)

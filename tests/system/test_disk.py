@@ -14,10 +14,10 @@ import pytest
 
 import ckptavg
 from ckptavg import cli
+from ckptavg.commands.merge import plan_merge
 from ckptavg.errors import IntegrityError, OutputError, ResourceError
 from ckptavg.formats import ModelConfig
 from ckptavg.merging import merge as merging
-from ckptavg.merging.plan import plan_merge
 from tests.helpers.files import fill, read_tensors, write_h5
 from tests.helpers.models import randomize, tiny_model
 
