@@ -291,10 +291,13 @@ def _general(judged: Sequence[Diagnosis]) -> tuple[str, ...]:
 def _of_differing(found: Survey) -> tuple[str, ...]:
     if not found.differing:
         return ()
-    others = f" and {len(found.differing) - 1} others" if len(found.differing) > 1 else ""
+    first, *others = found.differing
+    which = f"'{first}' differs"
+    if others:
+        which = f"{len(found.differing)} tensors differ, such as '{first}',"
     return (
-        f"'{found.differing[0]}'{others} differ between the checkpoints, but integers and strings "
-        "have no mean: a merge needs --non-float last (in Python non_float='last')",
+        f"{which} between the checkpoints, but integers and strings have "
+        "no mean: a merge needs --non-float last (in Python non_float='last')",
     )
 
 

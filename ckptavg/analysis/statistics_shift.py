@@ -127,14 +127,14 @@ def batch_norm_shift(
     return _shift(checkpoints, (1.0,), checkpoints[0].path.name, epsilon)
 
 
-def shift_of_pass(average: Average, *, epsilon: float = _EPSILON) -> BatchNormShift:
+def shift_of_pass(average: Average) -> BatchNormShift:
     """How far a BatchNorm pass moved the statistics of an average from the mean of its sources'.
 
     Raises:
         CkptavgError: as `batch_norm_shift` does, also for the sources.
     """
     before = "the mean of its sources"
-    return _shift([*average.open_sources(), average], average.coefficients, before, epsilon)
+    return _shift([*average.open_sources(), average], average.coefficients, before, _EPSILON)
 
 
 def mean_statistics(average: Average) -> dict[str, np.ndarray]:

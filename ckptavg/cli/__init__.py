@@ -100,10 +100,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version",
-            help="Show the version and exit.",
-            callback=_print_version,
-            is_eager=True,
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:

@@ -14,13 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ckptavg.cli.options import (
-    GROUPS,
-    Argument,
-    Option,
-    option_table,
-    recipe_options,
-)
+from ckptavg.cli.options import GROUPS, Argument, Option, option_table, recipe_options
 from ckptavg.cli.session import verbosely
 from ckptavg.cli.values import read_by
 

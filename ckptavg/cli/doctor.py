@@ -138,6 +138,7 @@ def _content(report: "DoctorReport", command: str | None) -> dict[str, Any]:
     values = ("norm", "cosine", "worst_layer", "worst_cosine", "to_mean", "step", "loss", "barrier")
     return {
         "keep": [checkpoint.path for checkpoint in report.keep],
+        "window": [checkpoint.path for checkpoint in report.window],
         "command": command,
         "warnings": report.warnings,
         "checkpoints": [

@@ -38,10 +38,7 @@ def print_merged(result: MergeResult) -> None:
     speed = human_size(plan.bytes_read / max(result.seconds, 1e-9))
     typer.echo(f"  read        {human_size(plan.bytes_read)} in {result.seconds:.2f} s ({speed}/s)")
     typer.echo(f"  proof       {_proof(result)}")
-    _print_model(plan)
-    _print_trainings(plan)
-    _print_half(plan)
-    _print_left_out(plan)
+    _print_notes(plan)
     if result.resumed:
         typer.echo(f"  resumed     {result.resumed:.0%} were done before, and proven again")
 
@@ -91,10 +88,7 @@ def print_plan(plan: MergePlan) -> None:
     decoded = sum(item.tensor.extent is None for item in plan.items)
     if decoded:
         typer.echo(f"  decoded     {decoded} tensors are compressed or in chunks: read slowly")
-    _print_model(plan)
-    _print_trainings(plan)
-    _print_half(plan)
-    _print_left_out(plan)
+    _print_notes(plan)
     typer.echo()
     _print_sources(plan)
     typer.echo()
@@ -125,9 +119,13 @@ def _print_tensors(plan: MergePlan) -> None:
     print_table(rows, *looks)
 
 
-def _print_model(plan: MergePlan) -> None:
+def _print_notes(plan: MergePlan) -> None:
+    """Prints what a user should know about a merge besides what it does."""
     if plan.model_note:
         typer.echo(f"  model       {plan.model_note}")
+    _print_trainings(plan)
+    _print_half(plan)
+    _print_left_out(plan)
 
 
 def _print_trainings(plan: MergePlan) -> None:

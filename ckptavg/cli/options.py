@@ -162,9 +162,7 @@ OPTIONS: dict[str, Argument | Option] = {
         "SPEC",
     ),
     "test_data": Option(
-        SELECTION,
-        "(x, y) not used for selection, for an unbiased score of the result.",
-        "SPEC",
+        SELECTION, "(x, y) not used for selection, for an unbiased score of the result.", "SPEC"
     ),
     "allow_same_data": Option(SELECTION, "Let --test-data share samples with --eval-data."),
     "output": Option(
@@ -179,13 +177,7 @@ OPTIONS: dict[str, Argument | Option] = {
     "dry_run": Option(OUTPUT, "Print what would be done, and write nothing."),
     "verbose": Option(OTHER, "Show what TensorFlow writes while it starts, and what is logged."),
     "json": Option(OUTPUT, "Print the result as JSON."),
-    "jobs": Option(
-        RESOURCES,
-        "Number of threads.",
-        "N",
-        int,
-        default="one per core, up to 4",
-    ),
+    "jobs": Option(RESOURCES, "Number of threads.", "N", int, default="one per core, up to 4"),
     "max_memory": Option(
         RESOURCES,
         "Memory limit of the whole process while it merges, such as 160MiB.",
@@ -221,10 +213,7 @@ def option_table() -> dict[str, Argument | Option]:
             "NAME",
         ),
         "recipes": Option(
-            AVERAGE,
-            f"Recipes to try, such as uniform,ema:0.9; of {tried}.",
-            "LIST",
-            parse_texts,
+            AVERAGE, f"Recipes to try, such as uniform,ema:0.9; of {tried}.", "LIST", parse_texts
         ),
     }
 

@@ -51,10 +51,7 @@ def recipes(*, sources: tuple[str, ...], plot: Path | None, json: bool, **option
         size = recipe.effective_sample_size
         rows.append((recipe.recipe, bars, "" if size is None else f"{size:.3g}", recipe.summary))
     print_table(
-        rows,
-        (WORD, ["recipe", "oldest first"]),
-        (NUMBER, ["effective"]),
-        (PROSE, ["what it does"]),
+        rows, (WORD, ["recipe", "oldest first"]), (NUMBER, ["effective"]), (PROSE, ["what it does"])
     )
     typer.echo()
     print_prose(

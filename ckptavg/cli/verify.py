@@ -6,13 +6,7 @@ import typer
 
 from ckptavg.cli.command import command
 from ckptavg.cli.printing import print_json
-from ckptavg.merging.verify import (
-    INTACT,
-    NOT_RECOMPUTED,
-    REPRODUCED,
-    Verification,
-    verify_each,
-)
+from ckptavg.merging.verify import INTACT, NOT_RECOMPUTED, REPRODUCED, Verification, verify_each
 from ckptavg.merging.verify import verify as verify_all
 
 

@@ -65,10 +65,7 @@ class RecipeComparison:
 
 
 def compare_recipes(
-    sources: Sources | None = None,
-    *,
-    count: int = 10,
-    **parameters: float | None,
+    sources: Sources | None = None, *, count: int = 10, **parameters: float | None
 ) -> RecipeComparison:
     """Compares the coefficients that the recipes give the same checkpoints.
 

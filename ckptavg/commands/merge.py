@@ -413,12 +413,7 @@ def plan_with_model(
             "called, the variables of the model decide"
         )
     plan = plan_merge(
-        sources,
-        output,
-        model=file,
-        max_memory=max_memory,
-        live_model=live,
-        **planning,
+        sources, output, model=file, max_memory=max_memory, live_model=live, **planning
     )
     return plan, live
 

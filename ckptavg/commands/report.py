@@ -83,13 +83,13 @@ def report(
     Example:
         >>> ckptavg.report("run", "report.html", merged="swa.keras", eval_data=(x_test, y_test))
     """
-    from ckptavg.analysis.report.write import report_on
+    from ckptavg.analysis.report.write import write_report
 
     options = BatchNormOptions(steps, batch_size, preprocess, bn_mode)
     options.check(model, data, eval_data=eval_data)
     check_evaluated("scores", model, data, eval_data)
     scoring = partial(_evaluate, eval_data=eval_data, model=model, data=data, options=options)
-    return report_on(
+    return write_report(
         run,
         output,
         merged=merged,

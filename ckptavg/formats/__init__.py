@@ -73,6 +73,7 @@ __all__ = [
     "open_reader",
     "open_writer",
     "read_state",
+    "suffix_of",
     "writer_of",
 ]
 
@@ -92,7 +93,7 @@ def open_reader(
     """
     # A TensorFlow checkpoint is named by a prefix, which may end like a file of another format.
     is_prefix = has_index(path) and not path.is_file()
-    suffix = INDEX_SUFFIX if is_prefix else _suffix(path)
+    suffix = INDEX_SUFFIX if is_prefix else suffix_of(path)
     if suffix not in _FORMATS:
         raise FormatError(f"cannot read {path}: expected a file that ends in {_listed(_FORMATS)}")
     reader: type[CheckpointReader] = _load(f"{_FORMATS[suffix].name}Reader")
@@ -107,7 +108,7 @@ def named_like(output: Path, checkpoint: Path) -> Path:
     """
     if "." in output.name:
         return output
-    suffix = _suffix(checkpoint)
+    suffix = suffix_of(checkpoint)
     if suffix:
         with open_reader(checkpoint) as reader:
             naming = reader.structure.naming
@@ -140,7 +141,7 @@ def writer_of(path: Path, naming: str) -> type[CheckpointWriter]:
     Raises:
         FormatError: the suffix is unknown, or its format cannot hold tensors with such names.
     """
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix in ("", path.name) and naming == TENSORFLOW and path.name:
         suffix = INDEX_SUFFIX
     elif suffix in ("", path.name):
@@ -176,7 +177,7 @@ def open_writer(
     return writer_of(path, structure.naming)(path, structure, model_config, resume=resume)
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
     """The suffix by which the format of a file is known, or ""."""
     return next((suffix for suffix in _FORMATS if path.name.endswith(suffix)), "")
 

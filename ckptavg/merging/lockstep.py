@@ -108,11 +108,7 @@ class _Worker(Generic[T]):
     """Reads blocks with the buffers of one thread."""
 
     def __init__(
-        self,
-        plan: MergePlan,
-        readers: Sequence[CheckpointReader],
-        measure: Measure[T],
-        piece: int,
+        self, plan: MergePlan, readers: Sequence[CheckpointReader], measure: Measure[T], piece: int
     ) -> None:
         self._sources = plan.sources
         self._readers = readers

@@ -179,8 +179,8 @@ def load_weights(model: keras.Model, path: Path) -> None:
         load_unchecked(model, path)
 
 
-def load_unchecked(model: keras.Model, path: Path) -> None:
-    """Has Keras load a file, with the state of optimizers if they are built.
+def load_unchecked(model: Any, path: Path) -> None:
+    """Has Keras or tf_keras load a file, with the state of optimizers if they are built.
 
     Raises:
         ModelError: the checkpoint does not fit the model.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ckptavg.errors import RunError
-from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state
+from ckptavg.formats import READ_SUFFIXES, STATE_FILE, read_state, suffix_of
 from ckptavg.formats.tensorflow.paths import checkpoint_path
 from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
 from ckptavg.runs.numbering import epochs_in, natural_key
@@ -136,7 +136,7 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
             f"{folder} holds no checkpoints: expected a run of CheckpointSaver, or files with the "
             f"suffix {', '.join(READ_SUFFIXES)}"
         )
-    kinds = Counter(map(_suffix, paths))
+    kinds = Counter(map(suffix_of, paths))
     if len(kinds) > 1:
         listed = ", ".join(f"{count} of {kind or 'TensorFlow'}" for kind, count in kinds.items())
         raise RunError(
@@ -181,7 +181,7 @@ def _checkpoints_among(paths: Iterable[Path]) -> list[Path]:
     return [
         checkpoint_path(path)
         for path in dict.fromkeys(paths)
-        if _suffix(path)
+        if suffix_of(path)
         and not path.name.startswith(TEMPORARY_PREFIX)
         and not _is_shard(path)
         and path.is_file()
@@ -196,10 +196,6 @@ def _is_shard(path: Path) -> bool:
     return False
 
 
-def _suffix(path: Path) -> str:
-    return next((suffix for suffix in READ_SUFFIXES if path.name.endswith(suffix)), "")
-
-
 def stem(path: Path) -> str:
     """The name of a checkpoint without the suffix of its format."""
-    return path.name.removesuffix(_suffix(path))
+    return path.name.removesuffix(suffix_of(path))

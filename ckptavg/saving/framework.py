@@ -41,10 +41,12 @@ class Framework(ABC):
     Attributes:
         packages: packages whose versions a record names.
         suffix: suffix of the checkpoint files that it loads.
+        model_type: the class of its models.
     """
 
     packages: ClassVar[tuple[str, ...]]
     suffix: ClassVar[str]
+    model_type: ClassVar[type[Any]]
 
     def check(self, options: Options) -> None:  # noqa: B027 (most can do all)
         """Makes sure that files of this framework can hold what the options ask for.
@@ -137,14 +139,6 @@ class Framework(ABC):
     @abstractmethod
     def optimizers(self, model: Any) -> list[Any]:
         """The optimizers of a model that take steps, each once, wherever they hang."""
-
-    @abstractmethod
-    def check_has_call(self, model: Any) -> None:
-        """Makes sure that data can pass through a model.
-
-        Raises:
-            ModelError: it has no `call()`.
-        """
 
     @abstractmethod
     def learning_rate(self, optimizer: Any) -> float:

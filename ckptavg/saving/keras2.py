@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ckptavg.errors import ModelError, SaverError, summary
+from ckptavg.errors import SaverError
 from ckptavg.formats import LEGACY, Structure
 from ckptavg.models.attributes import find_attributes
 from ckptavg.models.keras2 import batch_norm_layers
-from ckptavg.models.model import check_has_call
+from ckptavg.models.model import load_unchecked
 from ckptavg.models.placement import Placement, tensor_in_file
 from ckptavg.runs.proof import check_intact
 from ckptavg.saving.averages.tensorflow import TensorFlowAverages
@@ -39,6 +39,7 @@ class Keras2(Framework):
 
     packages = ("numpy", "h5py", "tf_keras", "tensorflow")
     suffix = ".h5"
+    model_type = tf_keras.Model
 
     def check(self, options: Options) -> None:
         if options.include_optimizer:
@@ -86,12 +87,7 @@ class Keras2(Framework):
 
     def load(self, model: Any, path: Path) -> None:
         check_intact(path)
-        try:
-            model.load_weights(path)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"{path} does not fit the model '{model.name}': {summary(error)}"
-            ) from error
+        load_unchecked(model, path)
 
     def device_averages(self, model: Any, variables: Sequence[Any], count: int) -> DeviceAverages:
         return TensorFlowAverages(variables, count)
@@ -109,9 +105,6 @@ class Keras2(Framework):
     def optimizers(self, model: Any) -> list[Any]:
         layers = model._flatten_layers(include_self=True, recursive=True)
         return find_attributes(layers, _OPTIMIZERS)
-
-    def check_has_call(self, model: Any) -> None:
-        check_has_call(model, tf_keras.Model)
 
     def learning_rate(self, optimizer: Any) -> float:
         rate = optimizer.learning_rate

@@ -11,7 +11,6 @@ from ckptavg.errors import SaverError
 from ckptavg.models.marks import place
 from ckptavg.models.model import (
     batch_norm_layers,
-    check_has_call,
     load_weights,
     model_config,
     save_weights,
@@ -26,6 +25,7 @@ class Keras3(Framework):
 
     packages = ("numpy", "h5py", "keras", keras.backend.backend())
     suffix = ".weights.h5"
+    model_type = keras.Model
 
     def place(self, model: Any, include_optimizer: bool) -> Placement | None:
         return place(model, include_optimizer=include_optimizer)
@@ -90,9 +90,6 @@ class Keras3(Framework):
             for optimizer in tracked_optimizers(model)
         )
         return [optimizer for optimizers in found for optimizer in optimizers]
-
-    def check_has_call(self, model: Any) -> None:
-        check_has_call(model)
 
     def learning_rate(self, optimizer: Any) -> float:
         return float(keras.ops.convert_to_numpy(optimizer.learning_rate))

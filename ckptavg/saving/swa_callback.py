@@ -11,6 +11,7 @@ import numpy as np
 from ckptavg.errors import CkptavgWarning, SaverError, check_count
 from ckptavg.merging.merge import run_plan
 from ckptavg.merging.plan import MergeOptions, plan_merge
+from ckptavg.models.model import check_has_call
 from ckptavg.models.specs import as_inputs
 from ckptavg.models.user_code import refuse_training
 from ckptavg.runs.run import open_run
@@ -74,7 +75,7 @@ class AveragingCallback(SavingCallback):
         refuse_training()
         self._pass, self._final, self._last_epoch = None, None, 0
         if self._has_statistics():
-            self.framework.check_has_call(self.model)
+            check_has_call(self.model, self.framework.model_type)
         self._takes_pass = self._has_statistics() and self.bn_data is None
         if not self.framework.is_chief(self.model):
             raise SaverError(

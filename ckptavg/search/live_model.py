@@ -34,12 +34,7 @@ class LiveModel:
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        *,
-        data: Any,
-        eval_data: Any,
-        options: BatchNormOptions,
+        self, model: keras.Model, *, data: Any, eval_data: Any, options: BatchNormOptions
     ) -> None:
         """Builds the model if necessary, and reads `data` once, for their fingerprint.
 

@@ -412,7 +412,7 @@ def test_integers_have_the_same_rules_everywhere(tmp_path):
     assert read_tensors(soup.output)[name] == kept[-1] - 1
     for options, warned in (({}, True), ({"non_float": "last"}, False)):
         found = ckptavg.doctor(paths, **options)
-        assert any(f"'{name}' differ between" in w for w in found.warnings) == warned
+        assert any(f"'{name}' differs between the" in w for w in found.warnings) == warned
         assert found.non_float == "last"
         assert len(found.keep) == 4
     assert "--non-float last -o" in main("doctor", *paths)[1]

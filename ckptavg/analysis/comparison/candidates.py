@@ -66,11 +66,9 @@ def candidates_of_average(
     return (*found, Candidate(AVERAGE, "average", average))
 
 
-def candidates_of_run(
-    run: Run, *, monitor: str = "val_loss", mode: str = "auto"
-) -> tuple[Candidate, ...]:
-    """The last and the best checkpoint of a run; arguments are those of `candidates_of_average`."""
-    return tuple(_of_training(run.checkpoints, "", monitor, mode))
+def candidates_of_run(run: Run) -> tuple[Candidate, ...]:
+    """The last checkpoint of a run and the best one by `val_loss`."""
+    return tuple(_of_training(run.checkpoints, "", "val_loss", "auto"))
 
 
 def candidates_named(paths: Sequence[Path]) -> tuple[Candidate, ...]:

@@ -115,10 +115,7 @@ class Survey:
 
 
 def survey(
-    checkpoints: Sequence[Checkpoint],
-    progress: Advance | None = None,
-    *,
-    non_float: str = EQUAL,
+    checkpoints: Sequence[Checkpoint], progress: Advance | None = None, *, non_float: str = EQUAL
 ) -> Survey:
     """Measures checkpoints as `measure_geometry` does, but notes damage instead of refusing it.
 

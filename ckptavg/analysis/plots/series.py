@@ -33,11 +33,7 @@ def series_plot(series: "Series", *, ax: Axes) -> Axes:
 
 
 def recipe_curves(
-    positions: Sequence[float],
-    recipes: Mapping[str, Sequence[float]],
-    *,
-    ax: Axes,
-    unit: str = "",
+    positions: Sequence[float], recipes: Mapping[str, Sequence[float]], *, ax: Axes, unit: str = ""
 ) -> Axes:
     """Draws the coefficients of recipes over training.
 

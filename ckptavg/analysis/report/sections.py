@@ -48,10 +48,7 @@ def section(title: str, *content: Content) -> Content:
 
 
 def about_run(
-    run: Run,
-    logs: Sequence[EpochLog | Record],
-    geometry: Geometry | None,
-    notes: Sequence[str],
+    run: Run, logs: Sequence[EpochLog | Record], geometry: Geometry | None, notes: Sequence[str]
 ) -> Content:
     """The facts of a run, and what a reader should know about it."""
     records, weights = run.records, None

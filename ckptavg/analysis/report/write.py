@@ -54,6 +54,7 @@ def write_report(
     overwrite: bool = False,
     max_memory: int | None = None,
     progress: Advance | None = None,
+    evaluate: Evaluate | None = None,
 ) -> RunReport:
     """Writes a page about a run: its training, its checkpoints, their geometry, and an average.
 
@@ -68,6 +69,7 @@ def write_report(
         overwrite: whether to replace an existing file.
         max_memory: as in `measure_geometry`.
         progress: called with the number of bytes read since the last call.
+        evaluate: finds scores of the run and its average, once the output is known to be writable.
 
     Returns:
         What was written.
@@ -83,22 +85,6 @@ def write_report(
     Example:
         >>> ckptavg.analysis.write_report("run", "report.html", merged="swa.keras")
     """
-    return report_on(
-        run, output, merged=merged, overwrite=overwrite, max_memory=max_memory, progress=progress
-    )
-
-
-def report_on(
-    run: Run | str | Path,
-    output: str | Path,
-    *,
-    merged: str | Path | None,
-    overwrite: bool,
-    max_memory: int | None,
-    progress: Advance | None,
-    evaluate: Evaluate | None = None,
-) -> RunReport:
-    """`write_report` with scores that `evaluate` finds, once the output is known to be writable."""
     try:
         from ckptavg.analysis.report import figures as figures
     except ImportError as error:

@@ -7,13 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ckptavg.formats.hdf5.window import (
-    UNDEFINED,
-    DamagedError,
-    Window,
-    unpack,
-    without_checksum,
-)
+from ckptavg.formats.hdf5.window import UNDEFINED, DamagedError, Window, unpack, without_checksum
 from ckptavg.storage.open_file import OpenFile
 
 SHARED = 2

@@ -17,10 +17,7 @@ _CACHE = 1024 * 1024
 
 
 def lay_out(
-    path: Path,
-    tensors: Iterable[TensorInfo],
-    groups: Mapping[str, Attributes],
-    number: int = 0,
+    path: Path, tensors: Iterable[TensorInfo], groups: Mapping[str, Attributes], number: int = 0
 ) -> dict[str, Extent]:
     """Makes an HDF5 file whose tensors are to be written.
 
