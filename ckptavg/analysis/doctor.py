@@ -294,10 +294,10 @@ def _of_differing(found: Survey) -> tuple[str, ...]:
     first, *others = found.differing
     which = f"'{first}' differs"
     if others:
-        which = f"{len(found.differing)} tensors differ, such as '{first}',"
+        which = f"'{first}' and {len(others)} other tensor{'s' * (len(others) > 1)} differ"
     return (
-        f"{which} between the checkpoints, but integers and strings have "
-        "no mean: a merge needs --non-float last (in Python non_float='last')",
+        f"{which} between the checkpoints, but integers and strings have no mean: a merge needs "
+        "--non-float last (in Python non_float='last')",
     )
 
 
