@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ckptavg.cli.tables import NAME, NUMBER, print_table
+from ckptavg.cli.tables import NAME, NUMBER, print_prose, print_table
 from ckptavg.runs.outputs import check_name, check_place, owning, writing
 from ckptavg.storage.files import write_text
 
@@ -32,8 +32,8 @@ class Leaderboard:
         """Names of the metrics, the one used for selection before the others."""
         return sorted(self.lines[0][1], key=lambda name: name != self.monitor)
 
-    def print(self, limit: int = 20) -> None:
-        """Prints the first lines."""
+    def print(self, explained: str, limit: int = 20) -> None:
+        """Prints the first lines, and what they show below them."""
         rows = [
             [str(rank), *map(_text, facts.values()), *(f"{scores[m]:.5g}" for m in self.metrics)]
             for rank, (facts, scores) in enumerate(self.lines[:limit], 1)
@@ -43,6 +43,8 @@ class Leaderboard:
         print_table(rows, (NUMBER, [""]), (NAME, [first]), (NUMBER, [*others, *self.metrics]))
         if len(self.lines) > limit:
             typer.echo(f"and {len(self.lines) - limit} more")
+        typer.echo()
+        print_prose(explained)
 
     def write(self, output: Path) -> None:
         """Writes all lines as a CSV beside an output, for who owns the CSV, see `owning_csv`."""

@@ -10,7 +10,6 @@ from ckptavg.cli.leaderboard import Leaderboard, csv_path, owning_csv, print_sco
 from ckptavg.cli.options import FOR_SELECTION, Argument
 from ckptavg.cli.printing import pick, plural, print_json
 from ckptavg.cli.session import session
-from ckptavg.cli.tables import print_prose
 from ckptavg.commands.soup import soup as cook
 
 if TYPE_CHECKING:
@@ -47,9 +46,7 @@ def soup(*, output: Path, overwrite: bool, json: bool, **options: Any) -> None:
         found = pick(report, "output", "monitor", "metrics", "tried", "test_metrics")
         print_json({**found, "ingredients": board.content()})
         return
-    board.print()
-    typer.echo()
-    print_prose(
+    board.print(
         "A row for each checkpoint in the order in which it was tried, with its own metrics; soup "
         f"with it: {report.monitor} of the soup that includes it."
     )

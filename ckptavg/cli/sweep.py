@@ -10,7 +10,6 @@ from ckptavg.cli.leaderboard import Leaderboard, csv_path, owning_csv, print_sco
 from ckptavg.cli.options import FOR_SELECTION, OUTPUT, RESOURCES, Option
 from ckptavg.cli.printing import pick, plural, print_json
 from ckptavg.cli.session import session
-from ckptavg.cli.tables import print_prose
 from ckptavg.cli.values import parse_size
 from ckptavg.commands.sweep import sweep as search
 from ckptavg.runs.describe import list_epochs
@@ -56,9 +55,7 @@ def sweep(*, output: Path | None, overwrite: bool, json: bool, **options: Any) -
     if json:
         print_json(_content(report, board))
         return
-    board.print()
-    typer.echo()
-    print_prose(
+    board.print(
         "A row for each average, the best first; effective: how many equally weighted checkpoints "
         "would reduce noise as much."
     )

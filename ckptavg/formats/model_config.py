@@ -1,7 +1,7 @@
 """The configuration of a model, which a `.keras` file holds beside the weights."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ METADATA = "metadata.json"
 CONFIG = "config.json"
 ASSETS = "assets/"
 _OF_TRAINING = ("compile_config", "build_config")
+_DEPTH_LIMIT = 200
+"""Values within values, which functions follow by calling themselves; Keras nests about 20."""
 _CONFIG_LIMIT = 32 * 1024 * 1024
 _MODEL_FORMAT = "ckptavg-model"
 
@@ -123,7 +125,16 @@ def _check_config(config: Any) -> dict[str, Any]:
         raise ValueError("it does not hold the configuration of a model")
     if not isinstance(config.get("compile_config") or {}, dict):
         raise ValueError("its compile_config is not an object")
+    level: list[Any] = [config]
+    for _ in range(_DEPTH_LIMIT):
+        level = [inner for value in level for inner in _values(value)]
+    if level:
+        raise ValueError("it is nested too deeply")
     return config
+
+
+def _values(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _parse(data: bytes, max_memory: int | None) -> Any:

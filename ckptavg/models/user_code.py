@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from ckptavg.models.spec_source import check_source, not_found, split, wrong_kin
 _MAIN = 'if __name__ == "__main__":'
 
 
+@dataclass
 class _Running:
     """Code of the user that is run for a SPEC.
 
@@ -29,9 +31,8 @@ class _Running:
         refusal: the error that refused a training in it.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.refusal: SpecError | None = None
+    what: str
+    refusal: SpecError | None = None
 
 
 # A context variable: another thread of the process may train meanwhile, and is none of ours.

@@ -13,7 +13,7 @@ from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.runs.describe import list_epochs
 from ckptavg.runs.history import HISTORY_FILE, read_history
 from ckptavg.runs.reading import reading
-from ckptavg.runs.run import CHECKPOINT_FOLDER, recorded
+from ckptavg.runs.run import CHECKPOINT_FOLDER, finding, recorded
 from ckptavg.storage.background import wait_for_writes
 
 
@@ -39,7 +39,7 @@ def resume(run: str | Path, model: Any) -> int:
         CkptavgWarning: the last checkpoints hold NaN or infinity, and an earlier one was loaded.
 
     Raises:
-        RunError: all checkpoints hold NaN or infinity, or are being removed.
+        RunError: all checkpoints hold NaN or infinity, or are being removed, or cannot be read.
         RecordError: a record or the history is damaged.
         FormatError: the checkpoint is damaged.
         IntegrityError: the checkpoint differs from its record.
@@ -56,7 +56,8 @@ def resume(run: str | Path, model: Any) -> int:
     directory = Path(run)
     wait_for_writes()
     folder = directory / CHECKPOINT_FOLDER
-    checkpoints = recorded(folder)[0] if folder.is_dir() else []
+    with finding():
+        checkpoints = recorded(folder)[0] if folder.is_dir() else []
     if not checkpoints:
         return 0
     last = _last_finite(directory, checkpoints)

@@ -1,6 +1,5 @@
 """The weights of a live model, set by their stored names."""
 
-import os
 import shutil
 import tempfile
 import weakref
@@ -101,7 +100,8 @@ class WeightsOfFile:
                 if tensor.extent is None:
                     raise ModelError(f"'{name}' ({tensor.dtype}) cannot be set in a file")
                 data = np.ascontiguousarray(values, tensor.numpy_dtype)
-                os.pwrite(file.fileno(), data.tobytes(), tensor.extent.offset)
+                file.seek(tensor.extent.offset)
+                file.write(data.reshape(-1).view(np.uint8).data)  # all of it, even beyond 2 GiB
         load_weights(self._model, self._path)
 
 

@@ -108,7 +108,12 @@ def test_models_that_were_built_twice_are_the_same(tmp_path):
         ckptavg.merge([one, other], tmp_path / "p.keras")
 
 
-@pytest.mark.parametrize("config", [b'["class_name"]', b'{"class_name": "A", "compile_config": 1}'])
+_DEEP = b'{"class_name": "A", "config": %s1%s}' % (b'{"a":' * 600, b"}" * 600)
+
+
+@pytest.mark.parametrize(
+    "config", [b'["class_name"]', b'{"class_name": "A", "compile_config": 1}', _DEEP]
+)
 def test_a_configuration_of_another_form_is_damage(archives, tmp_path, config):
     odd = rewrite_zip(archives[0], tmp_path / "odd.keras", {"config.json": config})
     with pytest.raises(FormatError, match=r"configuration .*odd.keras is damaged"):

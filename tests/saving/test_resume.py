@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import ckptavg
 from ckptavg import CheckpointSaver, open_run
-from ckptavg.errors import CkptavgWarning, ModelError, SaverError
+from ckptavg.errors import CkptavgWarning, ModelError, RunError, SaverError
 from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.runs.record import Record
 from ckptavg.saving.options import KeepBest, Options
@@ -438,6 +438,8 @@ def test_what_resume_refuses(tmp_path):
         ckptavg.resume(tmp_path / "run", fresh(use_bias=False))
     with pytest.raises(ModelError, match=r"must be a keras.Model of Keras 3 or of tf_keras"):
         ckptavg.resume(tmp_path / "run", object())
+    with pytest.raises(RunError, match=r"cannot read .*: File name too long"):
+        ckptavg.resume(tmp_path / ("x" * 300), fresh())
 
 
 def test_a_training_that_does_not_continue_the_run_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -372,6 +373,17 @@ def test_weights_set_through_a_file_are_kept_and_checked(lora_run):
     del tensors["layers/dense/vars/0"]
     with pytest.raises(ModelError, match="they hold no 'layers/dense/vars/0'"):
         weights.assign(tensors.items())
+
+
+def test_weights_set_through_a_file_are_whole_however_little_is_written_at_once(
+    lora_run, monkeypatch
+):
+    write = os.pwrite  # the system writes at most 2 GiB at once
+    monkeypatch.setattr(os, "pwrite", lambda file, data, place: write(file, data[:8], place))
+    model = lora_model()
+    tensors = tensors_of(ckptavg.open_run(lora_run).checkpoints[0].path)
+    live_weights(model).assign(tensors.items())
+    assert np.array_equal(model.layers[-1].kernel.numpy(), tensors["layers/dense_1/vars/0"])
 
 
 class Counting(keras.layers.Layer):

@@ -71,15 +71,9 @@ def loss_line(
     positions = np.asarray(points, np.float64)
     if positions.ndim != 1 or not len(positions) or not np.isfinite(positions).all():
         raise RecipeError("points must be a sequence of finite numbers, such as (0, 0.5, 1)")
+    options = BatchNormOptions(steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
     with open_points(
-        (start, end),
-        model=model,
-        data=data,
-        eval_data=eval_data,
-        options=BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision),
-        labels=labels,
-        cache=cache,
-        max_memory=max_memory,
+        (start, end), model, data, eval_data, options, labels, cache, max_memory
     ) as found:
         length = math.sqrt(found.products[0, 0])
         if length == 0:
@@ -170,15 +164,9 @@ def loss_plane(
         raise RecipeError(f"points is {points!r:.40}, but must be an integer >= 2")
     if not (isinstance(margin, int | float) and 0 <= margin < math.inf):
         raise RecipeError(f"margin is {margin!r:.40}, but must be a number >= 0, such as 0.2")
+    options = BatchNormOptions(steps, bn_mode=bn_mode, mixed_precision=mixed_precision)
     with open_points(
-        (origin, first, second),
-        model=model,
-        data=data,
-        eval_data=eval_data,
-        options=BatchNormOptions(steps=steps, bn_mode=bn_mode, mixed_precision=mixed_precision),
-        labels=labels,
-        cache=cache,
-        max_memory=max_memory,
+        (origin, first, second), model, data, eval_data, options, labels, cache, max_memory
     ) as found:
         across, along, height = _triangle(found.products, found.labels)
         # The third corner may lie beyond the ends of the first edge.

@@ -132,7 +132,6 @@ class Points:
 @contextmanager
 def open_points(
     corners: Sequence[Corner],
-    *,
     model: keras.Model | str | Path,
     data: Any,
     eval_data: Any,

@@ -46,10 +46,10 @@ class KerasArchiveReader(WeightsH5Reader):
         yield from _parts(self._archive)
 
     def check_members(self) -> None:
-        for name in self.members:
-            assert self._archive is not None, "HDF5 has no members"
-            for _ in self._archive.pieces(name):
-                pass
+        if self._archive is not None:
+            for name in self._archive.members:
+                for _ in self._archive.pieces(name):
+                    pass
 
     @cached_property
     def _weights(self) -> Place:
