@@ -87,6 +87,7 @@ def doctor(
     progress = progress or bar("reading", size)
     if eval_data is None:
         return diagnose(checkpoints, non_float=non_float, progress=progress)
-    scoring = {"eval_data": eval_data, "monitor": "loss"}
-    with judging(checkpoints, options, model=model, data=data, **scoring) as judge:
+    with judging(
+        checkpoints, options, model=model, data=data, eval_data=eval_data, monitor="loss"
+    ) as judge:
         return diagnose(checkpoints, judge=judge, non_float=non_float, progress=progress)

@@ -3,10 +3,11 @@
 import shutil
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ from ckptavg.models.placement import Placement, moving_statistics
 from ckptavg.search.weight_rows import Tensor
 
 
-class Weights(Protocol):
+class Weights(ABC):
     """Sets the weights of a built model by their stored names.
 
     Attributes:
@@ -27,16 +28,26 @@ class Weights(Protocol):
     """
 
     moving_statistics: tuple[str, ...]
+    _model: keras.Model
 
-    def kept(self) -> AbstractContextManager[None]:
-        """Restores all variables to their present values at the exit."""
-
+    @abstractmethod
     def assign(self, tensors: Iterable[Tensor]) -> None:
         """Sets the weights to the tensors that are stored under their names.
 
         Raises:
             ModelError: a tensor fits no weight, or a weight gets no tensor.
         """
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Restores all variables to their present values at the exit."""
+        variables = self._model.variables
+        former = [(v, np.array(keras.ops.convert_to_numpy(v.value))) for v in variables]
+        try:
+            yield
+        finally:
+            for variable, value in former:
+                variable.assign(value)
 
 
 def live_weights(model: keras.Model) -> Weights:
@@ -49,7 +60,7 @@ def live_weights(model: keras.Model) -> Weights:
     return WeightsOfFile(model) if placement is None else WeightsInPlace(model, placement)
 
 
-class WeightsInPlace:
+class WeightsInPlace(Weights):
     """Sets variables, without a file: the usual case, and the fastest."""
 
     def __init__(self, model: keras.Model, placement: Placement) -> None:
@@ -57,15 +68,12 @@ class WeightsInPlace:
         self._variables = placement.variables
         self.moving_statistics = moving_statistics(batch_norm_layers(model), placement)
 
-    def kept(self) -> AbstractContextManager[None]:
-        return _kept(self._variables.values())
-
     def assign(self, tensors: Iterable[Tensor]) -> None:
         for name, values in _fitting(tensors, self._variables, self._model.name):
             self._variables[name].assign(values)
 
 
-class WeightsOfFile:
+class WeightsOfFile(Weights):
     """Has Keras load a file, where a layer computes what it saves, and undoes that when it loads.
 
     A layer with LoRA saves its kernel with the adapter added to it; to load it is to set the kernel
@@ -87,9 +95,6 @@ class WeightsOfFile:
             self._tensors = reader.structure.model_tensors
             statistics = layers.moving_statistics(reader.structure)
         self.moving_statistics = tuple(name for names in statistics.values() for name in names)
-
-    def kept(self) -> AbstractContextManager[None]:
-        return _kept(self._model.variables)
 
     def assign(self, tensors: Iterable[Tensor]) -> None:
         with self._path.open("r+b") as file:
@@ -120,13 +125,3 @@ def _fitting(tensors: Iterable[Tensor], known: Mapping[str, Any], model: str) ->
         raise ModelError(
             f"the checkpoints do not fit the model '{model}': they hold no '{min(missing)}'"
         )
-
-
-@contextmanager
-def _kept(variables: Iterable[Any]) -> Iterator[None]:
-    former = [(v, np.array(keras.ops.convert_to_numpy(v.value))) for v in variables]
-    try:
-        yield
-    finally:
-        for variable, value in former:
-            variable.assign(value)

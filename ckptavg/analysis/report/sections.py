@@ -73,7 +73,7 @@ def about_run(
 
 
 def about_scores(found: Comparison) -> Content:
-    """Did averaging help?, and the scores that show it."""
+    """Whether averaging helped, and the scores that show it."""
     metrics = list(found.rows[0].metrics)
     rows = [
         [
