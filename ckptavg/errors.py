@@ -1,6 +1,7 @@
 """The exceptions and the warning of ckptavg."""
 
 import re
+import warnings
 from numbers import Integral
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -139,3 +140,8 @@ def summary(error: BaseException) -> str:
     if len(message) > _LONGEST:
         message = f"{message[:_LONGEST].rpartition(' ')[0]} ..."
     return ": ".join(filter(None, (type(error).__name__, message)))
+
+
+def warn(message: str, depth: int = 2) -> None:
+    """Gives a `CkptavgWarning`, in the name of a caller: 1 is the function that gives it."""
+    warnings.warn(message, CkptavgWarning, stacklevel=depth + 1)

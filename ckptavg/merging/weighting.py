@@ -1,10 +1,9 @@
 """Which checkpoints enter an average, each with which coefficient."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckptavg.errors import CkptavgWarning, RecipeError
+from ckptavg.errors import RecipeError, warn
 from ckptavg.recipes import COEFFICIENTS, UNIFORM, Recipe, check_coefficients
 from ckptavg.recipes.posthoc_ema import Reconstruction
 from ckptavg.runs.checkpoint import Checkpoint, TrackedCheckpoint
@@ -92,13 +91,11 @@ def _combine(averages: Sequence[TrackedCheckpoint], recipe: Recipe) -> Weighted:
     found: Reconstruction = recipe.definition.function(tracked, **dict(recipe.parameters))
     if found.error > _TOLERANCE:
         sigmas = ", ".join(f"{s:g}" for s in sorted({average.sigma_rel for average in tracked}))
-        warnings.warn(
+        warn(
             f"the tracked averages (sigma_rel {sigmas}, {len(tracked)} files) cannot represent "
             f"sigma_rel {found.target.sigma_rel:g} at step {found.target.step} well: the profile "
             f"is off by {found.error:.1%}. Choose a width nearer to the tracked ones, or the step "
-            "of a file",
-            CkptavgWarning,
-            stacklevel=2,
+            "of a file"
         )
     used = [n for n, coefficient in enumerate(found.coefficients) if coefficient != 0.0]
     return Weighted(

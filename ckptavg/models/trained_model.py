@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from ckptavg.errors import CkptavgError, CkptavgWarning, summary
+from ckptavg.errors import CkptavgError, summary, warn
 from ckptavg.formats.model_config import parse_config, without_training
 from ckptavg.models.model import model_config
 from ckptavg.runs.checkpoint import Checkpoint
@@ -47,10 +46,11 @@ def resemble_trained(model: keras.Model, spec: str, checkpoint: Path) -> None:
         _compare_losses(spec, file, given.get("compile_config"), compilation)
     own, former = (", ".join(sorted(set(_policies(config)))) for config in (given, trained))
     if own != former:
-        _warn(
+        warn(
             f"{spec} gave a model with the dtype policy {own}, but {file} says that {former} was "
             "trained: set the policy where the model is built, or omit --model (in Python model=) "
-            "to take that of the run"
+            "to take that of the run",
+            3,
         )
 
 
@@ -58,9 +58,10 @@ def _compile(model: keras.Model, spec: str, file: Path, compilation: Any) -> Non
     try:
         model.compile_from_config(compilation)
     except Exception as error:  # classes of the user's, which Keras does not know here
-        _warn(
+        warn(
             f"{spec} gave a model that is not compiled, and it cannot be compiled as {file} says "
-            f"({summary(error)}): compile it in the function that builds it"
+            f"({summary(error)}): compile it in the function that builds it",
+            3,
         )
     else:
         _log.info("%s is not compiled: compiled it as %s says", spec, file)
@@ -69,9 +70,10 @@ def _compile(model: keras.Model, spec: str, file: Path, compilation: Any) -> Non
 def _compare_losses(spec: str, file: Path, own: Any, former: Any) -> None:
     losses = [_named((config or {}).get("loss")) for config in (own, former)]
     if own is not None and losses[0] != losses[1]:
-        _warn(
+        warn(
             f"{spec} gave a model with the loss {losses[0]}, but {file} says that it was trained "
-            f"with {losses[1]}: scores are those of the first"
+            f"with {losses[1]}: scores are those of the first",
+            3,
         )
 
 
@@ -97,7 +99,3 @@ def _policies(config: Any) -> Iterator[str]:
             yield str(inner.get("name"))
         for entry in without_training(config).values():
             yield from _policies(entry)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, CkptavgWarning, stacklevel=4)

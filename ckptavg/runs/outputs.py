@@ -2,12 +2,11 @@
 
 import errno
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ckptavg.errors import CkptavgError, CkptavgWarning, OutputError, ResourceError
+from ckptavg.errors import CkptavgError, OutputError, ResourceError, warn
 from ckptavg.runs.record_files import is_record, record_path
 from ckptavg.runs.run import CHECKPOINT_FOLDER, record_files
 from ckptavg.storage.files import partial
@@ -141,10 +140,9 @@ def _own(file: Path, output: Path, locks: ExitStack) -> None:
             raise OutputError(f"{error}. Remove {lock} if nobody is writing {file}") from error
         raise
     if not has_locks:
-        warnings.warn(
+        warn(
             f"the file system of {output} has no locks: make sure that no other process writes it",
-            CkptavgWarning,
-            stacklevel=4,
+            4,
         )
 
 

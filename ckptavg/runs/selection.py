@@ -1,12 +1,11 @@
 """The choice among checkpoints: by epoch, from the end, by a metric, by a window of the losses."""
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import TypeVar
 
-from ckptavg.errors import CkptavgWarning, RecipeError, RunError, check_type
+from ckptavg.errors import RecipeError, RunError, check_type, warn
 from ckptavg.recipes.swad import Swad
 from ckptavg.runs.checkpoint import Checkpoint
 from ckptavg.runs.describe import describe_epochs
@@ -220,11 +219,7 @@ def _best(checkpoints: tuple[C, ...], number: int, monitor: str, mode: str) -> t
         told = f"'{monitor}' is NaN in {len(values) - len(measured)} of {len(values)} checkpoints"
         if not measured:
             raise RunError(f"{told}, so there is no best one: choose by --last or --epochs")
-        warnings.warn(
-            f"{told}: instead of the best {number}, the {len(measured)} others are taken",
-            CkptavgWarning,
-            stacklevel=2,
-        )
+        warn(f"{told}: instead of the best {number}, the {len(measured)} others are taken")
     ranked = sorted(measured, key=lambda n: sign * values[n])
     return tuple(checkpoints[n] for n in sorted(ranked[:number]))
 

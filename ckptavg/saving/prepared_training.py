@@ -1,10 +1,9 @@
 """What a training holds from its beginning, before it is known which epoch comes first."""
 
 import atexit
-import warnings
 from pathlib import Path
 
-from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.errors import SaverError, warn
 from ckptavg.saving.framework import Training
 from ckptavg.saving.learning_rate import initial_rates, scheduled
 from ckptavg.saving.options import Options
@@ -88,6 +87,4 @@ class PreparedTraining:
         """Ends a training that an exception has ended: saves under way are finished."""
         for outcome in self.close():
             if isinstance(outcome, BaseException):
-                warnings.warn(
-                    f"after training was interrupted: {outcome}", CkptavgWarning, stacklevel=2
-                )
+                warn(f"after training was interrupted: {outcome}")

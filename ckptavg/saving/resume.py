@@ -1,13 +1,12 @@
 """`resume`: puts a model where the last checkpoint of its run left it."""
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from ckptavg.errors import CkptavgWarning, ModelError, RunError
+from ckptavg.errors import ModelError, RunError, warn
 from ckptavg.models.optimizer_state import load_with_optimizers
 from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.runs.describe import list_epochs
@@ -88,11 +87,10 @@ def _last_finite(directory: Path, checkpoints: list[RecordedCheckpoint]) -> Reco
         raise RunError(f"all checkpoints of {directory} hold NaN or infinity: begin a new run")
     left_out = checkpoints[checkpoints.index(finite[-1]) + 1 :]
     if left_out:
-        warnings.warn(
+        warn(
             f"checkpoints of epochs {list_epochs(c.epoch for c in left_out)} hold NaN or infinity: "
             f"training resumes from epoch {finite[-1].epoch}",
-            CkptavgWarning,
-            stacklevel=3,
+            3,
         )
     return finite[-1]
 

@@ -1,10 +1,9 @@
 """Which checkpoints of a run are kept, and whether the metric that decides it may still come."""
 
 import math
-import warnings
 from collections.abc import Collection, Sequence
 
-from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.errors import SaverError, warn
 from ckptavg.runs.checkpoint import RecordedCheckpoint
 from ckptavg.saving.options import KeepBest
 
@@ -77,9 +76,7 @@ class AwaitedMetric:
             )
         if not self._has_warned:
             self._has_warned = True
-            warnings.warn(
+            warn(
                 f"keep_best uses '{monitor}', which no epoch has had yet: until one has it, only "
-                "max_to_keep removes checkpoints",
-                CkptavgWarning,
-                stacklevel=2,
+                "max_to_keep removes checkpoints"
             )

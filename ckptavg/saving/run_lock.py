@@ -3,12 +3,11 @@
 import os
 import socket
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.errors import SaverError, warn
 from ckptavg.storage.lock import ProcessLock
 
 LOCK_FILE = ".lock"
@@ -72,11 +71,9 @@ class RunLock:
                 f"{self._directory} now: wait for it, end it, or name another directory"
             ) from error
         if not locked:
-            warnings.warn(
+            warn(
                 f"the file system of {self._directory} has no locks: make sure that no other "
-                "training writes there",
-                CkptavgWarning,
-                stacklevel=2,
+                "training writes there"
             )
 
     def release(self) -> None:

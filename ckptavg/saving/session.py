@@ -2,12 +2,11 @@
 
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from ckptavg.errors import CkptavgWarning, ModelError, SaverError
+from ckptavg.errors import ModelError, SaverError, warn
 from ckptavg.recipes.posthoc_ema import TrackedAverage
 from ckptavg.runs.history import EpochLog
 from ckptavg.runs.record import Record, now, versions
@@ -77,7 +76,7 @@ class TrainingSession:
             initial = read_rates(prepared.directory, len(initial)) or initial
         if run is not None and resumes:
             for doubt in doubts_about_resuming(run, prepared.schedule, epoch, self._steps_loaded()):
-                _warn(doubt)
+                warn(doubt)
         self._rates = LearningRates(training, prepared.schedule, initial)
         if initial is not None and run is not None:
             run.write_rates(initial)
@@ -197,7 +196,7 @@ class TrainingSession:
         self._report(outcomes)
         if waited > _PATIENCE and not self._has_warned:
             self._has_warned = True
-            _warn(
+            warn(
                 f"epoch {self._epoch + 1}: training waited {waited:.1f} s for the previous "
                 "checkpoint to be written: save less often, to a faster disk, or raise in_flight"
             )
@@ -308,7 +307,7 @@ class TrainingSession:
                 place = f"epoch {outcome.epoch}"
                 if outcome.ema is not None:
                     place = f"tracked averages at step {outcome.ema.step}"
-                _warn(
+                warn(
                     f"{place}: '{outcome.non_finite[0]}' holds NaN or infinity. Its record says "
                     "so, and merges leave the checkpoint out"
                 )
@@ -319,7 +318,7 @@ class TrainingSession:
             explained = SaverError(f"a checkpoint could not be saved: {error!r}")
             explained.__cause__ = error
         if self._options.on_error == "warn":
-            _warn(str(explained))
+            warn(str(explained))
             return
         for other in self._prepared.close():
             if isinstance(other, BaseException):
@@ -335,7 +334,3 @@ def _metrics(logs: Mapping[str, Any]) -> dict[str, float]:
             with contextlib.suppress(TypeError, ValueError):
                 metrics[name] = float(value)
     return metrics
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, CkptavgWarning, stacklevel=3)

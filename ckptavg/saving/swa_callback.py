@@ -2,13 +2,12 @@
 
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ckptavg.errors import CkptavgWarning, SaverError, check_count
+from ckptavg.errors import SaverError, check_count, warn
 from ckptavg.merging.merge import run_plan
 from ckptavg.merging.plan import MergeOptions, plan_merge
 from ckptavg.models.model import check_has_call
@@ -131,11 +130,9 @@ class AveragingCallback(SavingCallback):
         elif run is not None and run.checkpoints:
             self._finish()
         else:
-            warnings.warn(
+            warn(
                 f"training stopped before the end of epoch {self.schedule.first_save}, the first "
-                "to be averaged: the model keeps its weights",
-                CkptavgWarning,
-                stacklevel=2,
+                "to be averaged: the model keeps its weights"
             )
         self._remove()
 
@@ -179,12 +176,10 @@ class AveragingCallback(SavingCallback):
                 self.model.set_weights(former)
                 raise
         elif self._has_statistics():
-            warnings.warn(
+            warn(
                 "training stopped before its last epoch, the forward pass for BatchNorm: the "
                 "statistics are averages, not those of the averaged network. Pass bn_data, or call "
-                "ckptavg.update_batch_norm(model, data)",
-                CkptavgWarning,
-                stacklevel=2,
+                "ckptavg.update_batch_norm(model, data)"
             )
         self._final = self.model.get_weights()
 

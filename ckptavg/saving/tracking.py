@@ -6,7 +6,6 @@ optimizer step by `average += (1 - decay) * (weights - average)`, with the decay
 """
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptavg.errors import CkptavgWarning, SaverError
+from ckptavg.errors import SaverError, warn
 from ckptavg.formats import Structure
 from ckptavg.models.placement import Placement
 from ckptavg.recipes.power_profiles import decay_over, gamma_of
@@ -285,12 +284,10 @@ def _resumed(saved: Sequence[TrackedCheckpoint], sigmas: Sequence[float], step: 
         values = [read_proven(usable[-1][s].path, usable[-1][s].record) for s in sigmas]
         found = _Resumed(resumed, last.ema.step, values)
     if found.step > found.averaged:
-        warnings.warn(
+        warn(
             f"tracked averages resume from step {found.averaged}, training from step "
             f"{found.step}: the steps between count with the weights that follow. Averages are "
-            "saved with the checkpoints of epochs, and as track_freq says",
-            CkptavgWarning,
-            stacklevel=2,
+            "saved with the checkpoints of epochs, and as track_freq says"
         )
     return found
 

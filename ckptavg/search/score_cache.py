@@ -4,13 +4,12 @@ import errno
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ckptavg.errors import CkptavgWarning
+from ckptavg.errors import warn
 from ckptavg.formats.strict_json import parse
 from ckptavg.merging.planned_sources import SourcePlan
 from ckptavg.runs.digest import digest
@@ -120,12 +119,10 @@ class ScoreCache:
         if apart <= _SPREAD * spread:
             return
         name = max(known, key=lambda name: _apart_in(name, known, now))
-        warnings.warn(
+        warn(
             f"the scores in {self.path} are not used: for the same weights and data, {name} was "
             f"{known[name]:.5g} and is {now.get(name, math.nan):.5g} now, so the code of the "
-            "model, its loss or its metrics has changed since. All averages are evaluated again",
-            CkptavgWarning,
-            stacklevel=2,
+            "model, its loss or its metrics has changed since. All averages are evaluated again"
         )
         self._generation += 1
         self._write({"of": self._of, "generation": self._generation})
@@ -187,11 +184,10 @@ def can_keep_scores(folder: Path) -> bool:
             raise
         is_allowed = False
     if not is_allowed:
-        warnings.warn(
+        warn(
             f"scores are not kept: no permission to write {scores}. A search that is stopped "
             "starts anew",
-            CkptavgWarning,
-            stacklevel=4,
+            4,
         )
     return is_allowed
 
