@@ -143,6 +143,7 @@ def test_a_path_that_leads_on_is_told_with_the_window_that_does_not(tmp_path):
     assert status == 0
     assert f"keep 18 of 18 checkpoints, and average the last {len(window)}" in out
     assert f"merge {' '.join(map(str, window))} -o" in out
+    assert json.loads(main("doctor", *paths, "--json")[1])["window"] == [*map(str, window)]
     # without an order there is no path
     assert doctor([*paths[9:], *paths[:9]]).warnings == ()
 
