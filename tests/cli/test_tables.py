@@ -109,8 +109,10 @@ def test_options_are_not_broken_at_their_hyphens(capsys, monkeypatch):
 
 def test_scores_beside_metrics_have_as_many_digits(capsys):
     lines = [({"checkpoint": "b.keras", "soup_with_it": 0.6953125}, {"accuracy": 0.77734375})]
-    Leaderboard(lines, "accuracy").print()
-    assert capsys.readouterr().out.splitlines()[-1].split() == [
+    Leaderboard(lines, "accuracy").print("what the columns show")
+    row, empty, explanation = capsys.readouterr().out.splitlines()[-3:]
+    assert (empty, explanation) == ("", "what the columns show")
+    assert row.split() == [
         "1",
         "b.keras",
         "0.69531",

@@ -34,7 +34,7 @@ its warnings, of which there are more."""
 WORDS = {"reason", "reasons", "command"}
 """Keys of sentences and commands, which later versions may put in other words."""
 RECORD_KEYS_ADDED_SINCE: set[str] = set()
-ADDED_SINCE = {"unproven"}
+ADDED_SINCE = {"unproven", "window"}
 """Keys of what commands print that 0.1.0 did not know."""
 
 
